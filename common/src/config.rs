@@ -1,0 +1,321 @@
+//! Reading a TOML configuration so that every mistake is reported at once, with its key path, and an
+//! unknown key is refused with the nearest known name.
+//!
+//! A configuration is read through [`Section`]s. Each asks for the keys it knows, which also records
+//! them: what nobody asked for is unknown, and the record is what `docs/configuration.md` is checked
+//! against.
+
+mod value;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use toml::{Table, Value};
+
+pub use value::{ByteSize, ConfigValue, Millis, Secret};
+
+/// Everything that is wrong with a configuration. Never empty when it is returned as an error.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems {
+    found: Vec<String>,
+}
+
+impl Problems {
+    /// Adds a problem at a key path (`postgres.port`).
+    pub fn add(&mut self, path: &str, what: impl fmt::Display) {
+        self.found.push(if path.is_empty() { what.to_string() } else { format!("{path}: {what}") });
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// One line for each problem.
+    pub fn lines(&self) -> &[String] {
+        &self.found
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} problem{}", self.found.len(), if self.found.len() == 1 { "" } else { "s" })?;
+        self.found.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// A key that the program understands, as it documents itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KnownKey {
+    /// Full path; `[]` marks a list of tables: `members[].name`.
+    pub path: String,
+    /// The kind of value, for people.
+    pub kind: &'static str,
+    /// The default as written in TOML; `None` when the key is required, `Some("")` when it may be
+    /// left out without a value taking its place.
+    pub default: Option<String>,
+}
+
+/// A configuration being read.
+#[derive(Debug, Default)]
+pub struct Reader {
+    problems: Problems,
+    known: Vec<KnownKey>,
+}
+
+/// One table of it. Ask for all keys, then call [`Section::finish`].
+#[derive(Debug)]
+pub struct Section {
+    /// With list positions, for messages: `members[2]`.
+    path: String,
+    /// Without, for documentation: `members[]`.
+    pattern: String,
+    values: Table,
+    asked: Vec<String>,
+}
+
+impl Reader {
+    /// Parses the text; a syntax error is a problem like any other and leaves an empty root.
+    pub fn parse(text: &str) -> (Self, Section) {
+        let mut reader = Self::default();
+        let values = text.parse::<Table>().unwrap_or_else(|error| {
+            let at = error.span().map_or(1, |span| {
+                1 + text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count()
+            });
+            reader.problems.add("", format!("line {at}: {}", error.message()));
+            Table::new()
+        });
+        (reader, Section { path: String::new(), pattern: String::new(), values, asked: Vec::new() })
+    }
+
+    /// Reports a broken relation between values that were each fine.
+    pub fn problem(&mut self, path: &str, what: impl fmt::Display) {
+        self.problems.add(path, what);
+    }
+
+    /// All keys that were asked for, for the documentation test.
+    pub fn known_keys(&self) -> &[KnownKey] {
+        &self.known
+    }
+
+    /// The result, if nothing is wrong.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
+        match value {
+            Some(value) if self.problems.is_empty() => Ok(value),
+            _ => {
+                assert!(!self.problems.is_empty(), "a value is missing though no problem was reported");
+                Err(self.problems)
+            }
+        }
+    }
+}
+
+impl Section {
+    /// A value that must be there; `None` after the problem was reported.
+    pub fn required<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
+        self.note(reader, key, T::KIND, None);
+        if !self.values.contains_key(key) {
+            reader.problems.add(&self.path_of(key), format!("missing; expected {}", T::KIND));
+            return None;
+        }
+        self.take(reader, key)
+    }
+
+    /// A value that may be left out.
+    pub fn optional<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
+        self.note(reader, key, T::KIND, Some(String::new()));
+        self.take(reader, key)
+    }
+
+    /// A value with a default, given as it would be written in TOML.
+    pub fn or<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str, default: &str) -> Option<T> {
+        self.note(reader, key, T::KIND, Some(default.to_owned()));
+        if self.values.contains_key(key) {
+            return self.take(reader, key);
+        }
+        let value = format!("default = {default}").parse::<Table>().ok().and_then(|mut t| t.remove("default"));
+        let value = value.and_then(|value| T::from_value(&value).ok());
+        assert!(value.is_some(), "the default of {} does not parse: {default}", self.path_of(key));
+        value
+    }
+
+    /// A sub-table; an empty one when it is absent.
+    pub fn table(&mut self, reader: &mut Reader, key: &str) -> Section {
+        self.optional_table(reader, key).unwrap_or_else(|| self.child(key, Table::new()))
+    }
+
+    /// A sub-table that may be absent as a whole.
+    pub fn optional_table(&mut self, reader: &mut Reader, key: &str) -> Option<Section> {
+        self.asked.push(key.to_owned());
+        match self.values.remove(key)? {
+            Value::Table(values) => Some(self.child(key, values)),
+            other => {
+                let found = other.type_str();
+                reader.problems.add(&self.path_of(key), format!("expected a table [{key}], found a {found}"));
+                None
+            }
+        }
+    }
+
+    /// A list of tables (`[[members]]`), empty when it is absent.
+    pub fn tables(&mut self, reader: &mut Reader, key: &str) -> Vec<Section> {
+        self.asked.push(key.to_owned());
+        let Some(value) = self.values.remove(key) else { return Vec::new() };
+        let Value::Array(items) = value else {
+            reader.problems.add(&self.path_of(key), format!("expected a list of tables [[{key}]]"));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (position, item) in items.into_iter().enumerate() {
+            let Value::Table(values) = item else {
+                reader.problems.add(&self.path_of(key), format!("entry {} is not a table", position + 1));
+                continue;
+            };
+            sections.push(Section {
+                path: format!("{}[{}]", self.path_of(key), position + 1),
+                pattern: format!("{}[]", join(&self.pattern, key)),
+                values,
+                asked: Vec::new(),
+            });
+        }
+        sections
+    }
+
+    /// A section like those of [`Self::tables`] that holds nothing: asked for its keys, it documents
+    /// them.
+    pub fn blank_entry(&self, key: &str) -> Section {
+        Section {
+            path: join(&self.path, key),
+            pattern: format!("{}[]", join(&self.pattern, key)),
+            values: Table::new(),
+            asked: Vec::new(),
+        }
+    }
+
+    /// Names and values of a table whose keys are free (`weights.NODE = 2`).
+    pub fn map<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> BTreeMap<String, T> {
+        self.note(reader, &format!("{key}.NAME"), T::KIND, Some(String::new()));
+        let Some(mut section) = self.optional_table(reader, key) else { return BTreeMap::new() };
+        let names: Vec<String> = section.values.keys().cloned().collect();
+        names.into_iter().filter_map(|name| Some((name.clone(), section.take(reader, &name)?))).collect()
+    }
+
+    /// The key's full path, for messages about its value.
+    pub fn path_of(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+
+    /// Refuses every key that nobody asked for.
+    pub fn finish(self, reader: &mut Reader) {
+        for key in self.values.keys() {
+            let hint = match nearest(key, &self.asked) {
+                Some(known) => format!("unknown key; did you mean `{known}`?"),
+                None => format!("unknown key; known here: {}", self.asked.join(", ")),
+            };
+            reader.problems.add(&self.path_of(key), hint);
+        }
+    }
+
+    fn child(&self, key: &str, values: Table) -> Section {
+        Section { path: self.path_of(key), pattern: join(&self.pattern, key), values, asked: Vec::new() }
+    }
+
+    fn note(&mut self, reader: &mut Reader, key: &str, kind: &'static str, default: Option<String>) {
+        self.asked.push(key.to_owned());
+        let known = KnownKey { path: join(&self.pattern, key), kind, default };
+        if !reader.known.contains(&known) {
+            reader.known.push(known);
+        }
+    }
+
+    fn take<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
+        let value = self.values.remove(key)?;
+        T::from_value(&value)
+            .map_err(|reason| {
+                reader.problems.add(&self.path_of(key), format!("{reason}; expected {}", T::KIND));
+            })
+            .ok()
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// The known name within a third of the key's length in edits, if there is one.
+fn nearest<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
+    let (distance, name) = known.iter().map(|name| (edits(key, name), name)).min()?;
+    (distance <= 1 + key.len() / 3).then_some(name.as_str())
+}
+
+/// Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (to, above) in b.chars().zip(row.windows(2)) {
+            let [diagonal, up] = above else { break };
+            left = (diagonal + usize::from(from != to)).min(up + 1).min(left + 1);
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Sample {
+        name: String,
+        port: u16,
+        period: Duration,
+        members: usize,
+    }
+
+    fn read(text: &str) -> Result<Sample, Problems> {
+        let (mut reader, mut root) = Reader::parse(text);
+        let r = &mut reader;
+        let mut node = root.table(r, "node");
+        let (name, port) = (node.required(r, "name"), node.or(r, "port", "5432"));
+        node.finish(r);
+        let mut timings = root.table(r, "timings");
+        let period = timings.or::<Millis>(r, "probe_interval", "\"300ms\"");
+        timings.finish(r);
+        let members = root.tables(r, "members").len();
+        root.finish(r);
+        let value = || Some(Sample { name: name?, port: port?, period: period?.0, members });
+        let value = value();
+        reader.finish(value)
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let sample = read("[node]\nname = 'a'\n[timings]\nprobe_interval = '2s'\n[[members]]\n").unwrap();
+        let expected = Sample { name: "a".into(), port: 5432, period: Duration::from_secs(2), members: 1 };
+        assert_eq!(sample, expected);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once_with_their_paths() {
+        let problems = read("[node]\nnmae = 'a'\nport = 70000\n[timings]\nprobe_interval = 5\n").unwrap_err();
+        let text = problems.to_string();
+        assert_eq!(problems.lines().len(), 4, "{text}");
+        for part in ["node.name: missing", "node.nmae: unknown key; did you mean `name`?", "node.port: ", "timings.probe_interval: "] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_syntax_error_names_its_line() {
+        let text = read("[node]\nname = 'a'\nport = = 3\n").unwrap_err().to_string();
+        assert!(text.contains("line 3"), "{text}");
+    }
+}

@@ -1,0 +1,122 @@
+//! What agents and proxies say to each other over the push link, a WebSocket that the proxy opens to
+//! every agent it knows (`GET /v1/push`). `docs/push-protocol.md` tells the rules.
+//!
+//! The proxy says [`ToAgent::Hello`] first. The agent answers with the whole topology, then sends it
+//! again, whole, at every change: each message stands alone, so that a lost one does no harm and an
+//! older one is simply refused. Every agent pushes what it applied, so the first news wins and the
+//! loss of any agent delays nothing.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClusterName, HostPort, Lsn, NodeId, Topology, Version};
+
+/// Version of this protocol. Both sides refuse another major number.
+pub const PROTOCOL: u32 = 1;
+
+/// The path of the push link on an agent's port.
+pub const PATH: &str = "/v1/push";
+
+/// From an agent to a proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToProxy {
+    /// The whole truth at one version. Acknowledged with [`ToAgent::Ack`] once it is in effect.
+    Reset(Topology),
+    /// How the backends are doing, as this agent sees it. Not ordered, not acknowledged.
+    Status(Vec<BackendStatus>),
+    /// The link will be closed; the text says why (wrong cluster, unknown protocol).
+    Goodbye(String),
+}
+
+/// From a proxy to an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// Opens the link.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// The cluster the proxy is configured for.
+        cluster: ClusterName,
+        /// The proxy's name, unique among proxies.
+        proxy: String,
+        /// Where applications reach it.
+        listen: HostPort,
+    },
+    /// New transactions follow the topology of this version from now on.
+    Ack(Version),
+    /// An older topology than the one in effect was refused.
+    Refused {
+        /// What was pushed.
+        pushed: Version,
+        /// What is in effect.
+        have: Version,
+    },
+}
+
+/// Replication as observed on one backend. Ages instead of times: clocks are not compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Which backend.
+    pub id: NodeId,
+    /// Milliseconds since the observation was made.
+    pub age_ms: u64,
+    /// `pg_is_in_recovery()`; `None` when the server did not answer.
+    pub in_recovery: Option<bool>,
+    /// Current position of a primary, replayed position of a standby.
+    pub position: Option<Lsn>,
+    /// Bytes of WAL a standby has yet to replay, against the newest known position of the primary.
+    pub lag_bytes: Option<u64>,
+    /// `pg_stat_replication.state` on the primary, for a standby.
+    pub replication_state: Option<String>,
+    /// `pg_stat_replication.sync_state` on the primary, for a standby.
+    pub sync_state: Option<String>,
+}
+
+/// Bytes on the wire that are not a message of this protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("not a message of push protocol {PROTOCOL}")]
+pub struct InvalidMessage(#[source] serde_json::Error);
+
+macro_rules! wire {
+    ($name:ident) => {
+        impl $name {
+            /// As the text of one WebSocket message.
+            pub fn encode(&self) -> String {
+                // Plain data without maps or floats: encoding has no way to fail.
+                serde_json::to_string(self).unwrap_or_default()
+            }
+
+            /// From the text of one WebSocket message.
+            pub fn decode(text: &str) -> Result<Self, InvalidMessage> {
+                serde_json::from_str(text).map_err(InvalidMessage)
+            }
+        }
+    };
+}
+wire!(ToProxy);
+wire!(ToAgent);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Generation;
+    use crate::topology::Parts;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let version = Version { generation: Generation::ZERO.next(), revision: 7 };
+        let parts = Parts {
+            cluster: "demo".parse().unwrap(),
+            version,
+            backends: vec![],
+            primary: None,
+            change: Some(crate::topology::ChangeKind::Failover),
+        };
+        let reset = ToProxy::Reset(Topology::new(parts).unwrap());
+        assert_eq!(ToProxy::decode(&reset.encode()).unwrap(), reset);
+        let ack = ToAgent::Ack(version);
+        assert_eq!(ToAgent::decode(&ack.encode()).unwrap(), ack);
+        assert!(ToProxy::decode("{\"reset\":1}").is_err());
+    }
+}

@@ -1,1 +1,25 @@
-//! x
+//! The agent: watches one PostgreSQL, agrees with the other agents on who is primary, and acts on
+//! what was agreed.
+//!
+//! Two pure machines hold the decisions: [`coordinator`] (cluster level; runs where raft leads and
+//! may only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only
+//! act on its own PostgreSQL, from committed state). [`driver`] is the one loop that feeds them and
+//! carries out what they decide through the IO modules. See `docs/architecture.md`.
+
+pub mod api;
+mod app;
+pub mod beat;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod consensus;
+pub mod coordinator;
+pub mod driver;
+mod join;
+pub mod observation;
+pub mod peers;
+pub mod postgres;
+pub mod publish;
+pub mod reconcile;
+
+pub use app::{RunError, run};

@@ -1,0 +1,8 @@
+//! The agent's port: what operators, proxies, other agents and monitoring ask of it.
+
+mod operator;
+mod server;
+mod status;
+pub mod types;
+
+pub use server::{Api, router};

@@ -1,0 +1,221 @@
+//! What operators want changed. Passed on to the raft leader, since only it can write to the log.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, HostPort, NodeName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::server::{Api, Refused};
+use super::types::{Accepted, NodeRequest, PriorityRequest, PromoteRequest};
+use crate::cluster::{Applied, ClusterState, Command, Member, Rejected};
+use crate::consensus::ProposeError;
+use crate::driver::Event;
+use crate::peers::CallError;
+
+type Answer = Result<Json<Accepted>, Refused>;
+
+fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
+    let refuse = |error| {
+        Refused::new(StatusCode::BAD_REQUEST, format!("the request was not understood: {error}"), "see the API's documentation")
+    };
+    serde_json::from_slice(bytes).map_err(refuse)
+}
+
+pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let request: PromoteRequest = body(&bytes)?;
+    if let Some(answer) = pass_on(&api, &headers, "/v1/promote", &request).await {
+        return answer;
+    }
+    let planned = api.ask(|answer| Event::Plan(request, answer)).await?;
+    let command = planned.map_err(|refusal| Refused(StatusCode::CONFLICT, refusal))?;
+    let (kind, generation) = match command {
+        Command::Begin { kind, generation, .. } => (kind, generation.next()),
+        ref other => unreachable!("a plan begins a change of primary, not {other:?}"),
+    };
+    propose(&api, command).await?;
+    Ok(Json(Accepted { message: format!("{kind} begun"), generation: Some(generation) }))
+}
+
+pub(super) async fn resume(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let at = RealClock.wall();
+    let message = |node: &NodeName| format!("{node} is on its way back into the cluster");
+    on_node(&api, &headers, "/v1/resume", &bytes, message, |member| {
+        Command::Resume { node: member.descriptor.id, at }
+    })
+    .await
+}
+
+pub(super) async fn attach(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let message = |node: &NodeName| format!("{node} takes reads again");
+    on_node(&api, &headers, "/v1/attach", &bytes, message, |member| {
+        Command::SetAttached { node: member.descriptor.id, attached: true }
+    })
+    .await
+}
+
+pub(super) async fn detach(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let message = |node: &NodeName| format!("{node} takes no reads until it is attached again");
+    on_node(&api, &headers, "/v1/detach", &bytes, message, |member| {
+        Command::SetAttached { node: member.descriptor.id, attached: false }
+    })
+    .await
+}
+
+pub(super) async fn allow(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let at = RealClock.wall();
+    let message = |node: &NodeName| format!("{node} is allowed in the cluster");
+    on_node(&api, &headers, "/v1/allow-node", &bytes, message, |member| {
+        Command::SetAllowed { node: member.descriptor.id, allowed: true, at }
+    })
+    .await
+}
+
+pub(super) async fn disallow(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let at = RealClock.wall();
+    let message = |node: &NodeName| format!("{node} is out of the cluster until it is allowed again");
+    on_node(&api, &headers, "/v1/disallow-node", &bytes, message, |member| {
+        Command::SetAllowed { node: member.descriptor.id, allowed: false, at }
+    })
+    .await
+}
+
+pub(super) async fn set_priority(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
+    let request: PriorityRequest = body(&bytes)?;
+    if let Some(answer) = pass_on(&api, &headers, "/v1/set-priority", &request).await {
+        return answer;
+    }
+    let state = api.consensus.state().borrow().clone();
+    let node = member(&state, &request.node)?.descriptor.id;
+    propose(&api, Command::SetPriority { node, priority: request.priority }).await?;
+    let message = match request.priority {
+        0 => format!("{} will not be promoted", request.node),
+        place => format!("{} has priority {place}", request.node),
+    };
+    Ok(Json(Accepted { message, generation: None }))
+}
+
+/// Stops all agents that can be reached, this one last. No database is touched.
+pub(super) async fn stop_cluster(State(api): State<Api>) -> Answer {
+    let mut missed = Vec::new();
+    for member in api.config.members.iter().filter(|member| member.id != api.config.node.id) {
+        let stopped: Result<Accepted, CallError> = api.link.post(&member.agent, "/v1/stop", &()).await;
+        if let Err(error) = stopped {
+            tracing::warn!("could not stop the agent of {}: {error}", member.name);
+            missed.push(member.name.to_string());
+        }
+    }
+    api.stop.notify_one();
+    let mut message = "the agents stop; every PostgreSQL is left as it is, and nobody watches it".to_owned();
+    if !missed.is_empty() {
+        message.push_str(&format!(". Not reached, and still running: {}", missed.join(", ")));
+    }
+    Ok(Json(Accepted { message, generation: None }))
+}
+
+/// Stops this agent.
+pub(super) async fn stop(State(api): State<Api>) -> Answer {
+    tracing::info!("stopping: an operator stops the whole cluster");
+    api.stop.notify_one();
+    Ok(Json(Accepted { message: "stopping".to_owned(), generation: None }))
+}
+
+async fn on_node(
+    api: &Api,
+    headers: &HeaderMap,
+    path: &'static str,
+    bytes: &Bytes,
+    message: impl FnOnce(&NodeName) -> String,
+    command: impl FnOnce(&Member) -> Command,
+) -> Answer {
+    let request: NodeRequest = body(bytes)?;
+    if let Some(answer) = pass_on(api, headers, path, &request).await {
+        return answer;
+    }
+    let state = api.consensus.state().borrow().clone();
+    let command = command(member(&state, &request.node)?);
+    let message = match propose(api, command).await? {
+        Applied::Unchanged => format!("nothing to do: {}", message(&request.node)),
+        Applied::Changed | Applied::Rejected(_) => message(&request.node),
+    };
+    Ok(Json(Accepted { message, generation: None }))
+}
+
+fn member<'a>(state: &'a ClusterState, name: &NodeName) -> Result<&'a Member, Refused> {
+    state.by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = state.members.values().map(|member| member.descriptor.name.as_str()).collect();
+        let hint = match names.as_slice() {
+            [] => "the cluster has not formed yet: see pgherd cluster-status".to_owned(),
+            names => format!("the nodes are {}", names.join(", ")),
+        };
+        Refused::new(StatusCode::NOT_FOUND, format!("there is no node {name}"), hint)
+    })
+}
+
+async fn propose(api: &Api, command: Command) -> Result<Applied, Refused> {
+    let unavailable = |error: ProposeError| {
+        let hint = "a majority of the agents has to be up: see pgherd cluster-status";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)
+    };
+    match api.consensus.propose(command).await.map_err(unavailable)? {
+        Applied::Rejected(rejected) => Err(Refused::new(StatusCode::CONFLICT, &rejected, hint(&rejected))),
+        applied @ (Applied::Changed | Applied::Unchanged) => Ok(applied),
+    }
+}
+
+fn hint(rejected: &Rejected) -> &'static str {
+    match rejected {
+        Rejected::NotFormed => "pgherd cluster-status says what the cluster is waiting for",
+        Rejected::IsPrimary(_) => "pgherd promote --switchover",
+        Rejected::NotAllowed(_) => "pgherd allow-node NODE",
+        Rejected::NotFailed(_) => "nothing has to be done",
+        Rejected::AlreadyFormed
+        | Rejected::Stale { .. }
+        | Rejected::UnknownMember(_)
+        | Rejected::Witness(_)
+        | Rejected::ChangeInFlight { .. }
+        | Rejected::NoSuchChange(_)
+        | Rejected::WrongPhase
+        | Rejected::NotPrimary(_) => "see pgherd cluster-status",
+    }
+}
+
+/// Marks a request that an agent has passed on, so that two agents with different ideas of who leads
+/// do not send it back and forth.
+const PASSED_ON: &str = "x-pgherd-passed-on";
+
+/// Has the leader answer, unless this agent leads. `None`: answer here.
+async fn pass_on<T: Serialize + Sync>(
+    api: &Api,
+    headers: &HeaderMap,
+    path: &'static str,
+    request: &T,
+) -> Option<Answer> {
+    let standing = api.consensus.standing().borrow().clone();
+    if standing.is_leader || headers.contains_key(PASSED_ON) {
+        return None;
+    }
+    let leader = standing.leader.and_then(|leader| api.config.members.iter().find(|member| member.id == leader));
+    let Some(leader) = leader else {
+        let error = "the agents have no leader now: fewer than a majority of them can be reached, or an election runs";
+        let hint = "start the missing agents, or try again in a few seconds";
+        return Some(Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)));
+    };
+    Some(ask_leader(api, &leader.agent, path, request).await)
+}
+
+async fn ask_leader<T: Serialize + Sync>(api: &Api, leader: &HostPort, path: &str, request: &T) -> Answer {
+    let unreachable = |error: reqwest::Error| {
+        let error = format!("the leading agent at {leader} does not answer: {error}");
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again in a few seconds")
+    };
+    let response = api.link.pass_on(leader, path, PASSED_ON, request).await.map_err(unreachable)?;
+    if response.status().is_success() {
+        return response.json().await.map(Json).map_err(unreachable);
+    }
+    let status = response.status();
+    Err(Refused(status, response.json().await.map_err(unreachable)?))
+}

@@ -1,0 +1,173 @@
+//! Routes, and what agents say to each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, Request, State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, Lsn, push};
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::types::Refusal;
+use super::{operator, status};
+use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
+use crate::config::Config;
+use crate::consensus::Consensus;
+use crate::driver::{Event, Picture};
+use crate::observation::PostgresObservation;
+use crate::peers::{CLUSTER_HEADER, Link};
+use crate::postgres::Instance;
+use crate::publish::Hub;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub struct Api {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// Raft.
+    pub consensus: Consensus,
+    /// The own PostgreSQL.
+    pub instance: Option<Instance>,
+    /// The proxies.
+    pub hub: Hub,
+    /// The loop.
+    pub events: mpsc::Sender<Event>,
+    /// Calls to other agents.
+    pub link: Link,
+    /// Rung by `stop-cluster`.
+    pub stop: Arc<tokio::sync::Notify>,
+}
+
+/// Everything on the agent's port, raft included.
+pub fn router(api: Api) -> Router {
+    let raft = api.consensus.routes();
+    let own = Router::new()
+        .route("/v1/beat", post(beat))
+        .route("/v1/hello", post(hello))
+        .route("/v1/observe", get(observe))
+        .route("/v1/report", get(report))
+        .route("/v1/status", get(status::cluster))
+        .route("/v1/node", get(status::node))
+        .route("/v1/history", get(status::history))
+        .route("/v1/promote", post(operator::promote))
+        .route("/v1/resume", post(operator::resume))
+        .route("/v1/attach", post(operator::attach))
+        .route("/v1/detach", post(operator::detach))
+        .route("/v1/allow-node", post(operator::allow))
+        .route("/v1/disallow-node", post(operator::disallow))
+        .route("/v1/set-priority", post(operator::set_priority))
+        .route("/v1/stop-cluster", post(operator::stop_cluster))
+        .route("/v1/stop", post(operator::stop))
+        .route(push::PATH, get(push_link))
+        .layer(middleware::from_fn_with_state(api.clone(), same_cluster))
+        .with_state(api);
+    own.merge(raft)
+}
+
+impl Api {
+    /// Everything the loop knows.
+    pub(super) async fn picture(&self) -> Result<Box<Picture>, Refused> {
+        self.ask(Event::Describe).await
+    }
+
+    /// Asks the loop something.
+    pub(super) async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Refused> {
+        let (answer, question) = oneshot::channel();
+        let stopping = || Refused::new(StatusCode::SERVICE_UNAVAILABLE, "this agent is stopping", "ask another agent");
+        self.events.send(event(answer)).await.map_err(|_| stopping())?;
+        question.await.map_err(|_| stopping())
+    }
+}
+
+/// An answer that says no.
+#[derive(Debug)]
+pub(super) struct Refused(pub(super) StatusCode, pub(super) Refusal);
+
+impl Refused {
+    pub(super) fn new(status: StatusCode, error: impl ToString, hint: impl ToString) -> Self {
+        Self(status, Refusal { error: error.to_string(), hint: hint.to_string() })
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+/// Agents of another cluster, or with another idea of its name, are told so.
+async fn same_cluster(State(api): State<Api>, headers: HeaderMap, request: Request, next: Next) -> Response {
+    let theirs = headers.get(CLUSTER_HEADER).and_then(|value| value.to_str().ok());
+    match theirs {
+        Some(theirs) if theirs != api.config.cluster.as_str() => {
+            let error = format!("this is cluster {}, not {theirs}", api.config.cluster);
+            let hint = "correct cluster.name, or the addresses in [[members]]";
+            Refused::new(StatusCode::CONFLICT, error, hint).into_response()
+        }
+        Some(_) | None => next.run(request).await,
+    }
+}
+
+async fn beat(State(api): State<Api>, Json(beat): Json<Beat>) -> Result<Json<BeatAnswer>, Refused> {
+    let id = beat.observation.descriptor.id;
+    if id == api.config.node.id {
+        let error = format!("node {id} is this agent ({}), it cannot beat to itself", api.config.node.name);
+        return Err(Refused::new(StatusCode::CONFLICT, error, "give every node an id of its own"));
+    }
+    api.ask(|answer| Event::Beat(beat, answer)).await.map(Json)
+}
+
+async fn hello(State(api): State<Api>, Json(hello): Json<Hello>) -> Result<Json<Welcome>, Refused> {
+    let configured = api.config.members.iter().find(|member| member.id == hello.descriptor.id);
+    let configured = configured.map(|member| (&member.name, &member.agent));
+    let state = api.consensus.state().borrow().clone();
+    if let Some(reason) = refuse_hello(&hello, &api.config.cluster, configured, &state) {
+        tracing::warn!("turned away node {} ({}): {reason}", hello.descriptor.id, hello.descriptor.name);
+        let hint = "correct the newcomer's configuration; nothing of it was touched";
+        return Err(Refused::new(StatusCode::CONFLICT, reason, hint));
+    }
+    let initialized = api.consensus.standing().borrow().initialized;
+    Ok(Json(Welcome { initialized }))
+}
+
+/// What `GET /v1/observe` is asked for.
+#[derive(Debug, Deserialize)]
+struct Observe {
+    /// Answer as soon as the server has replayed to here,
+    reach: Option<Lsn>,
+    /// but no later than this.
+    #[serde(default)]
+    within_ms: u64,
+}
+
+async fn observe(
+    State(api): State<Api>,
+    Query(asked): Query<Observe>,
+) -> Result<Json<Option<PostgresObservation>>, Refused> {
+    /// PostgreSQL announces replay to nobody.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let Some(instance) = &api.instance else { return Ok(Json(None)) };
+    let deadline = RealClock.now() + Duration::from_millis(asked.within_ms.min(2000));
+    loop {
+        let observation = instance.observe().await;
+        let reached = asked.reach.is_none_or(|reach| observation.running().is_some_and(|r| r.position >= reach));
+        if reached || RealClock.now() >= deadline {
+            return Ok(Json(Some(observation)));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn report(State(api): State<Api>) -> Result<Json<Vec<String>>, Refused> {
+    Ok(Json(api.picture().await?.report))
+}
+
+async fn push_link(State(api): State<Api>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(move |socket| api.hub.serve(socket))
+}

@@ -1,0 +1,319 @@
+//! The cluster's state as operators see it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use pgherd_common::{HostPort, Lsn, NodeId};
+
+use super::server::{Api, Refused};
+use super::types::{
+    AgentType, ChangeStatus, ClusterStatus, DatabaseState, LeaseStatus, NodeStatus, ProxyStatus,
+};
+use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
+use crate::driver::{Picture, version};
+use crate::observation::{PostgresObservation, PostgresState};
+
+/// Bound of the wait for standbys to reach the primary's position.
+const SNAPSHOT_WAIT_MS: u64 = 300;
+
+type Databases = BTreeMap<NodeId, PostgresObservation>;
+
+pub(super) async fn cluster(State(api): State<Api>) -> Result<Json<ClusterStatus>, Refused> {
+    let mut picture = api.picture().await?;
+    let databases = snapshot(&api, &picture).await;
+    if let Some(leader) = leader_elsewhere(&api, &picture) {
+        let asked: Result<Vec<String>, _> = api.link.get(&leader, "/v1/report").await;
+        picture.report = asked.unwrap_or_else(|error| vec![format!("the raft leader's report is missing: {error}")]);
+    }
+    Ok(Json(compose(&api, &picture, &databases)))
+}
+
+pub(super) async fn node(State(api): State<Api>) -> Result<Json<NodeStatus>, Refused> {
+    let picture = api.picture().await?;
+    let mut databases = Databases::new();
+    if let Some(instance) = &api.instance {
+        databases.insert(api.config.node.id, instance.observe().await);
+    }
+    let view = Composer::new(&api, &picture, &databases);
+    let mut status = view.node(api.config.node.id);
+    if let (true, Some(note)) = (status.info.is_empty(), picture.note) {
+        status.info = note;
+    }
+    Ok(Json(status))
+}
+
+pub(super) async fn history(State(api): State<Api>) -> Json<Vec<HistoryEntry>> {
+    Json(api.consensus.state().borrow().history.clone())
+}
+
+fn leader_elsewhere(api: &Api, picture: &Picture) -> Option<HostPort> {
+    let leader = picture.standing.leader.filter(|leader| *leader != api.config.node.id)?;
+    api.config.members.iter().find(|member| member.id == leader).map(|member| member.agent.clone())
+}
+
+/// Positions that can be compared: the primary's is read first, then each standby is given a moment
+/// to reach it. A standby that has is in sync with that point, however fast the primary moves on.
+async fn snapshot(api: &Api, picture: &Picture) -> Databases {
+    let primary = picture.state.primary.map(|primary| primary.node);
+    let mut databases = Databases::new();
+    let mut reach = None;
+    if let Some(id) = primary {
+        if let Some(seen) = look(api, picture, id, None).await {
+            reach = seen.running().filter(|running| !running.in_recovery).map(|running| running.position);
+            databases.insert(id, seen);
+        }
+    }
+    let others = api.config.members.iter().map(|member| member.id).filter(|id| Some(*id) != primary);
+    let looks = others.map(|id| async move { Some((id, look(api, picture, id, reach).await?)) });
+    databases.extend(futures_util::future::join_all(looks).await.into_iter().flatten());
+    databases
+}
+
+async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> Option<PostgresObservation> {
+    let member = api.config.members.iter().find(|member| member.id == id)?;
+    let silent = picture.seen.get(&id).is_none_or(|(_, age)| *age >= api.config.timings.node_timeout);
+    if silent {
+        return None;
+    }
+    let path = match reach {
+        Some(reach) => format!("/v1/observe?reach={reach}&within_ms={SNAPSHOT_WAIT_MS}"),
+        None => "/v1/observe".to_owned(),
+    };
+    match api.link.get::<Option<PostgresObservation>>(&member.agent, &path).await {
+        Ok(observation) => observation,
+        Err(error) => {
+            tracing::info!("no position of {} for the status: {error}", member.name);
+            None
+        }
+    }
+}
+
+fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus {
+    let composer = Composer::new(api, picture, databases);
+    let state = &picture.state;
+    let name = |id: NodeId| composer.name(id);
+    let nodes: Vec<NodeStatus> = api.config.members.iter().map(|member| composer.node(member.id)).collect();
+    let (healthy, verdict) = composer.verdict(&nodes);
+    let newest = version(state);
+    let proxies = api.hub.proxies().into_iter().map(|(name, proxy)| ProxyStatus {
+        name,
+        listen: proxy.listen,
+        acknowledged: proxy.acknowledged,
+        current: proxy.acknowledged == Some(newest),
+    });
+    ClusterStatus {
+        cluster: api.config.cluster.clone(),
+        answered_by: api.config.node.name.clone(),
+        formed: state.identity.is_some(),
+        auto_failover: api.config.failover.auto,
+        generation: state.generation,
+        leader: picture.standing.leader.and_then(|leader| name(leader)),
+        term: picture.standing.term,
+        voters: picture.standing.voters.len(),
+        voters_heard: picture.standing.voters.iter().filter(|id| composer.is_heard(**id)).count(),
+        lease: composer.lease(),
+        change: state.change.as_ref().and_then(|change| {
+            Some(ChangeStatus {
+                kind: change.kind,
+                from: name(change.from)?,
+                to: match change.phase {
+                    ChangePhase::Granted => state.primary.and_then(|primary| name(primary.node)),
+                    ChangePhase::Preparing | ChangePhase::Stopping | ChangePhase::Recruiting => change.to.and_then(name),
+                },
+                phase: match change.phase {
+                    ChangePhase::Preparing => "preparing",
+                    ChangePhase::Stopping => "stopping",
+                    ChangePhase::Recruiting => "recruiting",
+                    ChangePhase::Granted => "granted",
+                }
+                .to_owned(),
+                reason: change.reason.clone(),
+            })
+        }),
+        nodes,
+        allowed: state.members.values().filter(|m| m.allowed).map(|m| m.descriptor.name.clone()).collect(),
+        priority: state.promotion_order().iter().map(|member| member.descriptor.name.clone()).collect(),
+        proxies: proxies.collect(),
+        healthy,
+        verdict,
+        report: picture.report.clone(),
+    }
+}
+
+struct Composer<'a> {
+    api: &'a Api,
+    picture: &'a Picture,
+    databases: &'a Databases,
+    /// The primary's position in this snapshot.
+    position: Option<Lsn>,
+}
+
+impl<'a> Composer<'a> {
+    fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases) -> Self {
+        let primary = picture.state.primary.and_then(|primary| databases.get(&primary.node));
+        let running = primary.and_then(PostgresObservation::running).filter(|running| !running.in_recovery);
+        Self { api, picture, databases, position: running.map(|running| running.position) }
+    }
+
+    fn name(&self, id: NodeId) -> Option<pgherd_common::NodeName> {
+        self.api.config.members.iter().find(|member| member.id == id).map(|member| member.name.clone())
+    }
+
+    fn age(&self, id: NodeId) -> Option<Duration> {
+        self.picture.seen.get(&id).map(|(_, age)| *age)
+    }
+
+    fn is_heard(&self, id: NodeId) -> bool {
+        id == self.api.config.node.id || self.age(id).is_some_and(|age| age < self.api.config.timings.node_timeout)
+    }
+
+    fn lease(&self) -> LeaseStatus {
+        let holder = self.picture.state.primary.map(|primary| primary.node);
+        let seen = holder.and_then(|holder| self.picture.seen.get(&holder));
+        let left = seen.and_then(|(observation, age)| {
+            Duration::from_millis(observation.lease_left_ms?).checked_sub(*age).filter(|left| !left.is_zero())
+        });
+        LeaseStatus {
+            holder: holder.filter(|_| left.is_some()).and_then(|holder| self.name(holder)),
+            left_ms: left.map_or(0, |left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    fn node(&self, id: NodeId) -> NodeStatus {
+        let entry = self.api.config.members.iter().find(|member| member.id == id);
+        let entry = entry.unwrap_or_else(|| unreachable!("only configured members are asked for, not {id}"));
+        let seen = self.picture.seen.get(&id).map(|(observation, _)| observation);
+        let member = self.picture.state.members.get(&id);
+        let descriptor = member.map(|member| &member.descriptor).or(seen.map(|seen| &seen.descriptor));
+        let heard = self.is_heard(id);
+        let kind = descriptor.map_or(NodeKind::Database, |descriptor| descriptor.kind);
+        let postgres = self.databases.get(&id).filter(|_| heard);
+        let running = postgres.and_then(PostgresObservation::running);
+        let standby = running.filter(|running| running.in_recovery);
+        let lag = standby.and_then(|running| Some(self.position?.bytes_since(running.position)));
+        NodeStatus {
+            id,
+            name: entry.name.clone(),
+            kind,
+            agent_type: self.agent_type(id, kind, heard, postgres),
+            agent: entry.agent.clone(),
+            postgres: descriptor.and_then(|descriptor| descriptor.postgres.clone()),
+            db: database_state(kind, postgres),
+            vip: None,
+            vip_active: false,
+            priority: member.map_or_else(|| descriptor.map_or(0, |d| d.priority), Member::priority),
+            weight: descriptor.map_or(0, |descriptor| descriptor.weight),
+            attached: member.is_none_or(|member| member.attached),
+            allowed: member.is_none_or(|member| member.allowed),
+            timeline: running.map(|running| running.timeline),
+            received: standby.map(|running| running.received),
+            replayed: running.map(|running| running.position),
+            lag_bytes: lag,
+            info: self.info(id, member, seen.and_then(|seen| seen.postgres.as_ref()), heard),
+        }
+    }
+
+    fn agent_type(
+        &self,
+        id: NodeId,
+        kind: NodeKind,
+        heard: bool,
+        postgres: Option<&PostgresObservation>,
+    ) -> AgentType {
+        let primary = self.picture.state.primary.filter(|primary| primary.node == id);
+        let up = postgres.and_then(PostgresObservation::running);
+        match (heard, kind, primary.map(|primary| primary.phase), up) {
+            (false, _, _, _) => AgentType::Down,
+            (true, NodeKind::Witness, _, _) => AgentType::Witness,
+            (true, NodeKind::Database, Some(PrimaryPhase::Promoting), _) => AgentType::Promoting,
+            (true, NodeKind::Database, Some(PrimaryPhase::Serving { .. }), Some(up)) if !up.in_recovery => {
+                AgentType::Primary
+            }
+            (true, NodeKind::Database, None, Some(up)) if up.in_recovery => AgentType::Standby,
+            (true, NodeKind::Database, _, _) => AgentType::Idle,
+        }
+    }
+
+    fn info(
+        &self,
+        id: NodeId,
+        member: Option<&Member>,
+        postgres: Option<&PostgresObservation>,
+        heard: bool,
+    ) -> String {
+        let mut info = Vec::new();
+        if !heard {
+            info.push(match self.age(id) {
+                Some(age) => format!("agent silent for {} s", age.as_secs()),
+                None => "agent not heard yet".to_owned(),
+            });
+        }
+        if let Some(member) = member {
+            if !member.allowed {
+                info.push("not allowed (allow-node)".to_owned());
+            }
+            if !member.attached {
+                info.push("detached: takes no reads (attach)".to_owned());
+            }
+            match &member.service {
+                Service::Failed(reason) if heard => info.push(reason.clone()),
+                Service::Joining if member.is_database() => info.push("joining".to_owned()),
+                Service::Failed(_) | Service::Joining | Service::Up => {}
+            }
+        }
+        if let Some(trouble) = postgres.filter(|_| heard).and_then(|postgres| postgres.trouble.as_ref()) {
+            if !info.iter().any(|line| line.contains(trouble.as_str())) {
+                info.push(trouble.clone());
+            }
+        }
+        info.join("; ")
+    }
+
+    /// EFM's rule: well only with all agents running, a primary and at least one standby, all
+    /// databases up, and every standby at the primary's position.
+    fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
+        let mut verdict = Vec::new();
+        if self.picture.state.identity.is_none() {
+            return (false, vec!["The cluster has not formed yet; the decision report says what is missing.".to_owned()]);
+        }
+        if let Some(change) = &self.picture.state.change {
+            verdict.push(format!("A {} is in flight.", change.kind));
+        }
+        if !nodes.iter().any(|node| node.agent_type == AgentType::Primary) {
+            verdict.push("There is no primary database in service.".to_owned());
+        }
+        for node in nodes.iter().filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
+            verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
+        }
+        let standbys: Vec<_> = nodes.iter().filter(|node| node.agent_type == AgentType::Standby).collect();
+        let behind: Vec<_> = standbys
+            .iter()
+            .filter(|node| node.lag_bytes != Some(0))
+            .map(|node| match node.lag_bytes {
+                Some(bytes) => format!("{} ({bytes} bytes behind)", node.name),
+                None => format!("{} (position unknown)", node.name),
+            })
+            .collect();
+        if standbys.is_empty() {
+            verdict.push("No standby databases were found.".to_owned());
+        } else if !behind.is_empty() {
+            verdict.push(format!("One or more standby databases are not in sync: {}.", behind.join(", ")));
+        } else if verdict.is_empty() {
+            return (true, vec!["Standby databases are in sync with the primary. It is safe to promote.".to_owned()]);
+        }
+        (false, verdict)
+    }
+}
+
+fn database_state(kind: NodeKind, postgres: Option<&PostgresObservation>) -> DatabaseState {
+    match (kind, postgres.map(|postgres| &postgres.state)) {
+        (NodeKind::Witness, _) => DatabaseState::NotApplicable,
+        (NodeKind::Database, None | Some(PostgresState::Unresponsive { .. })) => DatabaseState::Unknown,
+        (NodeKind::Database, Some(PostgresState::Running(_))) => DatabaseState::Up,
+        (NodeKind::Database, Some(PostgresState::Down(_) | PostgresState::Starting { .. } | PostgresState::Unusable(_))) => {
+            DatabaseState::Down
+        }
+    }
+}

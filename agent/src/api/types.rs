@@ -1,0 +1,244 @@
+//! What the operator's command line and the agent say to each other, as JSON over HTTP.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`ClusterStatus`], all positions of one snapshot |
+//! | `GET /v1/node` | | [`NodeStatus`] of the agent asked |
+//! | `GET /v1/history` | | list of [`HistoryEntry`](crate::cluster::HistoryEntry) |
+//! | `POST /v1/promote` | [`PromoteRequest`] | [`Accepted`] |
+//! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
+//! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
+//! | `POST /v1/stop-cluster` | | [`Accepted`] |
+//!
+//! A refusal is answered with status 409 (the cluster's state does not allow it), 404 (no such node),
+//! 400 (not understood) or 503 (no leader, no majority) and a [`Refusal`]. Any agent may be asked:
+//! what only the raft leader can do is passed on to it.
+
+use std::fmt;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Version};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::NodeKind;
+
+/// Everything `pgherd cluster-status` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub cluster: ClusterName,
+    /// The agent that answered.
+    pub answered_by: NodeName,
+    /// Whether the cluster has formed.
+    pub formed: bool,
+    /// Whether a failed primary is replaced without being asked.
+    pub auto_failover: bool,
+    /// The fencing number in force.
+    pub generation: Generation,
+    /// The raft leader: EFM's membership coordinator.
+    pub leader: Option<NodeName>,
+    /// Raft term.
+    pub term: u64,
+    /// How many voters there are, and how many of them this agent hears.
+    pub voters: usize,
+    /// Voters heard from within `node_timeout`, the answering agent included.
+    pub voters_heard: usize,
+    /// Who may be writable, and for how long if nothing renews it.
+    pub lease: LeaseStatus,
+    /// A change of primary in flight.
+    pub change: Option<ChangeStatus>,
+    /// All members by id.
+    pub nodes: Vec<NodeStatus>,
+    /// Members allowed in the cluster.
+    pub allowed: Vec<NodeName>,
+    /// Promotable standbys, the first one first.
+    pub priority: Vec<NodeName>,
+    /// Proxies connected to the answering agent.
+    pub proxies: Vec<ProxyStatus>,
+    /// Whether all is well: exit status 0.
+    pub healthy: bool,
+    /// The verdict, in sentences.
+    pub verdict: Vec<String>,
+    /// Why the raft leader did or did not act, from its last decision.
+    pub report: Vec<String>,
+}
+
+/// Who may be writable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The holder; `None` when nobody holds one.
+    pub holder: Option<NodeName>,
+    /// Milliseconds until it ends if it is not renewed, as the holder last told.
+    pub left_ms: u64,
+}
+
+/// A change of primary in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeStatus {
+    /// Planned or not.
+    pub kind: ChangeKind,
+    /// The primary that is left.
+    pub from: NodeName,
+    /// Its successor, once it is chosen.
+    pub to: Option<NodeName>,
+    /// `preparing`, `stopping`, `recruiting` or `granted`.
+    pub phase: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What an agent is to its cluster, in EFM's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentType {
+    /// In charge of the primary.
+    Primary,
+    /// In charge of a standby.
+    Standby,
+    /// Without a database.
+    Witness,
+    /// Its database is being promoted.
+    Promoting,
+    /// Its database is out of service.
+    Idle,
+    /// The agent does not answer.
+    #[serde(rename = "DOWN")]
+    Down,
+}
+
+impl fmt::Display for AgentType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Primary => "Primary",
+            Self::Standby => "Standby",
+            Self::Witness => "Witness",
+            Self::Promoting => "Promoting",
+            Self::Idle => "Idle",
+            Self::Down => "DOWN",
+        })
+    }
+}
+
+/// The state of a database, in EFM's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum DatabaseState {
+    /// Answers.
+    Up,
+    /// Does not run.
+    Down,
+    /// Nobody can tell.
+    Unknown,
+    /// There is none.
+    #[serde(rename = "N/A")]
+    NotApplicable,
+}
+
+impl fmt::Display for DatabaseState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Up => "UP",
+            Self::Down => "DOWN",
+            Self::Unknown => "UNKNOWN",
+            Self::NotApplicable => "N/A",
+        })
+    }
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// With PostgreSQL or without.
+    pub kind: NodeKind,
+    /// Its role now.
+    #[serde(rename = "type")]
+    pub agent_type: AgentType,
+    /// Where its agent listens.
+    pub agent: HostPort,
+    /// Where its PostgreSQL listens.
+    pub postgres: Option<HostPort>,
+    /// Its PostgreSQL.
+    pub db: DatabaseState,
+    /// The virtual IP it may hold.
+    pub vip: Option<String>,
+    /// Whether it holds it.
+    pub vip_active: bool,
+    /// Place in the promotion order: 1 first, 0 never.
+    pub priority: u32,
+    /// Share of reads.
+    pub weight: u32,
+    /// In the proxies' rotation unless detached.
+    pub attached: bool,
+    /// May be in service.
+    pub allowed: bool,
+    /// Timeline of its WAL.
+    pub timeline: Option<Timeline>,
+    /// Position received and flushed; empty for a primary.
+    pub received: Option<Lsn>,
+    /// Position replayed; the current one for a primary.
+    pub replayed: Option<Lsn>,
+    /// Bytes it has yet to replay.
+    pub lag_bytes: Option<u64>,
+    /// What is worth knowing: why it is out of service, the last error.
+    pub info: String,
+}
+
+/// A proxy, as the answering agent knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Its name.
+    pub name: String,
+    /// Where applications reach it.
+    pub listen: HostPort,
+    /// The newest topology it has put into effect.
+    pub acknowledged: Option<Version>,
+    /// Whether that is the newest there is.
+    pub current: bool,
+}
+
+/// Body of `POST /v1/promote`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromoteRequest {
+    /// Planned: stop the primary cleanly first, lose nothing. Otherwise promote come what may.
+    pub switchover: bool,
+    /// The wanted new primary; the best standby when absent.
+    pub to: Option<NodeName>,
+}
+
+/// Body of the requests that name a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRequest {
+    /// Which node.
+    pub node: NodeName,
+}
+
+/// Body of `POST /v1/set-priority`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriorityRequest {
+    /// Which node.
+    pub node: NodeName,
+    /// 1 first, 0 never.
+    pub priority: u32,
+}
+
+/// A request that was carried out or begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// What was done or begun.
+    pub message: String,
+    /// For `promote`: the generation to come. The change is over when the cluster's generation has
+    /// reached it and no change is in flight, or the last history entry says it was rolled back.
+    pub generation: Option<Generation>,
+}
+
+/// A request that was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was refused and why.
+    pub error: String,
+    /// What to do next.
+    pub hint: String,
+}

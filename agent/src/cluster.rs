@@ -1,0 +1,13 @@
+//! The replicated truth: what the raft log means. Pure; a command is applied the same way on every
+//! node, or rejected the same way.
+
+mod apply;
+mod command;
+mod state;
+
+pub use apply::apply;
+pub use command::{Applied, Command, Rejected};
+pub use state::{
+    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, Outcome,
+    Primary, PrimaryPhase, Service,
+};

@@ -1,0 +1,332 @@
+//! What each command does to the state.
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
+
+use super::command::{Applied, Command, Rejected};
+use super::state::{
+    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, Outcome, Primary,
+    PrimaryPhase, Service,
+};
+
+/// Applies a command that the log has at `revision`. Total: whatever the state and the command, it
+/// returns, and a rejected command changes nothing.
+pub fn apply(state: &mut ClusterState, command: &Command, revision: u64) -> Applied {
+    let result = dispatch(state, command);
+    match result {
+        Ok(true) => {
+            state.revision = revision;
+            Applied::Changed
+        }
+        Ok(false) => Applied::Unchanged,
+        Err(rejected) => Applied::Rejected(rejected),
+    }
+}
+
+fn dispatch(state: &mut ClusterState, command: &Command) -> Result<bool, Rejected> {
+    match command {
+        Command::Form { identity, primary, members, at } => form(state, identity, *primary, members, *at),
+        Command::Register { descriptor, at } => register(state, descriptor, *at),
+        Command::SetService { generation, node, service, at } => {
+            same_generation(state, *generation)?;
+            set_service(state, *node, service.clone(), *at)
+        }
+        Command::Begin { generation, kind, from, to, reason, allow_data_loss, at } => {
+            same_generation(state, *generation)?;
+            let change = Change {
+                kind: *kind,
+                from: *from,
+                to: *to,
+                generation: generation.next(),
+                phase: match kind {
+                    ChangeKind::Failover => ChangePhase::Recruiting,
+                    ChangeKind::Switchover => ChangePhase::Preparing,
+                },
+                reason: reason.clone(),
+                allow_data_loss: *allow_data_loss,
+                begun: *at,
+            };
+            begin(state, change)
+        }
+        Command::Stop { generation } => stop(state, *generation),
+        Command::Grant { generation, node, received, at } => grant(state, *generation, *node, *received, *at),
+        Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
+        Command::Abandon { generation, reason, at } => abandon(state, *generation, reason, *at),
+        Command::SetAttached { node, attached } => {
+            let member = database(state, *node)?;
+            Ok(std::mem::replace(&mut member.attached, *attached) != *attached)
+        }
+        Command::SetPriority { node, priority } => {
+            let member = database(state, *node)?;
+            Ok(member.priority_override.replace(*priority) != Some(*priority))
+        }
+        Command::SetAllowed { node, allowed, at } => set_allowed(state, *node, *allowed, *at),
+        Command::Resume { node, at } => resume(state, *node, *at),
+    }
+}
+
+fn form(
+    state: &mut ClusterState,
+    identity: &Identity,
+    primary: NodeId,
+    members: &[Descriptor],
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    if state.identity.is_some() {
+        return Err(Rejected::AlreadyFormed);
+    }
+    let Some(first) = members.iter().find(|member| member.id == primary) else {
+        return Err(Rejected::UnknownMember(primary));
+    };
+    if first.postgres.is_none() {
+        return Err(Rejected::Witness(primary));
+    }
+    state.identity = Some(identity.clone());
+    state.generation = Generation::ZERO.next();
+    state.primary = Some(Primary { node: primary, phase: PrimaryPhase::Promoting });
+    state.members = members.iter().map(|descriptor| (descriptor.id, member(descriptor, at))).collect();
+    state.history.push(HistoryEntry {
+        kind: None,
+        generation: state.generation,
+        from: None,
+        to: first.name.clone(),
+        reason: "the cluster formed".to_owned(),
+        begun: at,
+        granted: at,
+        serving: None,
+        timeline: None,
+        received: Lsn::default(),
+        outcome: Outcome::InFlight,
+    });
+    Ok(true)
+}
+
+fn member(descriptor: &Descriptor, at: WallTime) -> Member {
+    Member {
+        descriptor: descriptor.clone(),
+        priority_override: None,
+        attached: true,
+        allowed: true,
+        service: Service::Joining,
+        since: at,
+    }
+}
+
+fn register(state: &mut ClusterState, descriptor: &Descriptor, at: WallTime) -> Result<bool, Rejected> {
+    if state.identity.is_none() {
+        return Err(Rejected::NotFormed);
+    }
+    match state.members.get_mut(&descriptor.id) {
+        Some(known) if known.descriptor == *descriptor => Ok(false),
+        Some(known) => {
+            known.descriptor = descriptor.clone();
+            Ok(true)
+        }
+        None => {
+            state.members.insert(descriptor.id, member(descriptor, at));
+            Ok(true)
+        }
+    }
+}
+
+fn same_generation(state: &ClusterState, decided: Generation) -> Result<(), Rejected> {
+    if state.generation == decided {
+        Ok(())
+    } else {
+        Err(Rejected::Stale { decided, current: state.generation })
+    }
+}
+
+fn known(state: &mut ClusterState, node: NodeId) -> Result<&mut Member, Rejected> {
+    state.members.get_mut(&node).ok_or(Rejected::UnknownMember(node))
+}
+
+fn database(state: &mut ClusterState, node: NodeId) -> Result<&mut Member, Rejected> {
+    let member = known(state, node)?;
+    if member.is_database() { Ok(member) } else { Err(Rejected::Witness(node)) }
+}
+
+fn set_service(
+    state: &mut ClusterState,
+    node: NodeId,
+    service: Service,
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    let member = known(state, node)?;
+    if member.service == service {
+        return Ok(false);
+    }
+    member.service = service;
+    member.since = at;
+    Ok(true)
+}
+
+fn begin(state: &mut ClusterState, change: Change) -> Result<bool, Rejected> {
+    if let Some(other) = &state.change {
+        // A failover takes over when the successor failed before it served, or when the old primary
+        // was lost in the middle of a switchover. Never from another failover that has yet to choose.
+        let superseded = change.kind == ChangeKind::Failover
+            && (other.phase == ChangePhase::Granted || other.kind == ChangeKind::Switchover);
+        if !superseded {
+            return Err(Rejected::ChangeInFlight { kind: other.kind, generation: other.generation });
+        }
+    }
+    if state.primary.map(|primary| primary.node) != Some(change.from) {
+        return Err(Rejected::NotPrimary(change.from));
+    }
+    if let Some(to) = change.to {
+        database(state, to)?;
+    }
+    if let Some(entry) = state.history.last_mut().filter(|entry| entry.outcome == Outcome::InFlight) {
+        entry.outcome = Outcome::Superseded;
+    }
+    if change.kind == ChangeKind::Failover {
+        let reason = Service::Failed(change.reason.clone());
+        set_service(state, change.from, reason, change.begun)?;
+    }
+    state.change = Some(change);
+    Ok(true)
+}
+
+fn in_flight(state: &mut ClusterState, generation: Generation) -> Result<&mut Change, Rejected> {
+    let none = Rejected::NoSuchChange(generation);
+    state.change.as_mut().filter(|change| change.generation == generation).ok_or(none)
+}
+
+fn stop(state: &mut ClusterState, generation: Generation) -> Result<bool, Rejected> {
+    let change = in_flight(state, generation)?;
+    match change.phase {
+        ChangePhase::Preparing => {
+            change.phase = ChangePhase::Stopping;
+            Ok(true)
+        }
+        ChangePhase::Stopping => Ok(false),
+        ChangePhase::Recruiting | ChangePhase::Granted => Err(Rejected::WrongPhase),
+    }
+}
+
+fn grant(
+    state: &mut ClusterState,
+    generation: Generation,
+    node: NodeId,
+    received: Lsn,
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    let to = database(state, node)?.descriptor.name.clone();
+    let change = in_flight(state, generation)?;
+    match change.phase {
+        ChangePhase::Stopping | ChangePhase::Recruiting => change.phase = ChangePhase::Granted,
+        ChangePhase::Preparing | ChangePhase::Granted => return Err(Rejected::WrongPhase),
+    }
+    let change = change.clone();
+    let from = state.members.get(&change.from).map(|member| member.descriptor.name.clone());
+    state.generation = generation;
+    state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting });
+    if change.from != node && change.kind == ChangeKind::Switchover {
+        set_service(state, change.from, Service::Joining, at)?;
+    }
+    state.history.push(HistoryEntry {
+        kind: Some(change.kind),
+        generation,
+        from,
+        to,
+        reason: change.reason,
+        begun: change.begun,
+        granted: at,
+        serving: None,
+        timeline: None,
+        received,
+        outcome: Outcome::InFlight,
+    });
+    let excess = state.history.len().saturating_sub(ClusterState::HISTORY_MAX);
+    state.history.drain(..excess);
+    Ok(true)
+}
+
+fn serve(
+    state: &mut ClusterState,
+    generation: Generation,
+    timeline: Timeline,
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    same_generation(state, generation)?;
+    let Some(primary) = &mut state.primary else { return Err(Rejected::NotFormed) };
+    let serving = PrimaryPhase::Serving { timeline };
+    if primary.phase == serving {
+        return Ok(false);
+    }
+    primary.phase = serving;
+    let node = primary.node;
+    let back = state.change.take().is_some_and(|change| change.from == node);
+    set_service(state, node, Service::Up, at)?;
+    if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
+        entry.serving = Some(at);
+        entry.timeline = Some(timeline);
+        entry.outcome = if back { Outcome::RolledBack } else { Outcome::Completed };
+    }
+    Ok(true)
+}
+
+fn abandon(
+    state: &mut ClusterState,
+    generation: Generation,
+    reason: &str,
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    let change = in_flight(state, generation)?;
+    if change.phase != ChangePhase::Preparing {
+        return Err(Rejected::WrongPhase);
+    }
+    let change = change.clone();
+    let name = |node: NodeId| state.members.get(&node).map(|member| member.descriptor.name.clone());
+    let from = name(change.from);
+    if let Some(to) = change.to.and_then(name).or_else(|| from.clone()) {
+        state.history.push(HistoryEntry {
+            kind: Some(change.kind),
+            generation: state.generation,
+            from,
+            to,
+            reason: format!("{}; given up: {reason}", change.reason),
+            begun: change.begun,
+            granted: at,
+            serving: None,
+            timeline: None,
+            received: Lsn::default(),
+            outcome: Outcome::RolledBack,
+        });
+    }
+    state.change = None;
+    Ok(true)
+}
+
+fn set_allowed(
+    state: &mut ClusterState,
+    node: NodeId,
+    allowed: bool,
+    at: WallTime,
+) -> Result<bool, Rejected> {
+    let is_primary = state.primary.is_some_and(|primary| primary.node == node);
+    let member = known(state, node)?;
+    if member.allowed == allowed {
+        return Ok(false);
+    }
+    if is_primary && !allowed {
+        return Err(Rejected::IsPrimary(node));
+    }
+    member.allowed = allowed;
+    member.service = Service::Joining;
+    member.since = at;
+    Ok(true)
+}
+
+fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, Rejected> {
+    let member = database(state, node)?;
+    if !member.allowed {
+        return Err(Rejected::NotAllowed(node));
+    }
+    match &member.service {
+        Service::Failed(_) => set_service(state, node, Service::Joining, at),
+        Service::Joining => Ok(false),
+        Service::Up => Err(Rejected::NotFailed(node)),
+    }
+}

@@ -1,0 +1,189 @@
+//! What may be written to the log. A command carries what it was decided on (generation, node), and
+//! is rejected when that is no longer so: a late or repeated command changes nothing.
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
+use serde::{Deserialize, Serialize};
+
+use super::state::{Descriptor, Identity, Service};
+
+/// A proposal to the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Forms the cluster around the one server that is already primary.
+    Form {
+        /// Taken from that server.
+        identity: Identity,
+        /// The primary of generation 1.
+        primary: NodeId,
+        /// Everybody.
+        members: Vec<Descriptor>,
+        /// Now.
+        at: WallTime,
+    },
+    /// A member's own description is new or has changed.
+    Register {
+        /// What it says of itself.
+        descriptor: Descriptor,
+        /// Now.
+        at: WallTime,
+    },
+    /// A member goes in or out of service.
+    SetService {
+        /// The generation this was observed under.
+        generation: Generation,
+        /// Which member.
+        node: NodeId,
+        /// Its new state.
+        service: Service,
+        /// Now.
+        at: WallTime,
+    },
+    /// Begins a change of primary.
+    Begin {
+        /// The generation that is left.
+        generation: Generation,
+        /// Planned or not.
+        kind: ChangeKind,
+        /// The primary that is left.
+        from: NodeId,
+        /// The wanted successor, if one is wanted.
+        to: Option<NodeId>,
+        /// Why.
+        reason: String,
+        /// Whether an operator accepted the loss of transactions that no standby has.
+        allow_data_loss: bool,
+        /// Now.
+        at: WallTime,
+    },
+    /// Switchover: the old primary has checkpointed; hold new work and stop it.
+    Stop {
+        /// Of the change.
+        generation: Generation,
+    },
+    /// Gives the primary role of the change's generation to a node. Also how a change is rolled back:
+    /// to the old primary.
+    Grant {
+        /// Of the change.
+        generation: Generation,
+        /// The new primary.
+        node: NodeId,
+        /// Up to where it has received.
+        received: Lsn,
+        /// Now.
+        at: WallTime,
+    },
+    /// The primary of this generation accepts writes.
+    Serve {
+        /// Its generation.
+        generation: Generation,
+        /// The timeline it writes.
+        timeline: Timeline,
+        /// Now.
+        at: WallTime,
+    },
+    /// Gives up a switchover of which nothing irreversible has happened yet.
+    Abandon {
+        /// Of the change.
+        generation: Generation,
+        /// Why.
+        reason: String,
+        /// Now.
+        at: WallTime,
+    },
+    /// `attach` and `detach`: reads only.
+    SetAttached {
+        /// Which member.
+        node: NodeId,
+        /// In or out of rotation.
+        attached: bool,
+    },
+    /// `set-priority`.
+    SetPriority {
+        /// Which member.
+        node: NodeId,
+        /// 1 first, 0 never.
+        priority: u32,
+    },
+    /// `allow-node` and `disallow-node`.
+    SetAllowed {
+        /// Which member.
+        node: NodeId,
+        /// Whether it may be in service.
+        allowed: bool,
+        /// Now.
+        at: WallTime,
+    },
+    /// `resume`: a failed member is to come back, now.
+    Resume {
+        /// Which member.
+        node: NodeId,
+        /// Now.
+        at: WallTime,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Applied {
+    /// It changed the state.
+    Changed,
+    /// The state already was what it asks for.
+    Unchanged,
+    /// Its precondition no longer holds.
+    Rejected(Rejected),
+}
+
+/// Why a command was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejected {
+    /// The cluster exists.
+    #[error("the cluster has already formed")]
+    AlreadyFormed,
+    /// The cluster does not exist yet.
+    #[error("the cluster has not formed yet")]
+    NotFormed,
+    /// Decided on an older generation.
+    #[error("it was decided in generation {decided}, but the cluster is in generation {current}")]
+    Stale {
+        /// What the command carries.
+        decided: Generation,
+        /// What is in force.
+        current: Generation,
+    },
+    /// Nobody has this number.
+    #[error("node {0} is not a member")]
+    UnknownMember(NodeId),
+    /// A witness has no PostgreSQL.
+    #[error("node {0} is a witness: it has no database")]
+    Witness(NodeId),
+    /// Only one at a time.
+    #[error("a {kind} to generation {generation} is already in flight")]
+    ChangeInFlight {
+        /// Planned or not.
+        kind: ChangeKind,
+        /// The one to come.
+        generation: Generation,
+    },
+    /// There is none, or not of this generation.
+    #[error("no change of primary to generation {0} is in flight")]
+    NoSuchChange(Generation),
+    /// The change is in another step.
+    #[error("the change of primary is past that step")]
+    WrongPhase,
+    /// Not the primary.
+    #[error("node {0} is not the primary")]
+    NotPrimary(NodeId),
+    /// The primary cannot be treated so.
+    #[error("node {0} is the primary: switch over to another node first")]
+    IsPrimary(NodeId),
+    /// Nothing to resume.
+    #[error("node {0} has not failed")]
+    NotFailed(NodeId),
+    /// Resume or attach needs it allowed first.
+    #[error("node {0} is not allowed: run allow-node first")]
+    NotAllowed(NodeId),
+}

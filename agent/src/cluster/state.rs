@@ -1,0 +1,293 @@
+//! What the cluster has agreed on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use pgherd_common::topology::{Availability, Backend, ChangeKind, InvalidTopology, Parts};
+use pgherd_common::{
+    ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Topology, Version, WallTime,
+};
+use serde::{Deserialize, Serialize};
+
+/// The state machine behind the raft log.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// Set once, when the cluster forms.
+    pub identity: Option<Identity>,
+    /// The fencing number in force.
+    pub generation: Generation,
+    /// Who is primary in this generation.
+    pub primary: Option<Primary>,
+    /// The change of primary in flight; at most one.
+    pub change: Option<Change>,
+    /// All members, witnesses included.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Past changes of primary, oldest first, the last [`ClusterState::HISTORY_MAX`].
+    pub history: Vec<HistoryEntry>,
+    /// Raft log index of the last command that changed anything.
+    pub revision: u64,
+}
+
+/// What makes this cluster this cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its name.
+    pub cluster: ClusterName,
+    /// PostgreSQL's system identifier, the same on every database node.
+    pub system_identifier: u64,
+    /// PostgreSQL's major version, the same on every database node.
+    pub major: u32,
+}
+
+/// The primary of the current generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Primary {
+    /// Which node.
+    pub node: NodeId,
+    /// How far it is.
+    pub phase: PrimaryPhase,
+}
+
+/// How far the primary of this generation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrimaryPhase {
+    /// Chosen; its agent promotes (or starts) PostgreSQL.
+    Promoting,
+    /// It accepts writes.
+    Serving {
+        /// The timeline it writes.
+        timeline: Timeline,
+    },
+}
+
+/// A change of primary in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Planned or not.
+    pub kind: ChangeKind,
+    /// The primary that is left.
+    pub from: NodeId,
+    /// The standby an operator named or a switchover chose; `None`: the best one is taken.
+    pub to: Option<NodeId>,
+    /// The generation of the primary to come.
+    pub generation: Generation,
+    /// How far it is.
+    pub phase: ChangePhase,
+    /// Why it was begun.
+    pub reason: String,
+    /// Whether an operator accepted the loss of transactions that no standby has.
+    pub allow_data_loss: bool,
+    /// When it was begun.
+    pub begun: WallTime,
+}
+
+/// The steps before a new primary is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangePhase {
+    /// Switchover: the old primary checkpoints, so that its stop is quick. Nothing is held yet.
+    Preparing,
+    /// Switchover: proxies hold new work, the old primary stops.
+    Stopping,
+    /// Failover: standbys cut their walreceivers and report how much they have.
+    Recruiting,
+    /// The new primary was granted its generation and is coming up.
+    Granted,
+}
+
+/// A member, as its own configuration describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// With PostgreSQL or without.
+    pub kind: NodeKind,
+    /// Where other agents, proxies and operators reach its agent.
+    pub agent: HostPort,
+    /// Where applications reach its PostgreSQL; `None` for a witness.
+    pub postgres: Option<HostPort>,
+    /// Its configured place in the promotion order: 1 first, 0 never.
+    pub priority: u32,
+    /// Its configured share of reads.
+    pub weight: u32,
+}
+
+/// Database node or witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeKind {
+    /// Runs PostgreSQL.
+    Database,
+    /// Votes only.
+    Witness,
+}
+
+/// A member, as the cluster has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its own description.
+    pub descriptor: Descriptor,
+    /// Set by `set-priority`; wins over the configured one.
+    pub priority_override: Option<u32>,
+    /// False after `detach`.
+    pub attached: bool,
+    /// False after `disallow-node`.
+    pub allowed: bool,
+    /// Whether it is in service.
+    pub service: Service,
+    /// When `service` last changed.
+    pub since: WallTime,
+}
+
+impl Member {
+    /// Its place in the promotion order: 1 first, 0 never.
+    pub fn priority(&self) -> u32 {
+        self.priority_override.unwrap_or(self.descriptor.priority)
+    }
+
+    /// Whether it has a PostgreSQL.
+    pub fn is_database(&self) -> bool {
+        self.descriptor.kind == NodeKind::Database
+    }
+}
+
+/// Whether a member is in service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    /// Known, and on its way (back) into service.
+    Joining,
+    /// In service in its role.
+    Up,
+    /// Out of service; the text says why.
+    Failed(String),
+}
+
+/// A past change of primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// Planned or not; `None` for the forming of the cluster.
+    pub kind: Option<ChangeKind>,
+    /// The generation it made.
+    pub generation: Generation,
+    /// The primary before.
+    pub from: Option<NodeName>,
+    /// The primary after.
+    pub to: NodeName,
+    /// Why.
+    pub reason: String,
+    /// Begun.
+    pub begun: WallTime,
+    /// The new primary was chosen.
+    pub granted: WallTime,
+    /// The new primary accepted writes; `None` while it is coming up or when it never did.
+    pub serving: Option<WallTime>,
+    /// The timeline the new primary writes, once it serves.
+    pub timeline: Option<Timeline>,
+    /// The position up to which the new primary had received when it was chosen.
+    pub received: Lsn,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a change of primary went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The new primary is coming up.
+    InFlight,
+    /// The new primary serves.
+    Completed,
+    /// The old primary serves again.
+    RolledBack,
+    /// The chosen node failed before it served; the next entry tells what followed.
+    Superseded,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::InFlight => "in flight",
+            Self::Completed => "completed",
+            Self::RolledBack => "rolled back",
+            Self::Superseded => "superseded",
+        })
+    }
+}
+
+impl ClusterState {
+    /// Bound of `history`.
+    pub const HISTORY_MAX: usize = 500;
+
+    /// The primary that accepts writes, if there is one and no change has taken its place.
+    pub fn serving(&self) -> Option<NodeId> {
+        match self.primary {
+            Some(Primary { node, phase: PrimaryPhase::Serving { .. } }) => Some(node),
+            Some(Primary { phase: PrimaryPhase::Promoting, .. }) | None => None,
+        }
+    }
+
+    /// The member that is primary, serving or not.
+    pub fn primary_member(&self) -> Option<&Member> {
+        self.primary.and_then(|primary| self.members.get(&primary.node))
+    }
+
+    /// A member by name.
+    pub fn by_name(&self, name: &NodeName) -> Option<&Member> {
+        self.members.values().find(|member| member.descriptor.name == *name)
+    }
+
+    /// Database members.
+    pub fn databases(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|member| member.is_database())
+    }
+
+    /// Promotable standbys, best first: the order in which equals are promoted.
+    pub fn promotion_order(&self) -> Vec<&Member> {
+        let primary = self.primary.map(|primary| primary.node);
+        let mut order: Vec<_> = self
+            .databases()
+            .filter(|member| Some(member.descriptor.id) != primary && member.priority() > 0 && member.allowed)
+            .collect();
+        order.sort_by_key(|member| (member.priority(), member.descriptor.id));
+        order
+    }
+
+    /// What proxies are told. `None` until the cluster has formed.
+    pub fn topology(&self) -> Option<Result<Topology, InvalidTopology>> {
+        let identity = self.identity.as_ref()?;
+        // From the moment a change stops or gives up the old primary, nobody is to be written to.
+        let held = self.change.as_ref().filter(|change| change.phase != ChangePhase::Preparing);
+        let primary = if held.is_some() { None } else { self.serving() };
+        let backends = self.databases().filter_map(|member| self.backend(member)).collect();
+        Some(Topology::new(Parts {
+            cluster: identity.cluster.clone(),
+            version: Version { generation: self.generation, revision: self.revision },
+            backends,
+            primary,
+            change: held.map(|change| change.kind),
+        }))
+    }
+
+    fn backend(&self, member: &Member) -> Option<Backend> {
+        let down = |reason: &str| Availability::Down { reason: reason.to_owned() };
+        let availability = match &member.service {
+            _ if !member.allowed => down("removed from the cluster by disallow-node"),
+            Service::Up => Availability::Up,
+            Service::Joining => down("joining"),
+            Service::Failed(reason) => down(reason),
+        };
+        Some(Backend {
+            id: member.descriptor.id,
+            name: member.descriptor.name.clone(),
+            address: member.descriptor.postgres.clone()?,
+            weight: member.descriptor.weight,
+            attached: member.attached,
+            availability,
+            changed: member.since,
+        })
+    }
+}

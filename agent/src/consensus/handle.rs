@@ -1,0 +1,183 @@
+//! The running group member.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
+use openraft::type_config::async_runtime::watch::WatchReceiver as _;
+use openraft::{BasicNode, Instant as _, TokioInstant};
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, MonoTime, NodeId};
+use tokio::sync::watch;
+
+use super::acks::AckClock;
+use super::errors::{FormError, OpenError, ProposeError, TransferError};
+use super::network::{Peers, routes};
+use super::options::Options;
+use super::standing::Standing;
+use super::store::{Store, Writer};
+use super::types::{Group, Proposal, Raft};
+use crate::cluster::{Applied, ClusterState, Command};
+
+/// This node's part in the group. Clones are the same part.
+#[derive(Clone)]
+pub struct Consensus {
+    options: Arc<Options>,
+    raft: Raft,
+    state: watch::Receiver<Arc<ClusterState>>,
+    standing: watch::Receiver<Standing>,
+    pub(super) acked: watch::Receiver<Option<MonoTime>>,
+    pub(super) writer: Writer,
+}
+
+impl Consensus {
+    /// Opens the store, or creates it, and takes part in the group if there is one. Does not form one.
+    /// The other agents' messages must arrive at [`routes`](Self::routes).
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let config = Arc::new(options.config()?);
+        if !options.members.contains_key(&options.node) {
+            return Err(OpenError::NotAMember(options.node));
+        }
+        let peers = Peers::new(&options)?;
+        let options = Arc::new(options);
+        let start = |reason: String| OpenError::Start { dir: options.dir.clone(), reason };
+        let opening = Arc::clone(&options);
+        let opened =
+            tokio::task::spawn_blocking(move || Store::open(&opening.dir, &opening.cluster, opening.node))
+                .await;
+        let store = opened.map_err(|error| start(error.to_string()))??;
+        let raft = Raft::new(options.node.0, config, peers, store.log, store.machine)
+            .await
+            .map_err(|error| start(error.to_string()))?;
+        let (standing, acked) = follow(&raft);
+        Ok(Self { options, raft, state: store.state, standing, acked, writer: store.writer })
+    }
+
+    /// The applied state; changes whenever a command changed it.
+    pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
+        self.state.clone()
+    }
+
+    /// Where this node stands.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// When the newest message that a majority answered was *sent*, if this node leads: up to then a
+    /// majority surely followed it, so whatever it grants has to be counted from there. `None`: no
+    /// majority has answered that this node knows of. Grows old at once when this leader is cut off.
+    pub fn quorum_acked(&self) -> Option<MonoTime> {
+        *self.acked.borrow()
+    }
+
+    /// Forms the group of all configured members, unless there is one. Every member may call it, as
+    /// long as all have the same list.
+    pub async fn form(&self) -> Result<(), FormError> {
+        let members: BTreeMap<u64, BasicNode> =
+            self.options.members.iter().map(|(node, address)| (node.0, BasicNode::new(address))).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
+                Err(FormError::NotAMember(self.options.node))
+            }
+            Err(RaftError::Fatal(fatal)) => Err(FormError::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// Writes a command to the log and says what became of it once it is applied here. Bounded in time.
+    pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        let bound = self.options.propose_timeout();
+        let Ok(written) = tokio::time::timeout(bound, self.raft.client_write(Proposal(command))).await else {
+            return Err(ProposeError::Timeout(bound));
+        };
+        match written {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::Fatal(fatal)) => Err(ProposeError::Stopped(fatal.to_string())),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(forward))) => {
+                Err(ProposeError::Overtaken { leader: forward.leader_id.map(NodeId) })
+            }
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(self.redirect(&forward))
+            }
+            // Neither is ever asked for by a command, so the command was not taken.
+            Err(RaftError::APIError(
+                ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_),
+            )) => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    /// A leader that hears no majority sends its callers nowhere.
+    fn redirect(&self, forward: &ForwardToLeader<Group>) -> ProposeError {
+        match forward.leader_id {
+            None if self.standing.borrow().is_leader => ProposeError::NoQuorum,
+            leader => ProposeError::NotLeader { leader: leader.map(NodeId) },
+        }
+    }
+
+    /// Asks another voter to take over the leadership. Returns when it has been asked; whether it took
+    /// over shows in [`standing`](Self::standing).
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), TransferError> {
+        {
+            let standing = self.standing.borrow();
+            if !standing.is_leader {
+                return Err(TransferError::NotLeader { leader: standing.leader });
+            }
+            if !standing.voters.contains(&to) {
+                return Err(TransferError::NotAVoter(to));
+            }
+        }
+        self.raft
+            .trigger()
+            .transfer_leader(to.0)
+            .await
+            .map_err(|fatal| TransferError::Stopped(fatal.to_string()))
+    }
+
+    /// Where the other agents' messages arrive: to be served at the address the members have for
+    /// this node.
+    pub fn routes(&self) -> Router {
+        routes(self.raft.clone(), self.options.node, self.options.cluster.clone())
+    }
+
+    /// Stops taking part and closes the store.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!("raft did not stop in order: {error}");
+        }
+        self.writer.close().await;
+    }
+}
+
+/// Translates what the library tells of itself, for as long as it runs.
+fn follow(raft: &Raft) -> (watch::Receiver<Standing>, watch::Receiver<Option<MonoTime>>) {
+    let mut metrics = raft.metrics();
+    let first = Standing::new(&metrics.borrow_watched());
+    let (standing, standing_seen) = watch::channel(first);
+    let (acked, acked_seen) = watch::channel(None);
+    tokio::spawn(async move {
+        let mut clock = AckClock::default();
+        loop {
+            let (now, latest) = {
+                let metrics = metrics.borrow_and_update();
+                let mono = RealClock.now();
+                clock.sample(TokioInstant::now(), mono);
+                (Standing::new(&metrics), metrics.last_quorum_acked.map(|acked| acked.into_inner()))
+            };
+            acked.send_replace(clock.observe(latest.filter(|_| now.is_leader)));
+            standing.send_if_modified(|shown| {
+                let changed = *shown != now;
+                if changed {
+                    *shown = now;
+                }
+                changed
+            });
+            if metrics.changed().await.is_err() {
+                // Raft has stopped. What was last said of it stays readable.
+                standing.closed().await;
+                return;
+            }
+        }
+    });
+    (standing_seen, acked_seen)
+}

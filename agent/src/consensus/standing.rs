@@ -1,0 +1,58 @@
+//! Where this node stands in the group.
+
+use std::collections::BTreeSet;
+
+use openraft::errors::Fatal;
+use openraft::{LogIdOptionExt, ServerState};
+use pgherd_common::NodeId;
+
+use super::types::Metrics;
+
+/// Where this node stands in the group, as far as it knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Who leads. A leader that was cut off still names itself: see
+    /// [`Consensus::quorum_acked`](super::Consensus::quorum_acked).
+    pub leader: Option<NodeId>,
+    /// The newest term this node has seen.
+    pub term: u64,
+    /// Whether this node leads.
+    pub is_leader: bool,
+    /// Whether this node leads and has applied an entry of its own term: from then on the applied
+    /// state holds all that was committed before, and proposals are accepted.
+    pub is_established: bool,
+    /// Whether this node may become leader. False until it has been let into a group.
+    pub is_voter: bool,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Index of the last applied log entry; 0 when there is none.
+    pub last_applied: u64,
+    /// Whether this node belongs to a group that was formed.
+    pub initialized: bool,
+    /// Raft has stopped on this node, and why. Only a restart of the agent helps.
+    pub failed: Option<String>,
+}
+
+impl Standing {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let term = metrics.current_term;
+        let voters: BTreeSet<_> = metrics.membership_config.voter_ids().map(NodeId).collect();
+        let running = metrics.running_state.is_ok();
+        let is_leader = running && metrics.state == ServerState::Leader;
+        Self {
+            leader: metrics.current_leader.filter(|_| running).map(NodeId),
+            term,
+            is_leader,
+            is_established: is_leader
+                && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term),
+            is_voter: voters.contains(&NodeId(metrics.id)),
+            initialized: !voters.is_empty(),
+            voters,
+            last_applied: metrics.last_applied.index().unwrap_or(0),
+            failed: match &metrics.running_state {
+                Ok(()) | Err(Fatal::Stopped) => None,
+                Err(fatal @ (Fatal::StorageError(_) | Fatal::Panicked)) => Some(fatal.to_string()),
+            },
+        }
+    }
+}

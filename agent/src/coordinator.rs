@@ -1,0 +1,178 @@
+//! Cluster level: who should be primary, and what has to happen next for it to be so.
+//!
+//! Runs on every agent, acts only where raft leads, and may only propose commands to the log: it
+//! never touches a PostgreSQL. Every step of a change of primary is in the log, so a new leader goes
+//! on where the old one stopped. It must not know sockets, clocks or openraft.
+
+mod candidate;
+mod failover;
+mod forming;
+mod report;
+mod service;
+mod switchover;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pgherd_common::{Generation, MonoTime, NodeId, WallTime};
+
+use crate::cluster::{ChangePhase, ClusterState, Command};
+use crate::observation::NodeObservation;
+
+pub use report::{NotYet, Report};
+pub use switchover::SwitchoverRefused;
+pub use view::{Seen, View};
+
+/// What the coordinator needs to know of the configuration.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Replace a failed primary without being asked.
+    pub auto_failover: bool,
+    /// A standby further behind is not promoted without being asked; 0 means no limit.
+    pub max_lag: u64,
+    /// How long a beat of an agent counts as news.
+    pub lease: Duration,
+    /// Silence of a standby's or witness's agent after which it is out of service.
+    pub node_timeout: Duration,
+    /// How long to wait for standbys to be recruited once one is.
+    pub recruit_timeout: Duration,
+    /// Bound of a switchover until the new primary is chosen.
+    pub switchover_timeout: Duration,
+    /// Bound of a promotion or start of a chosen primary.
+    pub change_timeout: Duration,
+}
+
+/// What the coordinator wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Write this to the log.
+    Propose(Command),
+    /// Let this node lead instead.
+    TransferLeadership(NodeId),
+}
+
+/// The outcome of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct Decision {
+    /// At most one: what follows depends on what becomes of it.
+    pub action: Option<Action>,
+    /// Step again at this time even if nothing happens.
+    pub wake_at: Option<MonoTime>,
+    /// Why.
+    pub report: Report,
+}
+
+/// Remembers what was seen and since when, and decides.
+#[derive(Debug)]
+pub struct Coordinator {
+    me: NodeId,
+    policy: Policy,
+    state: ClusterState,
+    voters: BTreeSet<NodeId>,
+    seen: BTreeMap<NodeId, Seen>,
+    /// The step of a change this coordinator is watching, and since when.
+    step_since: Option<(Generation, Option<ChangePhase>, MonoTime)>,
+    /// Standbys that receive nothing, and since when.
+    stalled: BTreeMap<NodeId, MonoTime>,
+    /// When leadership was last offered away.
+    transferred: Option<MonoTime>,
+}
+
+impl Coordinator {
+    /// Knows nothing yet.
+    pub fn new(me: NodeId, policy: Policy) -> Self {
+        Self {
+            me,
+            policy,
+            state: ClusterState::default(),
+            voters: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            step_since: None,
+            stalled: BTreeMap::new(),
+            transferred: None,
+        }
+    }
+
+    /// Input from the world: an agent has spoken, this one included.
+    pub fn observe(&mut self, observation: NodeObservation, now: MonoTime) {
+        self.seen.insert(observation.descriptor.id, Seen { observation, at: now });
+    }
+
+    /// Input from the log.
+    pub fn committed(&mut self, state: &ClusterState, voters: &BTreeSet<NodeId>, now: MonoTime) {
+        self.state = state.clone();
+        self.voters.clone_from(voters);
+        let step = (self.state.generation, self.state.change.as_ref().map(|change| change.phase));
+        if self.step_since.is_none_or(|(generation, phase, _)| (generation, phase) != step) {
+            self.step_since = Some((step.0, step.1, now));
+        }
+    }
+
+    /// What has been heard of every agent.
+    pub fn seen(&self) -> &BTreeMap<NodeId, Seen> {
+        &self.seen
+    }
+
+    /// What there is to decide from at `now`.
+    pub fn view(&self, now: MonoTime, wall: WallTime) -> View<'_> {
+        View {
+            policy: &self.policy,
+            state: &self.state,
+            voters: &self.voters,
+            seen: &self.seen,
+            step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
+            now,
+            wall,
+        }
+    }
+
+    /// The next thing to do, if this node leads. The steps have a fixed order; the first that wants
+    /// something done wins.
+    pub fn step(&mut self, now: MonoTime, wall: WallTime) -> Decision {
+        self.note_stalled(now);
+        let mut report = Report::default();
+        let view = self.view(now, wall);
+        let mut action = view.form(&mut report).or_else(|| view.register());
+        if self.state.identity.is_some() {
+            action = action
+                .or_else(|| view.advance_change(&mut report))
+                .or_else(|| view.begin_failover(&mut report))
+                .or_else(|| view.serve_services(&self.stalled, &mut report));
+        }
+        let mut action = action.map(Action::Propose);
+        if action.is_none() {
+            action = self.move_leadership(now).map(Action::TransferLeadership);
+            self.transferred = action.as_ref().map(|_| now).or(self.transferred);
+        }
+        // Ages grow without an event; a tenth of a second is below every timeout there is.
+        let wake_at = Some(now + Duration::from_millis(100));
+        Decision { action, wake_at, report }
+    }
+
+    /// The loss of the primary's node should not need an election before it is even noticed.
+    fn move_leadership(&self, now: MonoTime) -> Option<NodeId> {
+        const PAUSE: Duration = Duration::from_secs(5);
+        if self.state.primary.map(|primary| primary.node) != Some(self.me) || self.state.change.is_some() {
+            return None;
+        }
+        if self.transferred.is_some_and(|at| now.since(at) < PAUSE) {
+            return None;
+        }
+        let view = self.view(now, WallTime::default());
+        let others = self.voters.iter().filter(|id| **id != self.me && view.is_fresh(**id));
+        others.max_by_key(|id| (self.state.members.get(*id).is_some_and(|m| !m.is_database()), **id)).copied()
+    }
+
+    fn note_stalled(&mut self, now: MonoTime) {
+        let view = self.view(now, WallTime::default());
+        let stalled_now: Vec<NodeId> = view.stalled_standbys();
+        self.stalled.retain(|id, _| stalled_now.contains(id));
+        for id in stalled_now {
+            self.stalled.entry(id).or_insert(now);
+        }
+    }
+}

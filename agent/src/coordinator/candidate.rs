@@ -1,0 +1,100 @@
+//! Which standby takes over.
+
+use std::cmp::Reverse;
+
+use pgherd_common::{Generation, Lsn, NodeId, Timeline};
+
+use super::view::View;
+use crate::cluster::Member;
+
+/// A standby's claim, in the order of what counts: the newest timeline (a short history of a later
+/// primary beats a long one of an earlier), then what is safely on disk, then the operator's order,
+/// then the number, so that no two are ever equal. The greatest wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    timeline: Timeline,
+    received: Lsn,
+    priority: Reverse<u32>,
+    id: Reverse<NodeId>,
+}
+
+impl Rank {
+    pub(super) fn node(self) -> NodeId {
+        self.id.0
+    }
+
+    pub(super) fn received(self) -> Lsn {
+        self.received
+    }
+}
+
+/// Why a member cannot take over.
+pub(super) type Rejection = String;
+
+impl View<'_> {
+    /// The claim of a member, or why it has none. `asked`: an operator named it, so its priority 0
+    /// does not stand in the way.
+    pub(super) fn rank(&self, member: &Member, asked: bool) -> Result<Rank, Rejection> {
+        let id = member.descriptor.id;
+        let name = &member.descriptor.name;
+        if !member.allowed {
+            return Err(format!("{name} is not allowed (allow-node)"));
+        }
+        if member.priority() == 0 && !asked {
+            return Err(format!("{name} has priority 0"));
+        }
+        let Some(observation) = self.postgres(id) else {
+            return Err(format!("the agent of {name} is silent"));
+        };
+        let identity = self.state.identity.as_ref();
+        if identity.is_some_and(|identity| identity.system_identifier != observation.system_identifier) {
+            return Err(format!("{name} holds another database"));
+        }
+        let Some(running) = observation.running() else {
+            return Err(format!("PostgreSQL on {name} does not run"));
+        };
+        if !running.in_recovery {
+            return Err(format!("{name} is not a standby"));
+        }
+        Ok(Rank {
+            timeline: running.timeline,
+            received: running.received,
+            priority: Reverse(member.priority()),
+            id: Reverse(id),
+        })
+    }
+
+    /// The claims of all standbys but `from`, and why the others have none.
+    pub(super) fn ranks(&self, from: NodeId, wanted: Option<NodeId>) -> (Vec<Rank>, Vec<Rejection>) {
+        let (mut ranks, mut rejected) = (Vec::new(), Vec::new());
+        let others = self.state.databases().filter(|member| {
+            member.descriptor.id != from && wanted.is_none_or(|wanted| wanted == member.descriptor.id)
+        });
+        for member in others {
+            match self.rank(member, wanted.is_some()) {
+                Ok(rank) => ranks.push(rank),
+                Err(reason) => rejected.push(reason),
+            }
+        }
+        ranks.sort_unstable_by(|a, b| b.cmp(a));
+        (ranks, rejected)
+    }
+
+    /// Whether a standby has been recruited for this generation.
+    pub(super) fn is_recruited(&self, id: NodeId, generation: Generation) -> bool {
+        self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
+    }
+
+    /// Refuses a claim that lies further behind the lost primary than the configuration allows.
+    pub(super) fn within_lag(&self, rank: Rank, from: NodeId) -> Result<(), Rejection> {
+        let behind = self.last_primary_position(from).map_or(0, |last| last.bytes_since(rank.received));
+        if self.policy.max_lag > 0 && behind > self.policy.max_lag {
+            return Err(format!(
+                "{} is {behind} bytes behind the last known position of the primary, more than failover.max_lag ({})",
+                self.name(rank.node()),
+                self.policy.max_lag
+            ));
+        }
+        Ok(())
+    }
+}

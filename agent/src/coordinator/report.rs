@@ -1,0 +1,154 @@
+//! Why the coordinator did or did not act: the answer to "why did it not fail over?".
+
+use std::fmt;
+use std::time::Duration;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{NodeId, NodeName};
+
+/// What one step concluded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// What is being done.
+    pub doing: Vec<String>,
+    /// What keeps it from going on.
+    pub waiting: Vec<NotYet>,
+}
+
+impl Report {
+    /// One line each, what is being done first.
+    pub fn lines(&self) -> Vec<String> {
+        self.doing.iter().cloned().chain(self.waiting.iter().map(ToString::to_string)).collect()
+    }
+}
+
+/// A reason not to act, or not yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotYet {
+    /// Forming needs to have seen everybody.
+    MembersUnseen(Vec<NodeId>),
+    /// Forming needs exactly one primary.
+    NoPrimaryToForm(Vec<NodeName>),
+    /// Two servers would accept writes.
+    SeveralPrimaries(Vec<NodeName>),
+    /// A server of another database cluster.
+    ForeignSystem {
+        /// The stranger.
+        node: NodeName,
+        /// Its system identifier.
+        found: u64,
+        /// Everybody else's.
+        expected: u64,
+    },
+    /// Physical replication needs one major version.
+    MajorVersion {
+        /// The odd one.
+        node: NodeName,
+        /// Its version.
+        found: u32,
+        /// Everybody else's.
+        expected: u32,
+    },
+    /// Two agents call themselves the same.
+    DuplicateName(NodeName),
+    /// Failed, but failover is by hand.
+    AutoFailoverOff(NodeName),
+    /// The agent is silent, its database is not.
+    Unguarded(NodeName),
+    /// Nobody has knocked on the silent node's database yet.
+    Unverified(NodeName),
+    /// The old primary may still be writable.
+    LeaseRunning {
+        /// The old primary.
+        node: NodeName,
+        /// Voters whose promise has lapsed, and how many are needed.
+        lapsed: usize,
+        /// A majority.
+        needed: usize,
+        /// The longest promise heard of.
+        left: Duration,
+    },
+    /// No standby can take over.
+    NoCandidate {
+        /// The failed primary.
+        node: NodeName,
+        /// Why not each of the others.
+        rejected: Vec<String>,
+    },
+    /// Standbys still cut their walreceivers.
+    Recruiting {
+        /// Those that have.
+        done: usize,
+        /// Those that are expected to.
+        expected: usize,
+    },
+    /// A step of a change takes its time.
+    Step {
+        /// Planned or not.
+        kind: ChangeKind,
+        /// Which node works.
+        node: NodeName,
+        /// At what.
+        what: &'static str,
+        /// For how long.
+        since: Duration,
+    },
+}
+
+impl fmt::Display for NotYet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join = |names: &[NodeName]| names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::MembersUnseen(ids) => {
+                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                write!(f, "the cluster has not formed: waiting for the agents of nodes {}", ids.join(", "))
+            }
+            Self::NoPrimaryToForm(names) => write!(
+                f,
+                "the cluster has not formed: none of {} is a primary; start one of them without standby.signal",
+                join(names)
+            ),
+            Self::SeveralPrimaries(names) => write!(
+                f,
+                "the cluster has not formed: {} are all primaries; rebuild all but one as standbys",
+                join(names)
+            ),
+            Self::ForeignSystem { node, found, expected } => write!(
+                f,
+                "{node} holds another database (system identifier {found}, the cluster's is {expected}): \
+                 rebuild it from the primary; it is left alone"
+            ),
+            Self::MajorVersion { node, found, expected } => write!(
+                f,
+                "{node} runs PostgreSQL {found}, the cluster runs {expected}: standbys need the primary's major version"
+            ),
+            Self::DuplicateName(name) => write!(f, "two agents call themselves {name}: give one another name"),
+            Self::AutoFailoverOff(name) => write!(
+                f,
+                "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"
+            ),
+            Self::Unguarded(name) => write!(
+                f,
+                "the agent of primary {name} is silent but its database is in service: no failover; \
+                 the primary runs unguarded until its agent is started again"
+            ),
+            Self::Unverified(name) => {
+                write!(f, "the agent of primary {name} is silent; checking its database from the other nodes")
+            }
+            Self::LeaseRunning { node, lapsed, needed, left } => write!(
+                f,
+                "{node} may be writable for another {} ms: {lapsed} of {needed} promises have ended",
+                left.as_millis()
+            ),
+            Self::NoCandidate { node, rejected } => {
+                write!(f, "no standby can take over from {node}: {}", rejected.join("; "))
+            }
+            Self::Recruiting { done, expected } => {
+                write!(f, "{done} of {expected} standbys have cut their walreceivers")
+            }
+            Self::Step { kind, node, what, since } => {
+                write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())
+            }
+        }
+    }
+}

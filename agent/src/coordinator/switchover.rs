@@ -1,0 +1,215 @@
+//! A planned change of primary: prepare, stop the old one cleanly, hand over, or roll back.
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{NodeId, NodeName};
+
+use super::report::{NotYet, Report};
+use super::view::View;
+use crate::cluster::{Change, ChangePhase, Command, Member, Service};
+
+/// Why an operator's request for a change of primary is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchoverRefused {
+    /// Nothing to change yet.
+    #[error("the cluster has not formed yet")]
+    NotFormed,
+    /// One at a time.
+    #[error("a {0} is already in flight")]
+    ChangeInFlight(ChangeKind),
+    /// No such node.
+    #[error("{0} is not a database node of this cluster")]
+    NotADatabase(NodeName),
+    /// Already there.
+    #[error("{0} already is the primary")]
+    AlreadyPrimary(NodeName),
+    /// A switchover loses nothing, so it needs both sides whole.
+    #[error("primary {0} is not in service: a switchover needs it to stop cleanly")]
+    PrimaryNotInService(NodeName),
+    /// The target, or every possible target, is unfit.
+    #[error("no standby can take over: {}", .0.join("; "))]
+    NoTarget(Vec<String>),
+}
+
+impl SwitchoverRefused {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFormed => "pgherd cluster-status says what the cluster is waiting for",
+            Self::ChangeInFlight(_) => "wait for it to end; pgherd cluster-status shows how far it is",
+            Self::NotADatabase(_) => "pgherd cluster-status lists the nodes",
+            Self::AlreadyPrimary(_) => "nothing has to be done",
+            Self::PrimaryNotInService(_) => {
+                "start its agent again, or force a failover with `pgherd promote` (transactions may be lost)"
+            }
+            Self::NoTarget(_) => "bring a standby back with `pgherd resume NODE`, or wait until it has caught up",
+        }
+    }
+}
+
+impl View<'_> {
+    /// An operator asks for a switchover.
+    pub fn plan_switchover(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
+        let (from, to) = self.check_request(to)?;
+        if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery) {
+            return Err(SwitchoverRefused::PrimaryNotInService(self.name(from)));
+        }
+        let (ranks, mut rejected) = self.ranks(from, to);
+        let fit = ranks.iter().find(|rank| match self.fit_for_switchover(rank.node(), from) {
+            Ok(()) => true,
+            Err(reason) => {
+                rejected.push(reason);
+                false
+            }
+        });
+        let Some(rank) = fit else { return Err(SwitchoverRefused::NoTarget(rejected)) };
+        Ok(Command::Begin {
+            generation: self.state.generation,
+            kind: ChangeKind::Switchover,
+            from,
+            to: Some(rank.node()),
+            reason: "an operator asked for a switchover".to_owned(),
+            allow_data_loss: false,
+            at: self.wall,
+        })
+    }
+
+    /// An operator asks for a promotion come what may.
+    pub fn plan_forced(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
+        let (from, to) = self.check_request(to)?;
+        let (ranks, rejected) = self.ranks(from, to);
+        if ranks.is_empty() {
+            return Err(SwitchoverRefused::NoTarget(rejected));
+        }
+        Ok(Command::Begin {
+            generation: self.state.generation,
+            kind: ChangeKind::Failover,
+            from,
+            to,
+            reason: "an operator forced a promotion".to_owned(),
+            allow_data_loss: true,
+            at: self.wall,
+        })
+    }
+
+    fn check_request(&self, to: Option<&NodeName>) -> Result<(NodeId, Option<NodeId>), SwitchoverRefused> {
+        let primary = self.state.primary.ok_or(SwitchoverRefused::NotFormed)?;
+        if let Some(change) = &self.state.change {
+            return Err(SwitchoverRefused::ChangeInFlight(change.kind));
+        }
+        let Some(to) = to else { return Ok((primary.node, None)) };
+        let member = self.state.by_name(to).filter(|member| member.is_database());
+        let member: &Member = member.ok_or_else(|| SwitchoverRefused::NotADatabase(to.clone()))?;
+        if member.descriptor.id == primary.node {
+            return Err(SwitchoverRefused::AlreadyPrimary(to.clone()));
+        }
+        Ok((primary.node, Some(member.descriptor.id)))
+    }
+
+    fn fit_for_switchover(&self, id: NodeId, from: NodeId) -> Result<(), String> {
+        let name = self.name(id);
+        let up = self.state.members.get(&id).is_some_and(|member| member.service == Service::Up);
+        let streaming = self.running(id).is_some_and(|running| running.is_streaming());
+        if !up || !streaming {
+            return Err(format!("{name} does not stream from the primary"));
+        }
+        let received = self.running(id).map(|running| running.received);
+        let behind = received.and_then(|received| Some(self.last_primary_position(from)?.bytes_since(received)));
+        match behind {
+            Some(bytes) if self.policy.max_lag > 0 && bytes > self.policy.max_lag => {
+                Err(format!("{name} is {bytes} bytes behind, more than failover.max_lag ({})", self.policy.max_lag))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Drives the change in flight, whatever it is.
+    pub(super) fn advance_change(&self, report: &mut Report) -> Option<Command> {
+        let Some(change) = &self.state.change else { return self.confirm(report) };
+        match change.phase {
+            ChangePhase::Preparing => self.prepare(change, report),
+            ChangePhase::Stopping => self.hand_over(change, report),
+            ChangePhase::Recruiting => self.advance_failover(change, report),
+            ChangePhase::Granted => self.confirm(report),
+        }
+    }
+
+    /// The old primary checkpoints; nobody notices yet, so it can simply be given up.
+    fn prepare(&self, change: &Change, report: &mut Report) -> Option<Command> {
+        let old = self.postgres(change.from);
+        if old.is_some_and(|old| old.prepared == Some(change.generation)) {
+            report.doing.push(format!("switchover: {} stops", self.name(change.from)));
+            return Some(Command::Stop { generation: change.generation });
+        }
+        let writable = self.running(change.from).is_some_and(|running| !running.in_recovery);
+        let overdue = self.step_age > self.policy.switchover_timeout;
+        if writable && !overdue {
+            let (node, since) = (self.name(change.from), self.step_age);
+            report.waiting.push(NotYet::Step { kind: change.kind, node, what: "checkpoint", since });
+            return None;
+        }
+        let reason = if writable { "the checkpoint took too long" } else { "the primary is no longer in service" };
+        Some(Command::Abandon {
+            generation: change.generation,
+            reason: format!("{}: {reason}", self.name(change.from)),
+            at: self.wall,
+        })
+    }
+
+    /// The old primary stops; once it has, whoever holds its last checkpoint record holds everything.
+    fn hand_over(&self, change: &Change, report: &mut Report) -> Option<Command> {
+        let overdue = self.step_age > self.policy.switchover_timeout;
+        let Some(old) = self.postgres(change.from) else {
+            return self.lost_while_stopping(change, report);
+        };
+        let step = |id: NodeId, what| NotYet::Step {
+            kind: change.kind,
+            node: self.name(id),
+            what,
+            since: self.step_age,
+        };
+        let Some(stopped) = old.stopped() else {
+            report.waiting.push(step(change.from, "stop"));
+            // Never stopped: it simply goes on, under a new generation.
+            let goes_on = overdue && old.running().is_some_and(|running| !running.in_recovery);
+            return goes_on.then(|| self.grant(change, change.from, stopped_at(old), report));
+        };
+        if old.released != Some(self.state.generation) {
+            report.waiting.push(step(change.from, "be gone"));
+            return None;
+        }
+        if stopped.clean {
+            let holds_all = |id: NodeId| {
+                self.running(id).filter(|r| r.in_recovery && r.received > stopped.checkpoint).map(|r| r.received)
+            };
+            let wanted = change.to.and_then(|to| Some((to, holds_all(to)?)));
+            if let Some((to, received)) = wanted {
+                return Some(self.grant(change, to, received, report));
+            }
+            if !overdue && change.to.is_some_and(|to| self.is_fresh(to)) {
+                report.waiting.push(step(change.to.unwrap_or(change.from), "receive the last of the WAL"));
+                return None;
+            }
+        }
+        // The target does not have everything: back to the old primary, which does.
+        Some(self.grant(change, change.from, stopped.checkpoint, report))
+    }
+
+    /// The old primary's node vanished on the way: from here on it is a failover.
+    fn lost_while_stopping(&self, change: &Change, report: &mut Report) -> Option<Command> {
+        let name = self.name(change.from);
+        report.doing.push(format!("{name} vanished during a switchover: failing over"));
+        Some(Command::Begin {
+            generation: self.state.generation,
+            kind: ChangeKind::Failover,
+            from: change.from,
+            to: None,
+            reason: format!("{name} vanished during a switchover"),
+            allow_data_loss: false,
+            at: self.wall,
+        })
+    }
+}
+
+fn stopped_at(old: &crate::observation::PostgresObservation) -> pgherd_common::Lsn {
+    old.running().map(|running| running.position).unwrap_or_default()
+}

@@ -1,0 +1,510 @@
+//! The coordinator against hand-made observations; commands are applied to the state as the log would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{Generation, Lsn, MonoTime, NodeId, Timeline, WallTime};
+
+use super::*;
+use crate::cluster::{
+    Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, Outcome, PrimaryPhase, Service, apply,
+};
+use crate::observation::{
+    NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
+};
+
+const LEASE: Duration = Duration::from_secs(2);
+
+/// Servers 1 to 3 with databases, server 4 a witness; the coordinator under test leads on server 4.
+struct Rig {
+    coordinator: Coordinator,
+    state: ClusterState,
+    voters: BTreeSet<NodeId>,
+    now: MonoTime,
+    revision: u64,
+    seen: BTreeMap<u64, NodeObservation>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(adjust: impl FnOnce(&mut Policy)) -> Self {
+        let mut policy = Policy {
+            auto_failover: true,
+            max_lag: 16 << 20,
+            lease: LEASE,
+            node_timeout: Duration::from_secs(3),
+            recruit_timeout: Duration::from_secs(1),
+            switchover_timeout: Duration::from_secs(15),
+            change_timeout: Duration::from_secs(30),
+        };
+        adjust(&mut policy);
+        Self {
+            coordinator: Coordinator::new(NodeId(4), policy),
+            state: ClusterState::default(),
+            voters: (1..=4).map(NodeId).collect(),
+            now: MonoTime::since_boot(Duration::from_secs(100)),
+            revision: 0,
+            seen: (1..=4).map(|id| (id, observation(id))).collect(),
+        }
+    }
+
+    /// A formed cluster, server 1 serving.
+    fn formed() -> Self {
+        Self::new().form()
+    }
+
+    fn form(mut self) -> Self {
+        self.settle();
+        assert_eq!(self.state.serving(), Some(NodeId(1)), "{:?}", self.state);
+        self
+    }
+
+    fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
+        self.seen.get_mut(&id).unwrap().postgres.as_mut().unwrap()
+    }
+
+    /// All agents but `silent` beat, then the coordinator steps once and the log applies.
+    fn step(&mut self, silent: &[u64]) -> Decision {
+        self.now = self.now + Duration::from_millis(100);
+        self.coordinator.committed(&self.state, &self.voters, self.now);
+        for (id, observation) in &mut self.seen {
+            observation.generation = self.state.generation;
+            observation.intent = self
+                .state
+                .change
+                .as_ref()
+                .filter(|change| change.kind == ChangeKind::Failover && change.phase == ChangePhase::Recruiting)
+                .map(|change| change.generation);
+            if !silent.contains(id) {
+                self.coordinator.observe(observation.clone(), self.now);
+            }
+        }
+        let decision = self.coordinator.step(self.now, WallTime(1));
+        if let Some(Action::Propose(command)) = &decision.action {
+            self.revision += 1;
+            let applied = apply(&mut self.state, command, self.revision);
+            assert_eq!(applied, Applied::Changed, "{command:?}");
+            self.coordinator.committed(&self.state, &self.voters, self.now);
+        }
+        decision
+    }
+
+    /// A step whose outcome shows in the state.
+    fn pass(&mut self, silent: &[u64]) {
+        let _ = self.step(silent);
+    }
+
+    /// Steps until nothing more is proposed.
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            if self.step(&[]).action.is_none() {
+                return;
+            }
+        }
+        panic!("the coordinator does not come to rest: {:?}", self.state);
+    }
+
+    fn crash(&mut self, id: u64) {
+        self.postgres(id).state = down(false);
+    }
+
+    fn released(&mut self, id: u64) {
+        self.postgres(id).released = Some(self.state.generation);
+    }
+
+    fn recruited(&mut self, id: u64, received: u64) {
+        let generation = self.state.change.as_ref().unwrap().generation;
+        let postgres = self.postgres(id);
+        postgres.recruited = Some(generation);
+        let PostgresState::Running(running) = &mut postgres.state else { panic!("{id} does not run") };
+        running.received = Lsn(received);
+    }
+
+    fn propose(&mut self, command: &Command) -> Applied {
+        self.revision += 1;
+        apply(&mut self.state, command, self.revision)
+    }
+}
+
+fn observation(id: u64) -> NodeObservation {
+    let database = id != 4;
+    NodeObservation {
+        descriptor: Descriptor {
+            id: NodeId(id),
+            name: format!("server{id}").parse().unwrap(),
+            kind: if database { NodeKind::Database } else { NodeKind::Witness },
+            agent: format!("10.0.0.{id}:7800").parse().unwrap(),
+            postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
+            priority: 100,
+            weight: 1,
+        },
+        cluster: "demo".parse().unwrap(),
+        incarnation: id,
+        generation: Generation::ZERO,
+        intent: None,
+        promise_left_ms: 0,
+        lease_left_ms: None,
+        postgres: database.then(|| PostgresObservation {
+            system_identifier: 7,
+            major: 15,
+            pid: Some(1),
+            state: PostgresState::Running(running(id != 1)),
+            recruited: None,
+            prepared: None,
+            released: None,
+            trouble: None,
+        }),
+        remote: BTreeMap::new(),
+    }
+}
+
+fn running(in_recovery: bool) -> Running {
+    Running {
+        in_recovery,
+        timeline: Timeline(1),
+        position: Lsn(1000),
+        received: Lsn(1000),
+        checkpoint_timeline: Timeline(1),
+        history: TimelineHistory::default(),
+        follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
+        receiver: in_recovery.then(|| "streaming".to_owned()),
+        standbys: Vec::new(),
+        slots: Vec::new(),
+    }
+}
+
+fn down(clean: bool) -> PostgresState {
+    PostgresState::Down(Stopped {
+        clean,
+        standby: false,
+        timeline: Timeline(1),
+        checkpoint: Lsn(1000),
+        found_down: false,
+        for_ms: 0,
+    })
+}
+
+fn granted_to(state: &ClusterState) -> Option<NodeId> {
+    state.primary.filter(|primary| primary.phase == PrimaryPhase::Promoting).map(|primary| primary.node)
+}
+
+#[test]
+fn a_cluster_forms_around_the_one_primary_and_all_standbys_come_into_service() {
+    let rig = Rig::formed();
+    assert!(rig.state.members.values().all(|member| member.service == Service::Up));
+    assert_eq!(rig.state.generation, Generation::ZERO.next());
+}
+
+#[test]
+fn nothing_forms_while_a_member_is_unseen_or_two_are_primaries() {
+    let mut rig = Rig::new();
+    let decision = rig.step(&[3]);
+    assert_eq!(decision.report.waiting, vec![NotYet::MembersUnseen(vec![NodeId(3)])]);
+    rig.postgres(2).state = PostgresState::Running(running(false));
+    let decision = rig.step(&[]);
+    assert!(matches!(decision.report.waiting.as_slice(), [NotYet::SeveralPrimaries(names)] if names.len() == 2));
+    assert_eq!(rig.state.identity, None);
+}
+
+#[test]
+fn a_foreign_database_or_version_is_named_and_nothing_forms() {
+    let mut rig = Rig::new();
+    rig.postgres(3).system_identifier = 8;
+    rig.postgres(2).major = 14;
+    let decision = rig.step(&[]);
+    let text = decision.report.lines().join("\n");
+    assert!(text.contains("server3 holds another database") && text.contains("server2 runs PostgreSQL 14"), "{text}");
+    assert_eq!(rig.state.identity, None);
+}
+
+#[test]
+fn a_crashed_primary_is_replaced_by_the_standby_that_has_most() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    assert!(matches!(rig.step(&[]).action, Some(Action::Propose(Command::Begin { .. }))));
+    // Not before the old primary is surely gone.
+    for id in 1..=4 {
+        rig.seen.get_mut(&id).unwrap().promise_left_ms = 1500;
+    }
+    assert!(matches!(rig.step(&[]).report.waiting.as_slice(), [NotYet::LeaseRunning { lapsed: 0, needed: 3, .. }]));
+    rig.released(1);
+    rig.recruited(2, 2000);
+    // Not before the other standby has had its chance.
+    assert!(matches!(rig.step(&[]).report.waiting.as_slice(), [NotYet::Recruiting { done: 1, expected: 2 }]));
+    rig.recruited(3, 3000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+    assert_eq!(rig.state.topology().unwrap().unwrap().primary(), None, "not published before it serves");
+
+    let promoted = Running { timeline: Timeline(2), ..running(false) };
+    rig.postgres(3).state = PostgresState::Running(promoted);
+    rig.pass(&[]);
+    assert_eq!(rig.state.serving(), Some(NodeId(3)));
+    assert_eq!(rig.state.topology().unwrap().unwrap().primary().unwrap().id, NodeId(3));
+    assert_eq!(rig.state.history.last().unwrap().outcome, Outcome::Completed);
+}
+
+#[test]
+fn equal_standbys_are_ranked_by_priority_then_number() {
+    for (priority, winner) in [(None, 2), (Some(1), 3)] {
+        let mut rig = Rig::formed();
+        if let Some(priority) = priority {
+            assert_eq!(rig.propose(&Command::SetPriority { node: NodeId(3), priority }), Applied::Changed);
+        }
+        rig.crash(1);
+        rig.pass(&[]);
+        rig.released(1);
+        rig.recruited(2, 2000);
+        rig.recruited(3, 2000);
+        rig.pass(&[]);
+        assert_eq!(granted_to(&rig.state), Some(NodeId(winner)));
+    }
+}
+
+#[test]
+fn a_later_timeline_beats_a_longer_one() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 9000);
+    rig.recruited(3, 2000);
+    let PostgresState::Running(running) = &mut rig.postgres(3).state else { unreachable!() };
+    running.timeline = Timeline(2);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_straggler_is_not_waited_for_longer_than_the_recruit_timeout() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    for _ in 0..12 {
+        rig.pass(&[]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn a_silent_primary_is_replaced_only_after_others_knocked_in_vain_and_promises_lapsed() {
+    let mut rig = Rig::formed();
+    let silent = [1];
+    for _ in 0..25 {
+        rig.pass(&silent);
+    }
+    assert_eq!(rig.state.change, None, "nobody has looked at its database yet");
+    rig.seen.get_mut(&2).unwrap().remote.insert(NodeId(1), RemoteDatabase::Writable);
+    rig.seen.get_mut(&3).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    let decision = rig.step(&silent);
+    assert!(decision.report.waiting.contains(&NotYet::Unguarded("server1".parse().unwrap())), "{decision:?}");
+    assert_eq!(rig.state.change, None, "its database serves, only its agent is gone");
+
+    rig.seen.get_mut(&2).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    rig.pass(&silent);
+    assert!(rig.state.change.is_some());
+    rig.seen.get_mut(&2).unwrap().promise_left_ms = 500;
+    rig.recruited(2, 1000);
+    rig.recruited(3, 1000);
+    let decision = rig.step(&silent);
+    assert!(matches!(decision.report.waiting.as_slice(), [NotYet::LeaseRunning { lapsed: 2, needed: 3, .. }]));
+    rig.seen.get_mut(&2).unwrap().promise_left_ms = 0;
+    rig.pass(&silent);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn automatic_failover_can_be_switched_off() {
+    let mut rig = Rig::with(|policy| policy.auto_failover = false).form();
+    rig.crash(1);
+    let decision = rig.step(&[]);
+    assert_eq!(decision.report.waiting, vec![NotYet::AutoFailoverOff("server1".parse().unwrap())]);
+    assert_eq!(rig.state.change, None);
+}
+
+#[test]
+fn a_primary_without_standbys_is_started_where_it_is() {
+    let mut rig = Rig::formed();
+    rig.crash(2);
+    rig.crash(3);
+    rig.settle();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)));
+    rig.postgres(1).state = PostgresState::Running(running(false));
+    rig.pass(&[]);
+    assert_eq!(rig.state.serving(), Some(NodeId(1)));
+}
+
+#[test]
+fn a_standby_far_behind_is_not_promoted_unless_an_operator_accepts_the_loss() {
+    let mut rig = Rig::formed();
+    let PostgresState::Running(primary) = &mut rig.postgres(1).state else { unreachable!() };
+    primary.position = Lsn(1 << 30);
+    rig.settle();
+    let silent = [1];
+    for id in [2, 3] {
+        rig.seen.get_mut(&id).unwrap().remote.insert(NodeId(1), RemoteDatabase::Refused);
+    }
+    for _ in 0..25 {
+        rig.pass(&silent);
+    }
+    assert_eq!(rig.state.change, None);
+    let text = rig.step(&silent).report.lines().join("\n");
+    assert!(text.contains("max_lag"), "{text}");
+
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(None).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.recruited(2, 1000);
+    rig.recruited(3, 900);
+    rig.pass(&silent);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn a_successor_that_fails_is_itself_replaced() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    rig.recruited(3, 2000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+    rig.postgres(2).state = down(false);
+    rig.postgres(2).trouble = Some("no space left on device".to_owned());
+    rig.pass(&[]);
+    let change = rig.state.change.clone().unwrap();
+    assert_eq!((change.from, change.phase), (NodeId(2), ChangePhase::Recruiting));
+    assert_eq!(rig.state.history.last().unwrap().outcome, Outcome::Superseded);
+    rig.released(2);
+    rig.recruited(3, 2000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_switchover_hands_over_only_what_the_target_wholly_has() {
+    let mut rig = Rig::formed();
+    let target = "server3".parse().unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&target)).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.pass(&[]);
+    assert_eq!(rig.state.topology().unwrap().unwrap().primary().unwrap().id, NodeId(1), "nobody is held yet");
+    let generation = rig.state.generation.next();
+    rig.postgres(1).prepared = Some(generation);
+    rig.pass(&[]);
+    assert_eq!(rig.state.topology().unwrap().unwrap().change(), Some(ChangeKind::Switchover));
+    rig.postgres(1).state = down(true);
+    rig.released(1);
+    // Its last record begins at 1000: having received exactly to there is not enough.
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), None);
+    let PostgresState::Running(standby) = &mut rig.postgres(3).state else { unreachable!() };
+    standby.received = Lsn(1120);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_switchover_whose_target_vanishes_is_rolled_back() {
+    let mut rig = Rig::formed();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.postgres(1).prepared = Some(rig.state.generation.next());
+    rig.pass(&[]);
+    rig.postgres(1).state = down(true);
+    rig.released(1);
+    for _ in 0..25 {
+        rig.pass(&[2]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)));
+    rig.postgres(1).state = PostgresState::Running(running(false));
+    rig.pass(&[2]);
+    assert_eq!(rig.state.history.last().unwrap().outcome, Outcome::RolledBack);
+}
+
+#[test]
+fn a_primary_lost_during_a_switchover_is_failed_over() {
+    let mut rig = Rig::formed();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.postgres(1).prepared = Some(rig.state.generation.next());
+    rig.pass(&[]);
+    for id in [2, 3] {
+        rig.seen.get_mut(&id).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    }
+    for _ in 0..25 {
+        rig.pass(&[1]);
+    }
+    let change = rig.state.change.clone().unwrap();
+    assert_eq!((change.kind, change.phase), (ChangeKind::Failover, ChangePhase::Recruiting));
+    rig.recruited(2, 1000);
+    rig.recruited(3, 1000);
+    rig.pass(&[1]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn a_switchover_is_refused_with_the_reason() {
+    let rig = Rig::formed();
+    let refused = |rig: &Rig, to: &str| {
+        let to = to.parse().unwrap();
+        rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&to)).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&rig, "server1"), "server1 already is the primary");
+    assert_eq!(refused(&rig, "server4"), "server4 is not a database node of this cluster");
+    let mut rig = Rig::formed();
+    rig.crash(2);
+    rig.settle();
+    assert_eq!(refused(&rig, "server2"), "no standby can take over: PostgreSQL on server2 does not run");
+}
+
+#[test]
+fn members_go_in_and_out_of_service() {
+    let mut rig = Rig::formed();
+    let service = |rig: &Rig, id: u64| rig.state.members[&NodeId(id)].service.clone();
+    rig.crash(2);
+    rig.settle();
+    assert_eq!(service(&rig, 2), Service::Failed("PostgreSQL crashed".to_owned()));
+    rig.postgres(2).state = PostgresState::Running(running(true));
+    rig.settle();
+    assert_eq!(service(&rig, 2), Service::Up);
+    for _ in 0..40 {
+        rig.pass(&[3, 4]);
+    }
+    assert!(matches!(service(&rig, 3), Service::Failed(reason) if reason.contains("silent")));
+    assert!(matches!(service(&rig, 4), Service::Failed(_)));
+}
+
+#[test]
+fn a_standby_that_receives_nothing_leaves_service_after_a_while() {
+    let mut rig = Rig::formed();
+    let PostgresState::Running(standby) = &mut rig.postgres(2).state else { unreachable!() };
+    standby.receiver = None;
+    for _ in 0..90 {
+        rig.pass(&[]);
+    }
+    assert_eq!(rig.state.members[&NodeId(2)].service, Service::Up);
+    for _ in 0..20 {
+        rig.pass(&[]);
+    }
+    assert!(matches!(&rig.state.members[&NodeId(2)].service, Service::Failed(reason) if reason.contains("no WAL")));
+}
+
+#[test]
+fn leadership_moves_off_the_primary_s_node() {
+    let mut rig = Rig::formed();
+    rig.coordinator.me = NodeId(1);
+    assert_eq!(rig.step(&[]).action, Some(Action::TransferLeadership(NodeId(4))));
+    assert_eq!(rig.step(&[]).action, None, "one offer at a time");
+}

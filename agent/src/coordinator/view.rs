@@ -1,0 +1,105 @@
+//! What a decision is made from: the committed state, and what was heard of each agent and when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pgherd_common::{MonoTime, NodeId, NodeName, WallTime};
+
+use super::Policy;
+use crate::cluster::{ClusterState, Command, Member};
+use crate::observation::{NodeObservation, PostgresObservation, Running};
+
+/// The last word of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What it said.
+    pub observation: NodeObservation,
+    /// When it was heard.
+    pub at: MonoTime,
+}
+
+/// Everything a decision may rest on.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The configuration.
+    pub policy: &'a Policy,
+    /// The truth.
+    pub state: &'a ClusterState,
+    /// Raft's voters.
+    pub voters: &'a BTreeSet<NodeId>,
+    /// What was heard.
+    pub seen: &'a BTreeMap<NodeId, Seen>,
+    /// How long the change in flight has been at its present step.
+    pub step_age: Duration,
+    /// For decisions.
+    pub now: MonoTime,
+    /// For the record.
+    pub wall: WallTime,
+}
+
+impl<'a> View<'a> {
+    /// How long ago an agent was heard; `None` if it never was.
+    pub fn age(&self, id: NodeId) -> Option<Duration> {
+        self.seen.get(&id).map(|seen| self.now.since(seen.at))
+    }
+
+    /// Heard within the length of a lease.
+    pub fn is_fresh(&self, id: NodeId) -> bool {
+        self.age(id).is_some_and(|age| age < self.policy.lease)
+    }
+
+    /// The last word of an agent, if it is fresh.
+    pub fn fresh(&self, id: NodeId) -> Option<&'a NodeObservation> {
+        self.seen.get(&id).filter(|_| self.is_fresh(id)).map(|seen| &seen.observation)
+    }
+
+    /// All fresh observations.
+    pub fn all_fresh(&self) -> impl Iterator<Item = &'a NodeObservation> {
+        let lease = self.policy.lease;
+        let now = self.now;
+        self.seen.values().filter(move |seen| now.since(seen.at) < lease).map(|seen| &seen.observation)
+    }
+
+    /// What a fresh agent says of its PostgreSQL.
+    pub fn postgres(&self, id: NodeId) -> Option<&'a PostgresObservation> {
+        self.fresh(id)?.postgres.as_ref()
+    }
+
+    /// A PostgreSQL that answers, by a fresh observation.
+    pub fn running(&self, id: NodeId) -> Option<&'a Running> {
+        self.postgres(id)?.running()
+    }
+
+    /// A member's name; its number when nobody knows the name.
+    pub fn name(&self, id: NodeId) -> NodeName {
+        let known = self.state.members.get(&id).map(|member| &member.descriptor.name);
+        let said = self.seen.get(&id).map(|seen| &seen.observation.descriptor.name);
+        let fallback = || format!("node-{id}").parse();
+        match known.or(said).cloned().map_or_else(fallback, Ok) {
+            Ok(name) => name,
+            Err(error) => unreachable!("a letter, digits and '-' are a valid name: {error}"),
+        }
+    }
+
+    /// Database members other than the current primary.
+    pub fn standbys(&self) -> impl Iterator<Item = &'a Member> {
+        let primary = self.state.primary.map(|primary| primary.node);
+        self.state.databases().filter(move |member| Some(member.descriptor.id) != primary)
+    }
+
+    /// The longest known end of the primary's WAL, by its last word, however old.
+    pub fn last_primary_position(&self, primary: NodeId) -> Option<pgherd_common::Lsn> {
+        let seen = self.seen.get(&primary)?;
+        seen.observation.postgres.as_ref()?.running().map(|running| running.position)
+    }
+
+    /// Brings the members' own descriptions into the log.
+    pub fn register(&self) -> Option<Command> {
+        self.state.identity.as_ref()?;
+        let changed = self.all_fresh().map(|observation| &observation.descriptor).find(|descriptor| {
+            self.voters.contains(&descriptor.id)
+                && self.state.members.get(&descriptor.id).is_none_or(|member| member.descriptor != **descriptor)
+        })?;
+        Some(Command::Register { descriptor: changed.clone(), at: self.wall })
+    }
+}

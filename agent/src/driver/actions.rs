@@ -1,0 +1,106 @@
+//! Carries out local actions, and keeps looking at the local PostgreSQL.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pgherd_common::Generation;
+use pgherd_common::errors::Chain;
+use tokio::sync::{mpsc, watch};
+
+use super::Event;
+use crate::observation::PostgresObservation;
+use crate::postgres::Instance;
+use crate::reconcile::LocalAction;
+
+/// A local action that has ended.
+#[derive(Debug)]
+pub struct Done {
+    /// Which.
+    pub action: LocalAction,
+    /// The generation of which this node was primary when it began.
+    pub primary_of: Option<Generation>,
+    /// The error with its causes.
+    pub result: Result<(), String>,
+    /// A look taken after it ended.
+    pub observation: PostgresObservation,
+}
+
+/// Does it, then looks.
+pub(super) async fn perform(
+    instance: Instance,
+    action: LocalAction,
+    primary_of: Option<Generation>,
+    stop_timeout: Duration,
+    ended: Arc<AtomicU64>,
+) -> Done {
+    let result = act(&instance, &action, stop_timeout).await;
+    // Whatever was observed until now may show the time before.
+    ended.fetch_add(1, Ordering::AcqRel);
+    let observation = instance.observe().await;
+    Done { action, primary_of, result, observation }
+}
+
+async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) -> Result<(), String> {
+    fn text<T, E: std::error::Error>(result: Result<T, E>) -> Result<(), String> {
+        result.map(|_| ()).map_err(|error| Chain(&error).to_string())
+    }
+    match action {
+        LocalAction::Fence { .. } => text(instance.fence().await),
+        LocalAction::StartPrimary(_) => text(instance.start_primary().await),
+        LocalAction::StartStandby(upstream) => text(instance.start_standby(upstream.as_ref()).await),
+        LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
+        LocalAction::StopFast { .. } => text(instance.stop_fast(stop_timeout).await),
+        LocalAction::Prepare(_) | LocalAction::Checkpoint => text(instance.checkpoint().await),
+        LocalAction::Recruit(_) => text(instance.recruit().await),
+        // After a clean switchover the walreceiver still looks for the old primary.
+        LocalAction::Promote(_) => match text(instance.recruit().await) {
+            Ok(()) => text(instance.promote().await),
+            refused => refused,
+        },
+        LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
+        LocalAction::AlignSlots { members, in_recovery } => text(instance.align_slots(members, *in_recovery).await),
+    }
+}
+
+/// One line for the log.
+pub(super) fn describe(action: &LocalAction) -> String {
+    match action {
+        LocalAction::Fence { reason } => format!("fencing PostgreSQL: {reason}"),
+        LocalAction::StartPrimary(generation) => format!("starting PostgreSQL as primary of generation {generation}"),
+        LocalAction::StartStandby(Some(upstream)) => format!("starting PostgreSQL as a standby of {}", upstream.node),
+        LocalAction::StartStandby(None) => "starting PostgreSQL as a standby".to_owned(),
+        LocalAction::Rejoin { upstream, .. } => format!("rejoining the cluster as a standby of {}", upstream.node),
+        LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
+        LocalAction::Prepare(generation) => format!("checkpoint before the switchover to generation {generation}"),
+        LocalAction::Checkpoint => "checkpoint after the promotion".to_owned(),
+        LocalAction::Recruit(generation) => format!("recruited for generation {generation}: cutting the walreceiver"),
+        LocalAction::Promote(generation) => format!("promoting PostgreSQL to primary of generation {generation}"),
+        LocalAction::Follow(upstream) => format!("following {} at {}", upstream.node, upstream.address),
+        LocalAction::AlignSlots { .. } => "aligning replication slots with the members".to_owned(),
+    }
+}
+
+/// Looks at PostgreSQL whenever it is time or its postmaster dies, and without pause in a hurry.
+pub(super) async fn watch(
+    instance: Instance,
+    mut hurry: watch::Receiver<bool>,
+    ended: Arc<AtomicU64>,
+    events: mpsc::Sender<Event>,
+) {
+    /// In a hurry: as often as a look costs, without drowning the machine in them.
+    const QUICK: Duration = Duration::from_millis(10);
+    loop {
+        let begun = ended.load(Ordering::Acquire);
+        let observation = instance.observe().await;
+        if events.send(Event::Postgres(observation, begun)).await.is_err() {
+            return;
+        }
+        let quick = *hurry.borrow_and_update();
+        tokio::select! {
+            () = instance.changed() => {}
+            changed = hurry.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(QUICK), if quick => {}
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What agents see. Facts and ages only: what they mean is decided in `coordinator` and `reconcile`.
+//!
+//! An agent sends its own [`NodeObservation`] to every other agent with each beat, so that whoever
+//! becomes raft leader already knows the cluster. Nothing here is a point in time: durations cross
+//! the wire, times do not.
+
+use std::collections::BTreeMap;
+
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Descriptor;
+
+/// Everything one agent says about itself and its PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeObservation {
+    /// Who speaks, as its own configuration describes it.
+    pub descriptor: Descriptor,
+    /// The cluster this agent is configured for.
+    pub cluster: ClusterName,
+    /// Drawn at random when the agent starts: tells two processes with one identity apart.
+    pub incarnation: u64,
+    /// The highest generation this agent has applied from the log.
+    pub generation: Generation,
+    /// The generation of the change of primary this agent has applied and takes part in. From then on
+    /// it acknowledges no beat of an older primary.
+    pub intent: Option<Generation>,
+    /// What is left, in milliseconds, of this agent's promise to the primary of an older generation
+    /// than `intent`. 0 when no promise is left.
+    pub promise_left_ms: u64,
+    /// Milliseconds until this agent fences its primary if nothing renews the lease; `None` when it
+    /// holds none.
+    pub lease_left_ms: Option<u64>,
+    /// `None` on a witness.
+    pub postgres: Option<PostgresObservation>,
+    /// What this agent sees when it knocks on the PostgreSQL of a node whose agent is silent.
+    pub remote: BTreeMap<NodeId, RemoteDatabase>,
+}
+
+/// A PostgreSQL server seen over the network by another node's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemoteDatabase {
+    /// It answered, and accepts writes.
+    Writable,
+    /// It answered, and is in recovery.
+    InRecovery,
+    /// It answered, but let us not in (wrong password, too many connections, starting up).
+    Answering,
+    /// The host answered that nobody listens.
+    Refused,
+    /// No answer in time.
+    Silent,
+}
+
+/// One look at the local PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresObservation {
+    /// From `pg_control`; 0 when there is no readable data directory.
+    pub system_identifier: u64,
+    /// Major version of the data directory.
+    pub major: u32,
+    /// The postmaster, while there is one.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: PostgresState,
+    /// The generation this server was recruited for: its walreceiver is gone and stays away until a
+    /// primary of that generation serves. Set together with a position read afterwards.
+    pub recruited: Option<Generation>,
+    /// The switchover this primary has checkpointed for.
+    pub prepared: Option<Generation>,
+    /// The newest generation of which this node gave up the primary role: every process of the
+    /// instance was gone.
+    pub released: Option<Generation>,
+    /// Why the last action failed, until one succeeds.
+    pub trouble: Option<String>,
+}
+
+/// What the local PostgreSQL is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PostgresState {
+    /// No postmaster.
+    Down(Stopped),
+    /// A postmaster runs, but lets nobody in yet: crash recovery, or a standby short of consistency.
+    Starting {
+        /// Milliseconds since this was first seen.
+        for_ms: u64,
+    },
+    /// It answers queries.
+    Running(Running),
+    /// A postmaster runs but does not answer a new connection.
+    Unresponsive {
+        /// Milliseconds since the last answer.
+        for_ms: u64,
+        /// The error of the last attempt.
+        reason: String,
+    },
+    /// The agent must not touch this data directory; the text says why and what to do.
+    Unusable(String),
+}
+
+/// A server that is not running, as `pg_control` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// `shut down` or `shut down in recovery`.
+    pub clean: bool,
+    /// Whether `standby.signal` is there: it would come up as a standby.
+    pub standby: bool,
+    /// Timeline of the last checkpoint.
+    pub timeline: Timeline,
+    /// Where the last checkpoint record starts. After a clean stop of a primary nothing but that
+    /// record follows.
+    pub checkpoint: Lsn,
+    /// It was already down when this agent first looked, so nobody saw it die.
+    pub found_down: bool,
+    /// Milliseconds since this was first seen.
+    pub for_ms: u64,
+}
+
+/// A server that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// `pg_is_in_recovery()`.
+    pub in_recovery: bool,
+    /// The timeline it writes or has received to.
+    pub timeline: Timeline,
+    /// A primary's current (flushed) position, a standby's replayed position.
+    pub position: Lsn,
+    /// The end of what is safely on disk: a standby's flushed receive position (never below
+    /// `position`), a primary's `position`.
+    pub received: Lsn,
+    /// Timeline of the last checkpoint. pg_rewind may be believed only once this has followed
+    /// `timeline` on the server it rewinds to.
+    pub checkpoint_timeline: Timeline,
+    /// The forks behind `timeline`.
+    pub history: TimelineHistory,
+    /// Where `primary_conninfo` points; `None` when it is empty.
+    pub follows: Option<HostPort>,
+    /// `pg_stat_wal_receiver.status`, when there is a walreceiver.
+    pub receiver: Option<String>,
+    /// Servers streaming from here.
+    pub standbys: Vec<Downstream>,
+    /// Physical slots this agent manages that exist here.
+    pub slots: Vec<String>,
+}
+
+impl Running {
+    /// Whether WAL is flowing in.
+    pub fn is_streaming(&self) -> bool {
+        self.receiver.as_deref() == Some("streaming")
+    }
+}
+
+/// A row of `pg_stat_replication`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downstream {
+    /// `application_name`: the member's name.
+    pub name: String,
+    /// `state`.
+    pub state: String,
+    /// `sync_state`.
+    pub sync_state: String,
+}
+
+impl NodeObservation {
+    /// This observation without what changes all the time (positions, ages): when two differ in this,
+    /// the others should hear of it at once.
+    pub fn essence(&self) -> Self {
+        let mut essence = self.clone();
+        essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
+        essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
+        if let Some(postgres) = &mut essence.postgres {
+            match &mut postgres.state {
+                PostgresState::Down(stopped) => stopped.for_ms = 0,
+                PostgresState::Starting { for_ms } => *for_ms = 0,
+                PostgresState::Unresponsive { for_ms, .. } => *for_ms = 0,
+                PostgresState::Running(running) => {
+                    running.position = Lsn::default();
+                    running.received = Lsn::default();
+                }
+                PostgresState::Unusable(_) => {}
+            }
+        }
+        essence
+    }
+}
+
+impl PostgresObservation {
+    /// The server, if it answers.
+    pub fn running(&self) -> Option<&Running> {
+        match &self.state {
+            PostgresState::Running(running) => Some(running),
+            PostgresState::Down(_)
+            | PostgresState::Starting { .. }
+            | PostgresState::Unresponsive { .. }
+            | PostgresState::Unusable(_) => None,
+        }
+    }
+
+    /// The data directory, if nothing runs on it.
+    pub fn stopped(&self) -> Option<&Stopped> {
+        match &self.state {
+            PostgresState::Down(stopped) => Some(stopped),
+            PostgresState::Running(_)
+            | PostgresState::Starting { .. }
+            | PostgresState::Unresponsive { .. }
+            | PostgresState::Unusable(_) => None,
+        }
+    }
+}

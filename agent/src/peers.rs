@@ -1,0 +1,152 @@
+//! Talks to the other agents: one task for each, that always sends the newest beat and never queues.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, ClusterName, HostPort, NodeId};
+use tokio::sync::{mpsc, watch};
+
+use crate::beat::{Beat, BeatAnswer, Hello, Welcome};
+use crate::driver::Event;
+
+/// Carries the sender's cluster on every request between agents.
+pub const CLUSTER_HEADER: &str = "x-pgherd-cluster";
+
+/// The other agents.
+pub struct Peers {
+    latest: watch::Sender<Option<Arc<Beat>>>,
+}
+
+impl Peers {
+    /// Starts a task for each peer. Answers arrive as [`Event::BeatAnswered`].
+    pub fn start(link: &Link, others: &BTreeMap<NodeId, HostPort>, events: &mpsc::Sender<Event>) -> Self {
+        let (latest, _) = watch::channel(None);
+        for (id, address) in others {
+            let task = beat_to(link.clone(), *id, address.clone(), latest.subscribe(), events.clone());
+            tokio::spawn(task);
+        }
+        Self { latest }
+    }
+
+    /// Sends this beat to everybody, as soon as each one's previous beat was answered or given up.
+    pub fn broadcast(&self, beat: Beat) {
+        self.latest.send_replace(Some(Arc::new(beat)));
+    }
+}
+
+async fn beat_to(
+    link: Link,
+    id: NodeId,
+    address: HostPort,
+    mut latest: watch::Receiver<Option<Arc<Beat>>>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut complained = false;
+    while latest.changed().await.is_ok() {
+        let Some(beat) = latest.borrow_and_update().clone() else { continue };
+        let sent = RealClock.now();
+        let answer = link.post::<_, BeatAnswer>(&address, "/v1/beat", &*beat).await;
+        match answer {
+            Ok(answer) => {
+                if complained {
+                    tracing::info!(node = %id, agent = %address, "the agent answers again");
+                }
+                complained = false;
+                let event = Event::BeatAnswered { voter: id, sent, lease: answer.lease };
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if !complained => {
+                complained = true;
+                tracing::warn!(node = %id, agent = %address, "the agent does not answer: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// How one agent calls another over HTTP, with a bound on every call.
+#[derive(Debug, Clone)]
+pub struct Link {
+    client: reqwest::Client,
+    cluster: ClusterName,
+    timeout: Duration,
+}
+
+/// Why a call to another agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer, or not in time.
+    #[error("no answer from the agent at {0}")]
+    Unreachable(HostPort, #[source] reqwest::Error),
+    /// It answered that it will not.
+    #[error("the agent at {agent} refused: {reason}")]
+    Refused {
+        /// Who answered.
+        agent: HostPort,
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl Link {
+    /// Connections are kept; none is trusted longer than `timeout` without an answer.
+    pub fn new(cluster: ClusterName, timeout: Duration) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder().connect_timeout(timeout).tcp_nodelay(true).no_proxy().build()?;
+        Ok(Self { client, cluster, timeout })
+    }
+
+    /// Posts a JSON body and reads a JSON answer.
+    pub async fn post<B: serde::Serialize + Sync, A: serde::de::DeserializeOwned>(
+        &self,
+        agent: &HostPort,
+        path: &str,
+        body: &B,
+    ) -> Result<A, CallError> {
+        self.call(agent, self.client.post(format!("http://{agent}{path}")).json(body)).await
+    }
+
+    /// Gets a JSON answer.
+    pub async fn get<A: serde::de::DeserializeOwned>(&self, agent: &HostPort, path: &str) -> Result<A, CallError> {
+        self.call(agent, self.client.get(format!("http://{agent}{path}"))).await
+    }
+
+    async fn call<A: serde::de::DeserializeOwned>(
+        &self,
+        agent: &HostPort,
+        request: reqwest::RequestBuilder,
+    ) -> Result<A, CallError> {
+        let unreachable = |error| CallError::Unreachable(agent.clone(), error);
+        let request = request.header(CLUSTER_HEADER, self.cluster.as_str()).timeout(self.timeout);
+        let response = request.send().await.map_err(unreachable)?;
+        if response.status().is_success() {
+            return response.json().await.map_err(unreachable);
+        }
+        let status = response.status();
+        let text = response.text().await.map_err(unreachable)?;
+        let reason = serde_json::from_str::<crate::api::types::Refusal>(&text).map_or(text, |refusal| refusal.error);
+        Err(CallError::Refused { agent: agent.clone(), reason: format!("{reason} ({status})") })
+    }
+
+    /// Posts an operator's request as it is, marked as passed on; the answer is the operator's.
+    pub async fn pass_on<B: serde::Serialize + Sync>(
+        &self,
+        agent: &HostPort,
+        path: &str,
+        mark: &'static str,
+        body: &B,
+    ) -> Result<reqwest::Response, reqwest::Error> {
+        // The leader waits for the log, which takes longer than a beat may.
+        let request = self.client.post(format!("http://{agent}{path}")).json(body).timeout(self.timeout * 5);
+        request.header(mark, "1").header(CLUSTER_HEADER, self.cluster.as_str()).send().await
+    }
+
+    /// Introduces this agent.
+    pub async fn hello(&self, agent: &HostPort, hello: &Hello) -> Result<Welcome, CallError> {
+        self.post(agent, "/v1/hello", hello).await
+    }
+}
+

@@ -1,0 +1,187 @@
+//! Pushes the topology to proxies the moment it is applied, and listens for what they acknowledge.
+//!
+//! Every agent does so for every proxy that connects: see `pgherd_common::push`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket};
+use pgherd_common::push::{BackendStatus, PROTOCOL, ToAgent, ToProxy};
+use pgherd_common::{ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
+use tokio::sync::watch;
+
+use crate::cluster::ClusterState;
+use crate::coordinator::Seen;
+
+/// How often proxies hear how the backends are doing; also what keeps the link provably alive.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// All proxy links of this agent.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    cluster: ClusterName,
+    state: watch::Receiver<Arc<ClusterState>>,
+    status: watch::Sender<Vec<BackendStatus>>,
+    proxies: Arc<Mutex<BTreeMap<String, Proxy>>>,
+}
+
+/// A connected proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Where applications reach it.
+    pub listen: HostPort,
+    /// The newest topology it has put into effect.
+    pub acknowledged: Option<Version>,
+    /// Tells two links of the same proxy apart.
+    link: u64,
+}
+
+impl Hub {
+    /// Publishes what raft applies.
+    pub fn new(cluster: ClusterName, state: watch::Receiver<Arc<ClusterState>>) -> Self {
+        Self { cluster, state, status: watch::Sender::default(), proxies: Arc::default() }
+    }
+
+    /// The connected proxies by name.
+    pub fn proxies(&self) -> BTreeMap<String, Proxy> {
+        self.lock().clone()
+    }
+
+    /// What was heard of the backends; sent with the next status.
+    pub fn observed(&self, state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: MonoTime) {
+        self.status.send_replace(backend_status(state, seen, now));
+    }
+
+    /// Serves one proxy until its link ends.
+    pub async fn serve(self, mut socket: WebSocket) {
+        let (name, link) = match self.welcome(&mut socket).await {
+            Ok(known) => known,
+            Err(reason) => {
+                tracing::warn!("a proxy was turned away: {reason}");
+                // It may be gone already.
+                let _ = say(&mut socket, &ToProxy::Goodbye(reason)).await;
+                return;
+            }
+        };
+        tracing::info!(proxy = name, "proxy connected");
+        let ended = self.push(&mut socket, &name, link).await;
+        let reason = ended.err().map_or_else(|| "it closed the link".to_owned(), |error| error.to_string());
+        tracing::info!(proxy = name, "proxy disconnected: {reason}");
+        let mut proxies = self.lock();
+        if proxies.get(&name).is_some_and(|proxy| proxy.link == link) {
+            proxies.remove(&name);
+        }
+    }
+
+    async fn welcome(&self, socket: &mut WebSocket) -> Result<(String, u64), String> {
+        let first = tokio::time::timeout(Duration::from_secs(5), socket.recv()).await;
+        let Ok(Some(Ok(Message::Text(text)))) = first else {
+            return Err("it did not say hello".to_owned());
+        };
+        match ToAgent::decode(&text) {
+            Ok(ToAgent::Hello { protocol, .. }) if protocol != PROTOCOL => {
+                Err(format!("it speaks push protocol {protocol}, this agent {PROTOCOL}: install matching versions"))
+            }
+            Ok(ToAgent::Hello { cluster, proxy, .. }) if cluster != self.cluster => {
+                Err(format!("proxy {proxy} belongs to cluster {cluster}, this is {}: correct cluster.name", self.cluster))
+            }
+            Ok(ToAgent::Hello { proxy, listen, .. }) => {
+                let link = rand::random();
+                self.lock().insert(proxy.clone(), Proxy { listen, acknowledged: None, link });
+                Ok((proxy, link))
+            }
+            Ok(ToAgent::Ack(_) | ToAgent::Refused { .. }) => Err("it did not say hello first".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn push(&self, socket: &mut WebSocket, name: &str, link: u64) -> Result<(), axum::Error> {
+        let (mut state, status) = (self.state.clone(), self.status.subscribe());
+        let mut sent = None;
+        let mut beat = tokio::time::interval(STATUS_INTERVAL);
+        loop {
+            let topology = topology_of(&state.borrow_and_update());
+            if let Some(topology) = topology.filter(|topology| sent != Some(topology.version())) {
+                sent = Some(topology.version());
+                say(socket, &ToProxy::Reset(topology)).await?;
+            }
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() {
+                    return say(socket, &ToProxy::Goodbye("the agent stops".to_owned())).await;
+                },
+                message = socket.recv() => match message {
+                    Some(message) => self.heard(name, link, message?),
+                    None => return Ok(()),
+                },
+                _ = beat.tick() => {
+                    let status = ToProxy::Status(status.borrow().clone());
+                    say(socket, &status).await?;
+                }
+            }
+        }
+    }
+
+    fn heard(&self, name: &str, link: u64, message: Message) {
+        let Message::Text(text) = message else { return };
+        match ToAgent::decode(&text) {
+            Ok(ToAgent::Ack(version)) => {
+                if let Some(proxy) = self.lock().get_mut(name).filter(|proxy| proxy.link == link) {
+                    proxy.acknowledged = proxy.acknowledged.max(Some(version));
+                }
+            }
+            Ok(ToAgent::Refused { pushed, have }) => {
+                tracing::debug!(proxy = name, %pushed, %have, "the proxy already follows a newer topology");
+                if let Some(proxy) = self.lock().get_mut(name).filter(|proxy| proxy.link == link) {
+                    proxy.acknowledged = proxy.acknowledged.max(Some(have));
+                }
+            }
+            Ok(ToAgent::Hello { .. }) => {}
+            Err(error) => tracing::warn!(proxy = name, "{error}"),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Proxy>> {
+        // Every critical section leaves the map whole.
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn say(socket: &mut WebSocket, message: &ToProxy) -> Result<(), axum::Error> {
+    socket.send(Message::Text(message.encode().into())).await
+}
+
+fn topology_of(state: &ClusterState) -> Option<Topology> {
+    match state.topology()? {
+        Ok(topology) => Some(topology),
+        Err(error) => {
+            tracing::error!("the committed state makes no topology: {error}");
+            None
+        }
+    }
+}
+
+fn backend_status(state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: MonoTime) -> Vec<BackendStatus> {
+    let running = |id: NodeId| seen.get(&id)?.observation.postgres.as_ref()?.running();
+    let primary = state.primary.and_then(|primary| running(primary.node)).filter(|running| !running.in_recovery);
+    let databases = state.databases().map(|member| {
+        let (id, name) = (member.descriptor.id, member.descriptor.name.as_str());
+        let own = running(id);
+        let downstream = primary.and_then(|primary| primary.standbys.iter().find(|standby| standby.name == name));
+        let lag = own.filter(|own| own.in_recovery).zip(primary);
+        BackendStatus {
+            id,
+            age_ms: seen.get(&id).map_or(u64::MAX, |seen| millis(now.since(seen.at))),
+            in_recovery: own.map(|own| own.in_recovery),
+            position: own.map(|own| own.position),
+            lag_bytes: lag.map(|(own, primary)| primary.position.bytes_since(own.position)),
+            replication_state: downstream.map(|standby| standby.state.clone()),
+            sync_state: downstream.map(|standby| standby.sync_state.clone()),
+        }
+    });
+    databases.collect()
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,393 @@
+//! Node level: what this agent does to its own PostgreSQL, so that it becomes what the log says it is.
+//!
+//! Decides from committed state, its own observation, what the primary's agent last said, and its
+//! lease; never from a wish of its own. It may only name an action: the driver carries it out and
+//! reports back. It must not know sockets, files or clocks.
+
+pub mod lease;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName};
+
+use crate::cluster::{Change, ChangePhase, ClusterState, Member, PrimaryPhase, Service};
+use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
+
+/// Something to do to the local PostgreSQL. Idempotent; carries all that was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalAction {
+    /// Kill every process of the instance, now.
+    Fence {
+        /// Why.
+        reason: String,
+    },
+    /// Start it as primary of a generation.
+    StartPrimary(Generation),
+    /// Start it as a standby of this server, or of none yet.
+    StartStandby(Option<Upstream>),
+    /// Make a stopped instance a standby of this server, rewinding it where its history demands it.
+    Rejoin {
+        /// The new primary.
+        upstream: Upstream,
+        /// What that primary last said of itself.
+        running: Running,
+    },
+    /// Stop it cleanly, for a switchover or before a rejoin.
+    StopFast {
+        /// Why.
+        reason: String,
+    },
+    /// Checkpoint ahead of the switchover to a generation.
+    Prepare(Generation),
+    /// Checkpoint after a promotion, so that others can rewind to this server.
+    Checkpoint,
+    /// Cut the walreceiver off for good, for the change of primary to this generation.
+    Recruit(Generation),
+    /// Leave recovery as primary of this generation.
+    Promote(Generation),
+    /// Stream from this server from now on.
+    Follow(Upstream),
+    /// Have exactly one slot for each of these members.
+    AlignSlots {
+        /// The other database members.
+        members: BTreeSet<NodeName>,
+        /// Whether nothing streams from here, so that slots must hold no WAL.
+        in_recovery: bool,
+    },
+}
+
+/// A server to stream from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// The member.
+    pub node: NodeName,
+    /// Where its PostgreSQL listens.
+    pub address: HostPort,
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.node, self.address)
+    }
+}
+
+/// What there is to decide from.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// This node.
+    pub me: NodeId,
+    /// The truth.
+    pub state: &'a ClusterState,
+    /// The local PostgreSQL.
+    pub own: &'a PostgresObservation,
+    /// The serving primary's PostgreSQL, as its agent recently described it.
+    pub primary: Option<&'a Running>,
+    /// When fencing must begin; `None` when this node holds no lease.
+    pub fence_at: Option<MonoTime>,
+    /// When this agent began: a lease not yet won is given this long.
+    pub started: MonoTime,
+    /// Now.
+    pub now: MonoTime,
+}
+
+/// What the configuration says about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// How long a new agent may take to win the lease of a primary it found running.
+    pub lease: Duration,
+    /// How long PostgreSQL may answer nobody.
+    pub local_timeout: Duration,
+    /// How long a crashed standby rests before it is started again; zero means for ever.
+    pub restart_standby_after: Duration,
+}
+
+/// Remembers what failed and when, so that it is not tried in a tight loop.
+#[derive(Debug)]
+pub struct Reconciler {
+    rules: Rules,
+    failures: u32,
+    not_before: Option<MonoTime>,
+    /// For whom the slots were last aligned.
+    slots: Option<(bool, BTreeSet<NodeName>)>,
+}
+
+/// The outcome of one look.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Reconciliation {
+    /// What to do now.
+    pub action: Option<LocalAction>,
+    /// Look again then, even if nothing happens.
+    pub wake_at: Option<MonoTime>,
+    /// Why nothing is done, where an operator would ask.
+    pub note: Option<String>,
+}
+
+impl Reconciliation {
+    fn act(action: LocalAction) -> Self {
+        Self { action: Some(action), ..Self::default() }
+    }
+
+    fn wait(note: impl Into<String>) -> Self {
+        Self { note: Some(note.into()), ..Self::default() }
+    }
+
+    fn at(self, wake_at: MonoTime) -> Self {
+        Self { wake_at: Some(wake_at), ..self }
+    }
+}
+
+impl Reconciler {
+    /// Nothing has failed yet.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, failures: 0, not_before: None, slots: None }
+    }
+
+    /// An action has ended.
+    pub fn finished(&mut self, action: &LocalAction, succeeded: bool, now: MonoTime) {
+        if succeeded {
+            self.failures = 0;
+            self.not_before = None;
+            if let LocalAction::AlignSlots { members, in_recovery } = action {
+                self.slots = Some((*in_recovery, members.clone()));
+            }
+        } else {
+            let pause = Duration::from_millis(500) * 2_u32.saturating_pow(self.failures.min(6));
+            self.failures += 1;
+            self.not_before = Some(now + pause);
+        }
+    }
+
+    /// What to do next.
+    pub fn decide(&self, s: &Situation<'_>) -> Reconciliation {
+        let wanted = self.wanted(s);
+        let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }) | None);
+        match self.not_before {
+            Some(at) if !urgent && s.now < at => Reconciliation { action: None, ..wanted }.at(at),
+            Some(_) | None => wanted,
+        }
+    }
+
+    fn wanted(&self, s: &Situation<'_>) -> Reconciliation {
+        if let PostgresState::Unusable(reason) = &s.own.state {
+            return Reconciliation::wait(reason.clone());
+        }
+        let Some(identity) = &s.state.identity else {
+            return Reconciliation::wait("the cluster has not formed yet");
+        };
+        if identity.system_identifier != s.own.system_identifier {
+            return Reconciliation::wait(format!(
+                "this data directory belongs to another database (system identifier {}, the cluster's is {}): \
+                 it is left alone",
+                s.own.system_identifier, identity.system_identifier
+            ));
+        }
+        let Some(member) = s.state.members.get(&s.me) else {
+            return Reconciliation::wait("this node is not a member yet");
+        };
+        if s.state.primary.is_some_and(|primary| primary.node == s.me) {
+            self.as_primary(s)
+        } else {
+            self.as_standby(s, member)
+        }
+    }
+
+    /// The log says this node is primary.
+    fn as_primary(&self, s: &Situation<'_>) -> Reconciliation {
+        let change = s.state.change.as_ref().filter(|change| change.phase != ChangePhase::Granted);
+        if let Some(change) = change.filter(|change| change.kind == ChangeKind::Failover) {
+            return give_up(s, format!("generation {} is to have another primary", change.generation));
+        }
+        if let Some(expired) = self.lease_expired(s) {
+            return expired;
+        }
+        if let PostgresState::Unresponsive { for_ms, reason } = &s.own.state {
+            let left = self.rules.local_timeout.saturating_sub(Duration::from_millis(*for_ms));
+            if left.is_zero() {
+                return give_up(s, format!("PostgreSQL has answered nobody for {for_ms} ms: {reason}"));
+            }
+            return Reconciliation::wait(format!("PostgreSQL does not answer: {reason}")).at(s.now + left);
+        }
+        if let Some(change) = change {
+            return switch_over(s, change);
+        }
+        let promoting = s.state.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
+        match &s.own.state {
+            PostgresState::Down(_) if promoting => self.become_primary(s, LocalAction::StartPrimary(s.state.generation)),
+            PostgresState::Down(_) => give_up(s, "PostgreSQL is down".to_owned()),
+            PostgresState::Running(running) if running.in_recovery && promoting => {
+                self.become_primary(s, LocalAction::Promote(s.state.generation))
+            }
+            PostgresState::Running(running) if running.in_recovery => {
+                Reconciliation::wait("PostgreSQL came up as a standby; the cluster will choose a primary")
+            }
+            PostgresState::Running(running) => self.keep_primary(s, running, promoting),
+            PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } | PostgresState::Unusable(_) => {
+                Reconciliation::default()
+            }
+        }
+    }
+
+    /// Only with the lease of the new generation in hand.
+    fn become_primary(&self, s: &Situation<'_>, action: LocalAction) -> Reconciliation {
+        match s.fence_at {
+            Some(at) if at > s.now => Reconciliation::act(action),
+            Some(_) | None => Reconciliation::wait("waiting for the lease of this generation"),
+        }
+    }
+
+    fn keep_primary(&self, s: &Situation<'_>, running: &Running, promoting: bool) -> Reconciliation {
+        let wake = |r: Reconciliation| Reconciliation { wake_at: r.wake_at.or(s.fence_at), ..r };
+        if promoting {
+            return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
+        }
+        if let Some(action) = self.slots_action(s, false) {
+            return wake(Reconciliation::act(action));
+        }
+        if running.checkpoint_timeline != running.timeline {
+            return wake(Reconciliation::act(LocalAction::Checkpoint));
+        }
+        wake(Reconciliation::default())
+    }
+
+    /// A primary without a lease must not be writable. One that this agent found running when it
+    /// started is given the time of one lease to win it.
+    fn lease_expired(&self, s: &Situation<'_>) -> Option<Reconciliation> {
+        let recovering = s.own.running().is_some_and(|running| running.in_recovery);
+        if s.own.stopped().is_some() || recovering {
+            return None;
+        }
+        let deadline = s.fence_at.unwrap_or(s.started + self.rules.lease).max(s.started + self.rules.lease);
+        (s.now >= deadline).then(|| {
+            give_up(s, "the lease ended: too few agents answered, another primary may be chosen".to_owned())
+        })
+    }
+
+    /// The log says another node is primary, or that nobody is.
+    fn as_standby(&self, s: &Situation<'_>, member: &Member) -> Reconciliation {
+        match &s.own.state {
+            PostgresState::Running(running) if !running.in_recovery => Reconciliation::act(LocalAction::Fence {
+                reason: format!("it accepts writes but is not the primary of generation {}", s.state.generation),
+            }),
+            PostgresState::Running(running) => self.run_standby(s, running),
+            PostgresState::Down(stopped) => self.start_standby(s, member, stopped),
+            PostgresState::Starting { .. } => Reconciliation::default(),
+            PostgresState::Unresponsive { reason, .. } => {
+                Reconciliation::wait(format!("PostgreSQL does not answer: {reason}"))
+            }
+            PostgresState::Unusable(reason) => Reconciliation::wait(reason.clone()),
+        }
+    }
+
+    fn run_standby(&self, s: &Situation<'_>, running: &Running) -> Reconciliation {
+        if let Some(change) = &s.state.change {
+            let recruiting = change.phase == ChangePhase::Recruiting;
+            if recruiting && s.own.recruited != Some(change.generation) {
+                return Reconciliation::act(LocalAction::Recruit(change.generation));
+            }
+            return Reconciliation::default();
+        }
+        if let Some(action) = self.slots_action(s, true) {
+            return Reconciliation::act(action);
+        }
+        let Some(upstream) = serving_upstream(s) else { return Reconciliation::default() };
+        // Without a word from the primary's agent a divergence cannot be told from a slow start.
+        let Some(primary) = s.primary.filter(|primary| !primary.in_recovery) else {
+            return Reconciliation::default();
+        };
+        if !primary.history.contains(primary.timeline, running.timeline, running.received) {
+            return Reconciliation::act(LocalAction::StopFast {
+                reason: format!(
+                    "its WAL (timeline {}, {}) went past the point where {} left that timeline: it has to be rewound",
+                    running.timeline, running.received, upstream.node
+                ),
+            });
+        }
+        if running.follows.as_ref() == Some(&upstream.address) {
+            return Reconciliation::default();
+        }
+        Reconciliation::act(LocalAction::Follow(upstream))
+    }
+
+    fn start_standby(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> Reconciliation {
+        if !member.allowed {
+            return Reconciliation::wait("this node is not allowed in the cluster: run `pgherd allow-node`");
+        }
+        if let Some(at) = match self.rest(s, member, stopped) {
+            Ok(rest) => rest,
+            Err(note) => return Reconciliation::wait(note),
+        } {
+            return Reconciliation::wait("PostgreSQL crashed; it is started again after a rest").at(at);
+        }
+        let upstream = serving_upstream(s);
+        match (upstream, s.primary.filter(|primary| !primary.in_recovery)) {
+            (Some(upstream), Some(running)) => {
+                Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })
+            }
+            // A former primary waits for one it can be compared with.
+            (_, _) if !stopped.standby => Reconciliation::wait("waiting for a primary to rejoin"),
+            (upstream, _) => Reconciliation::act(LocalAction::StartStandby(upstream)),
+        }
+    }
+
+    /// Until when a stopped standby is left alone; an error when it is for good, with the reason.
+    fn rest(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> Result<Option<MonoTime>, String> {
+        let was_primary = s.own.released.is_some_and(|released| released < s.state.generation);
+        let wanted_back = member.service == Service::Joining;
+        if wanted_back || stopped.found_down || (was_primary && !stopped.clean) {
+            return Ok(None);
+        }
+        let name = &member.descriptor.name;
+        if stopped.clean {
+            return Err(format!("PostgreSQL was shut down by hand; `pgherd resume {name}` brings it back"));
+        }
+        if self.rules.restart_standby_after.is_zero() {
+            return Err(format!("PostgreSQL crashed; `pgherd resume {name}` brings it back"));
+        }
+        let left = self.rules.restart_standby_after.saturating_sub(Duration::from_millis(stopped.for_ms));
+        Ok((!left.is_zero()).then(|| s.now + left))
+    }
+
+    fn slots_action(&self, s: &Situation<'_>, in_recovery: bool) -> Option<LocalAction> {
+        let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.allowed);
+        let members: BTreeSet<NodeName> = others.map(|member| member.descriptor.name.clone()).collect();
+        let aligned = self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
+        (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
+    }
+}
+
+/// Everything of the instance must be gone, leftovers of a dead postmaster included, before the role
+/// counts as released.
+fn give_up(s: &Situation<'_>, reason: String) -> Reconciliation {
+    if s.own.stopped().is_some() && s.own.released == Some(s.state.generation) {
+        return Reconciliation::wait(reason);
+    }
+    Reconciliation::act(LocalAction::Fence { reason })
+}
+
+fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
+    match (change.phase, &s.own.state) {
+        (ChangePhase::Preparing, PostgresState::Running(_)) if s.own.prepared != Some(change.generation) => {
+            Reconciliation::act(LocalAction::Prepare(change.generation))
+        }
+        (ChangePhase::Stopping, PostgresState::Running(_) | PostgresState::Starting { .. }) => {
+            Reconciliation::act(LocalAction::StopFast { reason: "switchover".to_owned() })
+        }
+        (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
+        (_, _) => Reconciliation::default(),
+    }
+}
+
+/// The primary to follow, when there is one that serves and no change in flight.
+fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
+    if s.state.change.is_some() {
+        return None;
+    }
+    let member = s.state.members.get(&s.state.serving()?)?;
+    Some(Upstream { node: member.descriptor.name.clone(), address: member.descriptor.postgres.clone()? })
+}
+

@@ -1,0 +1,191 @@
+//! Whether this node may stay writable, and how long an agent must wait before another node may
+//! become so. Pure arithmetic on this machine's clock.
+//!
+//! The primary's agent beats to every voter. A voter that still knows it as primary promises, with
+//! its answer, to help nobody else for [`Terms::promise`] from the *receipt* of the beat. The holder
+//! counts from the *sending* of the newest beat that enough voters answered, and begins to kill its
+//! PostgreSQL early enough to be done within the shortest such promise. Receipt is never before
+//! sending, so the holder always ends first, whatever the delay of messages.
+//!
+//! Enough is `n - majority + 1` voters (itself included): a successor needs a majority whose promises
+//! have lapsed, and any such majority shares a voter with any such group. With four voters a primary
+//! may stay with one other voter, though nobody could be promoted by two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pgherd_common::{Generation, MonoTime, NodeId};
+
+/// How much faster or slower one machine's clock may run than another's: 0.5 %, far beyond what a
+/// working oscillator does.
+const CLOCK_RATE_ERROR_PER_MILLE: u32 = 5;
+
+/// From the decision to fence until the last process is gone. Measured 75 to 175 ms.
+pub const KILL_BUDGET: Duration = Duration::from_millis(400);
+
+/// The agreed length of a lease, the same on every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    length: Duration,
+}
+
+impl Terms {
+    /// Terms with this nominal length.
+    pub fn new(length: Duration) -> Self {
+        Self { length }
+    }
+
+    /// How long a voter keeps its promise, by its own clock.
+    pub fn promise(self) -> Duration {
+        self.length + self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000
+    }
+
+    /// How long after sending the beat the holder must begin to fence, by its own clock.
+    fn hold(self) -> Duration {
+        (self.length - self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000).saturating_sub(KILL_BUDGET)
+    }
+}
+
+/// Voters, the holder included, that must have answered a beat: see the module's text.
+fn quorum(voters: usize) -> usize {
+    let majority = voters / 2 + 1;
+    voters - majority + 1
+}
+
+/// The holder's side.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    terms: Terms,
+    me: NodeId,
+    generation: Generation,
+    /// Sending time of the newest beat each voter has answered in `generation`.
+    answered: BTreeMap<NodeId, MonoTime>,
+}
+
+impl Lease {
+    /// No lease yet.
+    pub fn new(terms: Terms, me: NodeId) -> Self {
+        Self { terms, me, generation: Generation::ZERO, answered: BTreeMap::new() }
+    }
+
+    /// A voter has answered, in `generation`, the beat sent at `sent`.
+    pub fn answered(&mut self, voter: NodeId, generation: Generation, sent: MonoTime) {
+        if generation > self.generation {
+            self.generation = generation;
+            self.answered.clear();
+        }
+        if generation == self.generation {
+            let newest = self.answered.entry(voter).or_insert(sent);
+            *newest = (*newest).max(sent);
+        }
+    }
+
+    /// When fencing must begin if nothing renews the lease of `generation`. `None`: there is no lease.
+    pub fn fence_at(&self, generation: Generation, voters: &BTreeSet<NodeId>, now: MonoTime) -> Option<MonoTime> {
+        let needed = quorum(voters.len()) - usize::from(voters.contains(&self.me));
+        if needed == 0 {
+            return Some(now + self.terms.hold());
+        }
+        if generation != self.generation {
+            return None;
+        }
+        let mut times: Vec<MonoTime> =
+            self.answered.iter().filter(|(voter, _)| voters.contains(voter)).map(|(_, sent)| *sent).collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        times.get(needed - 1).map(|sent| *sent + self.terms.hold())
+    }
+}
+
+/// A voter's side: what it promised to the primary it knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Promise {
+    until: MonoTime,
+}
+
+impl Promise {
+    /// An agent that has just started cannot know what it promised before: it waits it out.
+    pub fn unknown(terms: Terms, now: MonoTime) -> Self {
+        Self { until: now + terms.promise() }
+    }
+
+    /// A beat of the current primary was answered.
+    pub fn renew(&mut self, terms: Terms, now: MonoTime) {
+        self.until = self.until.max(now + terms.promise());
+    }
+
+    /// What is left of it.
+    pub fn left(&self, now: MonoTime) -> Duration {
+        self.until.since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms = Terms { length: Duration::from_secs(2) };
+
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::since_boot(Duration::from_millis(millis))
+    }
+
+    fn voters(count: u64) -> BTreeSet<NodeId> {
+        (1..=count).map(NodeId).collect()
+    }
+
+    #[test]
+    fn a_holder_group_and_a_successor_majority_always_share_a_voter() {
+        for count in 1..=15_usize {
+            let majority = count / 2 + 1;
+            assert!(quorum(count) + majority > count, "{count} voters");
+            assert!(quorum(count) <= majority, "{count} voters");
+        }
+    }
+
+    #[test]
+    fn the_holder_is_done_before_any_promise_ends() {
+        // Holder's clock slow, voter's clock fast, both at the bound, instant delivery.
+        let hold = TERMS.hold() + KILL_BUDGET;
+        let slow_holder = hold + hold * CLOCK_RATE_ERROR_PER_MILLE / 1000;
+        let fast_voter = TERMS.promise() - TERMS.promise() * CLOCK_RATE_ERROR_PER_MILLE / 1000;
+        assert!(slow_holder < fast_voter + Duration::from_millis(1), "{slow_holder:?} {fast_voter:?}");
+    }
+
+    #[test]
+    fn the_newest_beat_that_enough_voters_answered_counts() {
+        let mut lease = Lease::new(TERMS, NodeId(1));
+        let generation = Generation::ZERO.next();
+        assert_eq!(lease.fence_at(generation, &voters(4), at(0)), None);
+        lease.answered(NodeId(2), generation, at(1000));
+        let first = lease.fence_at(generation, &voters(4), at(1000)).unwrap();
+        assert_eq!(first, at(1000) + TERMS.hold());
+        // Five voters: two others must answer.
+        assert_eq!(lease.fence_at(generation, &voters(5), at(1000)), None);
+        lease.answered(NodeId(3), generation, at(1200));
+        assert_eq!(lease.fence_at(generation, &voters(5), at(1200)), Some(first));
+        assert_eq!(lease.fence_at(generation, &voters(4), at(1200)), Some(at(1200) + TERMS.hold()));
+        // A late answer to an old beat changes nothing, a stranger's neither.
+        lease.answered(NodeId(3), generation, at(100));
+        lease.answered(NodeId(9), generation, at(9000));
+        assert_eq!(lease.fence_at(generation, &voters(4), at(1200)), Some(at(1200) + TERMS.hold()));
+    }
+
+    #[test]
+    fn a_lease_is_for_one_generation() {
+        let mut lease = Lease::new(TERMS, NodeId(1));
+        let first = Generation::ZERO.next();
+        lease.answered(NodeId(2), first.next(), at(1000));
+        assert_eq!(lease.fence_at(first, &voters(3), at(1000)), None);
+        lease.answered(NodeId(2), first, at(2000));
+        assert_eq!(lease.fence_at(first.next(), &voters(3), at(1000)), Some(at(1000) + TERMS.hold()));
+    }
+
+    #[test]
+    fn a_restarted_voter_waits() {
+        let mut promise = Promise::unknown(TERMS, at(0));
+        assert_eq!(promise.left(at(10)), TERMS.promise() - Duration::from_millis(10));
+        promise.renew(TERMS, at(500));
+        assert_eq!(promise.left(at(500)), TERMS.promise());
+        assert_eq!(promise.left(at(9999)), Duration::ZERO);
+    }
+}

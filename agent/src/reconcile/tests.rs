@@ -1,0 +1,328 @@
+//! What a node does to its own PostgreSQL, case by case.
+
+use std::time::Duration;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{Lsn, MonoTime, NodeId, Timeline, WallTime};
+
+use super::*;
+use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
+use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
+
+const RULES: Rules = Rules {
+    lease: Duration::from_secs(2),
+    local_timeout: Duration::from_secs(10),
+    restart_standby_after: Duration::from_secs(5),
+};
+
+/// Server 1 serves generation 1; servers 2 and 3 are standbys.
+struct Rig {
+    state: ClusterState,
+    own: PostgresObservation,
+    primary: Option<Running>,
+    fence_at: Option<MonoTime>,
+    now: MonoTime,
+    reconciler: Reconciler,
+}
+
+fn at(seconds: u64) -> MonoTime {
+    MonoTime::since_boot(Duration::from_secs(seconds))
+}
+
+fn descriptor(id: u64) -> Descriptor {
+    Descriptor {
+        id: NodeId(id),
+        name: format!("server{id}").parse().unwrap(),
+        kind: NodeKind::Database,
+        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
+        postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
+        priority: 100,
+        weight: 1,
+    }
+}
+
+fn running(in_recovery: bool) -> Running {
+    Running {
+        in_recovery,
+        timeline: Timeline(1),
+        position: Lsn(1000),
+        received: Lsn(1000),
+        checkpoint_timeline: Timeline(1),
+        history: TimelineHistory::default(),
+        follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
+        receiver: None,
+        standbys: Vec::new(),
+        slots: Vec::new(),
+    }
+}
+
+fn stopped(clean: bool, standby: bool) -> Stopped {
+    Stopped { clean, standby, timeline: Timeline(1), checkpoint: Lsn(900), found_down: false, for_ms: 0 }
+}
+
+impl Rig {
+    fn new(own: PostgresState) -> Self {
+        let mut rig = Self {
+            state: ClusterState::default(),
+            own: PostgresObservation {
+                system_identifier: 7,
+                major: 15,
+                pid: Some(1),
+                state: own,
+                recruited: None,
+                prepared: None,
+                released: None,
+                trouble: None,
+            },
+            primary: Some(running(false)),
+            fence_at: Some(at(102)),
+            now: at(100),
+            reconciler: Reconciler::new(RULES),
+        };
+        let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+        let members = (1..=3).map(descriptor).collect();
+        rig.commit(Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+        rig.commit(Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) });
+        rig
+    }
+
+    fn commit(&mut self, command: Command) {
+        let revision = self.state.revision + 1;
+        assert_eq!(apply(&mut self.state, &command, revision), Applied::Changed, "{command:?}");
+    }
+
+    fn begin(&mut self, kind: ChangeKind) {
+        self.commit(Command::Begin {
+            generation: self.state.generation,
+            kind,
+            from: NodeId(1),
+            to: None,
+            reason: "test".to_owned(),
+            allow_data_loss: false,
+            at: WallTime(0),
+        });
+    }
+
+    fn grant(&mut self, node: u64) {
+        let generation = self.state.generation.next();
+        self.commit(Command::Grant { generation, node: NodeId(node), received: Lsn(1000), at: WallTime(0) });
+    }
+
+    fn serve(&mut self) {
+        self.commit(Command::Serve { generation: self.state.generation, timeline: Timeline(2), at: WallTime(0) });
+    }
+
+    fn decide(&self, me: u64) -> Reconciliation {
+        self.reconciler.decide(&Situation {
+            me: NodeId(me),
+            state: &self.state,
+            own: &self.own,
+            primary: self.primary.as_ref(),
+            fence_at: self.fence_at,
+            started: at(50),
+            now: self.now,
+        })
+    }
+
+    fn aligned(mut self, me: u64) -> Self {
+        let Some(action @ LocalAction::AlignSlots { .. }) = self.decide(me).action else { panic!("slots come first") };
+        self.reconciler.finished(&action, true, self.now);
+        self
+    }
+}
+
+fn upstream(id: u64) -> Upstream {
+    Upstream { node: format!("server{id}").parse().unwrap(), address: format!("10.0.0.{id}:5432").parse().unwrap() }
+}
+
+fn fences(reconciliation: &Reconciliation) -> bool {
+    matches!(reconciliation.action, Some(LocalAction::Fence { .. }))
+}
+
+#[test]
+fn a_primary_with_its_lease_is_left_alone_and_looked_at_when_the_lease_ends() {
+    let rig = Rig::new(PostgresState::Running(running(false))).aligned(1);
+    assert_eq!(rig.decide(1), Reconciliation { action: None, wake_at: Some(at(102)), note: None });
+}
+
+#[test]
+fn a_primary_without_lease_is_fenced_even_while_it_starts_or_hangs() {
+    let hung = PostgresState::Unresponsive { for_ms: 1, reason: "timeout".to_owned() };
+    for state in [PostgresState::Running(running(false)), PostgresState::Starting { for_ms: 1 }, hung] {
+        let mut rig = Rig::new(state);
+        rig.now = at(102);
+        assert!(fences(&rig.decide(1)));
+        rig.fence_at = None;
+        rig.now = at(100);
+        assert!(fences(&rig.decide(1)), "no lease at all, and long past the grace of a new agent");
+        rig.now = at(51);
+        assert!(!fences(&rig.decide(1)), "a new agent may still win the lease");
+    }
+}
+
+#[test]
+fn a_hung_primary_is_given_up_after_the_local_timeout() {
+    let mut rig = Rig::new(PostgresState::Unresponsive { for_ms: 9_999, reason: "timeout".to_owned() });
+    assert_eq!(rig.decide(1).wake_at, Some(rig.now + Duration::from_millis(1)));
+    rig.own.state = PostgresState::Unresponsive { for_ms: 10_000, reason: "timeout".to_owned() };
+    assert!(fences(&rig.decide(1)));
+}
+
+#[test]
+fn a_dead_postmaster_s_leftovers_are_killed_before_the_role_counts_as_released() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(false, false)));
+    assert!(fences(&rig.decide(1)));
+    rig.own.released = Some(rig.state.generation);
+    assert_eq!(rig.decide(1).action, None);
+}
+
+#[test]
+fn a_primary_that_is_given_up_fences_itself() {
+    let mut rig = Rig::new(PostgresState::Running(running(false)));
+    rig.begin(ChangeKind::Failover);
+    assert!(fences(&rig.decide(1)));
+}
+
+#[test]
+fn whoever_is_writable_without_being_primary_is_fenced() {
+    let rig = Rig::new(PostgresState::Running(running(false)));
+    assert!(fences(&rig.decide(2)));
+    let mut rig = Rig::new(PostgresState::Running(running(false)));
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    assert!(fences(&rig.decide(1)), "a former primary that comes up as it was");
+}
+
+#[test]
+fn a_standby_is_recruited_once_and_stays_cut_off_until_the_new_primary_serves() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.begin(ChangeKind::Failover);
+    let generation = rig.state.generation.next();
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Recruit(generation)));
+    rig.own.recruited = Some(generation);
+    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    assert_eq!(rig.decide(3).action, None);
+    rig.grant(2);
+    assert_eq!(rig.decide(3).action, None, "the new primary does not listen yet");
+    rig.serve();
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(1000))]);
+    rig.primary = Some(Running { timeline: Timeline(2), history, ..running(false) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+}
+
+#[test]
+fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.serve();
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(999))]);
+    let primary = Running { timeline: Timeline(2), history, ..running(false) };
+    rig.primary = Some(primary.clone());
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
+    let generation = rig.state.generation;
+    let service = Service::Joining;
+    rig.commit(Command::SetService { generation, node: NodeId(3), service: Service::Failed("x".to_owned()), at: WallTime(1) });
+    rig.commit(Command::SetService { generation, node: NodeId(3), service, at: WallTime(1) });
+    rig.own.state = PostgresState::Down(stopped(true, true));
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
+}
+
+#[test]
+fn the_chosen_standby_promotes_only_with_the_lease_of_its_generation() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.fence_at = None;
+    assert_eq!(rig.decide(2).action, None);
+    rig.fence_at = Some(at(102));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation)));
+}
+
+#[test]
+fn a_rolled_back_primary_is_started_again() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(true, false)));
+    rig.begin(ChangeKind::Switchover);
+    rig.commit(Command::Stop { generation: rig.state.generation.next() });
+    rig.own.released = Some(rig.state.generation);
+    assert_eq!(rig.decide(1).action, None);
+    rig.grant(1);
+    assert_eq!(rig.decide(1).action, Some(LocalAction::StartPrimary(rig.state.generation)));
+}
+
+#[test]
+fn a_switchover_checkpoints_then_stops() {
+    let mut rig = Rig::new(PostgresState::Running(running(false)));
+    rig.begin(ChangeKind::Switchover);
+    let generation = rig.state.generation.next();
+    assert_eq!(rig.decide(1).action, Some(LocalAction::Prepare(generation)));
+    rig.own.prepared = Some(generation);
+    assert_eq!(rig.decide(1).action, None);
+    rig.commit(Command::Stop { generation });
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::StopFast { .. })));
+}
+
+#[test]
+fn a_crashed_former_primary_rejoins_as_soon_as_there_is_a_primary_to_rejoin() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(false, false)));
+    rig.own.released = Some(rig.state.generation);
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.primary = None;
+    assert_eq!(rig.decide(1).action, None);
+    rig.serve();
+    assert_eq!(rig.decide(1).action, None, "its agent has not been heard yet");
+    let primary = Running { timeline: Timeline(2), ..running(false) };
+    rig.primary = Some(primary.clone());
+    assert_eq!(rig.decide(1).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
+}
+
+#[test]
+fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(false, true)));
+    let generation = rig.state.generation;
+    let failed = Service::Failed("PostgreSQL crashed".to_owned());
+    rig.commit(Command::SetService { generation, node: NodeId(2), service: failed, at: WallTime(1) });
+    let decision = rig.decide(2);
+    assert_eq!((decision.action, decision.wake_at), (None, Some(at(105))));
+    rig.own.state = PostgresState::Down(Stopped { for_ms: 5000, ..stopped(false, true) });
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
+
+    rig.own.state = PostgresState::Down(Stopped { for_ms: 500_000, ..stopped(true, true) });
+    let decision = rig.decide(2);
+    assert_eq!(decision.action, None);
+    assert!(decision.note.unwrap().contains("pgherd resume server2"));
+    rig.commit(Command::Resume { node: NodeId(2), at: WallTime(2) });
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
+}
+
+#[test]
+fn after_a_power_cut_standbys_come_up_before_there_is_a_primary() {
+    let mut rig = Rig::new(PostgresState::Down(Stopped { found_down: true, ..stopped(false, true) }));
+    rig.primary = None;
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(Some(upstream(1)))));
+    rig.own.state = PostgresState::Down(Stopped { found_down: true, ..stopped(false, false) });
+    assert_eq!(rig.decide(2).action, None, "a former primary is compared first");
+}
+
+#[test]
+fn a_foreign_database_is_left_alone_whatever_the_log_says() {
+    let mut rig = Rig::new(PostgresState::Running(running(false)));
+    rig.own.system_identifier = 8;
+    let decision = rig.decide(2);
+    assert_eq!(decision.action, None);
+    assert!(decision.note.unwrap().contains("another database"));
+}
+
+#[test]
+fn a_failed_action_is_not_repeated_at_once_but_fencing_never_waits() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.begin(ChangeKind::Failover);
+    let action = rig.decide(3).action.unwrap();
+    rig.reconciler.finished(&action, false, rig.now);
+    let decision = rig.decide(3);
+    assert_eq!((decision.action, decision.wake_at), (None, Some(rig.now + Duration::from_millis(500))));
+    rig.own.state = PostgresState::Running(running(false));
+    assert!(fences(&rig.decide(3)));
+}

@@ -4,6 +4,8 @@
 mod apply;
 mod command;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};

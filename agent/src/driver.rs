@@ -200,11 +200,19 @@ impl Driver {
                 _ = beat.tick() => due = true,
                 () = tokio::time::sleep(pause) => {}
             }
-            self.state = state.borrow_and_update().clone();
-            self.standing = standing.borrow_and_update().clone();
+            self.catch_up(state.borrow_and_update().clone(), standing.borrow_and_update().clone());
             self.turn(due);
             // While the primary changes, positions decide, so they are looked at without pause.
             hurry.send_if_modified(|hurry| std::mem::replace(hurry, self.state.change.is_some()) != *hurry);
+        }
+    }
+
+    fn catch_up(&mut self, state: Arc<ClusterState>, standing: Standing) {
+        let news = !Arc::ptr_eq(&self.state, &state) || self.standing.voters != standing.voters;
+        self.state = state;
+        self.standing = standing;
+        if news {
+            self.coordinator.committed(&self.state, &self.standing.voters, RealClock.now());
         }
     }
 
@@ -287,10 +295,9 @@ impl Driver {
                 }
             }
             Err(error) => {
-                if self.duty.trouble.as_ref() != Some(error) {
-                    tracing::error!(action = %actions::describe(&done.action), "{error}");
-                }
-                self.duty.trouble = Some(error.clone());
+                tracing::error!(action = %actions::describe(&done.action), "{error}");
+                // The log has it all; in tables and in the cluster's state there is room for a line.
+                self.duty.trouble = error.lines().next().map(str::to_owned);
             }
         }
         self.own = Some(done.observation);
@@ -298,7 +305,6 @@ impl Driver {
 
     fn turn(&mut self, beat_due: bool) {
         let now = RealClock.now();
-        self.coordinator.committed(&self.state, &self.standing.voters, now);
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;

@@ -22,9 +22,12 @@ pub struct TurnedAway {
 /// belong to one, and waits for their leader instead.
 pub(crate) async fn introduce(config: &Config, link: &Link, database: Option<(u64, u32)>) -> Result<bool, TurnedAway> {
     let hello = Hello { cluster: config.cluster.clone(), descriptor: config.descriptor(), database };
+    let others = config.members.iter().filter(|member| member.id != config.node.id);
+    let hello = &hello;
+    let answers = others.map(|member| async move { (member, link.hello(&member.agent, hello).await) });
     let mut all_new = true;
-    for member in config.members.iter().filter(|member| member.id != config.node.id) {
-        match link.hello(&member.agent, &hello).await {
+    for (member, answer) in futures_util::future::join_all(answers).await {
+        match answer {
             Ok(welcome) => all_new &= !welcome.initialized,
             Err(CallError::Unreachable(..)) => all_new = false,
             Err(CallError::Refused { reason, .. }) => {

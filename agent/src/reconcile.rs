@@ -217,7 +217,9 @@ impl Reconciler {
         }
         let promoting = s.state.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
         match &s.own.state {
-            PostgresState::Down(_) if promoting => self.become_primary(s, LocalAction::StartPrimary(s.state.generation)),
+            PostgresState::Down(_) if promoting => {
+                self.become_primary(s, LocalAction::StartPrimary(s.state.generation))
+            }
             PostgresState::Down(_) => give_up(s, "PostgreSQL is down".to_owned()),
             PostgresState::Running(running) if running.in_recovery && promoting => {
                 self.become_primary(s, LocalAction::Promote(s.state.generation))
@@ -226,9 +228,9 @@ impl Reconciler {
                 Reconciliation::wait("PostgreSQL came up as a standby; the cluster will choose a primary")
             }
             PostgresState::Running(running) => self.keep_primary(s, running, promoting),
-            PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } | PostgresState::Unusable(_) => {
-                Reconciliation::default()
-            }
+            PostgresState::Starting { .. }
+            | PostgresState::Unresponsive { .. }
+            | PostgresState::Unusable(_) => Reconciliation::default(),
         }
     }
 
@@ -270,9 +272,14 @@ impl Reconciler {
     /// The log says another node is primary, or that nobody is.
     fn as_standby(&self, s: &Situation<'_>, member: &Member) -> Reconciliation {
         match &s.own.state {
-            PostgresState::Running(running) if !running.in_recovery => Reconciliation::act(LocalAction::Fence {
-                reason: format!("it accepts writes but is not the primary of generation {}", s.state.generation),
-            }),
+            PostgresState::Running(running) if !running.in_recovery => {
+                Reconciliation::act(LocalAction::Fence {
+                    reason: format!(
+                        "it accepts writes but is not the primary of generation {}",
+                        s.state.generation
+                    ),
+                })
+            }
             PostgresState::Running(running) => self.run_standby(s, running),
             PostgresState::Down(stopped) => self.start_standby(s, member, stopped),
             PostgresState::Starting { .. } => Reconciliation::default(),
@@ -335,7 +342,12 @@ impl Reconciler {
     }
 
     /// Until when a stopped standby is left alone; an error when it is for good, with the reason.
-    fn rest(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> Result<Option<MonoTime>, String> {
+    fn rest(
+        &self,
+        s: &Situation<'_>,
+        member: &Member,
+        stopped: &Stopped,
+    ) -> Result<Option<MonoTime>, String> {
         let was_primary = s.own.released.is_some_and(|released| released < s.state.generation);
         let wanted_back = member.service == Service::Joining;
         if wanted_back || stopped.found_down || (was_primary && !stopped.clean) {
@@ -355,7 +367,8 @@ impl Reconciler {
     fn slots_action(&self, s: &Situation<'_>, in_recovery: bool) -> Option<LocalAction> {
         let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.allowed);
         let members: BTreeSet<NodeName> = others.map(|member| member.descriptor.name.clone()).collect();
-        let aligned = self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
+        let aligned =
+            self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
         (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
     }
 }
@@ -390,4 +403,3 @@ fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
     let member = s.state.members.get(&s.state.serving()?)?;
     Some(Upstream { node: member.descriptor.name.clone(), address: member.descriptor.postgres.clone()? })
 }
-

@@ -151,7 +151,7 @@ fn member<'a>(state: &'a ClusterState, name: &NodeName) -> Result<&'a Member, Re
             [] => "the cluster has not formed yet: see pgherd cluster-status".to_owned(),
             names => format!("the nodes are {}", names.join(", ")),
         };
-        Refused::new(StatusCode::NOT_FOUND, format!("there is no node {name}"), hint)
+        Refused::new(StatusCode::NOT_FOUND, format!("there is no node {name}"), &hint)
     })
 }
 

@@ -90,8 +90,8 @@ impl Api {
 pub(super) struct Refused(pub(super) StatusCode, pub(super) Refusal);
 
 impl Refused {
-    pub(super) fn new(status: StatusCode, error: impl ToString, hint: impl ToString) -> Self {
-        Self(status, Refusal { error: error.to_string(), hint: hint.to_string() })
+    pub(super) fn new(status: StatusCode, error: impl std::fmt::Display, hint: &str) -> Self {
+        Self(status, Refusal { error: error.to_string(), hint: hint.to_owned() })
     }
 }
 

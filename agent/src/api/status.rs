@@ -59,11 +59,11 @@ async fn snapshot(api: &Api, picture: &Picture) -> Databases {
     let primary = picture.state.primary.map(|primary| primary.node);
     let mut databases = Databases::new();
     let mut reach = None;
-    if let Some(id) = primary {
-        if let Some(seen) = look(api, picture, id, None).await {
-            reach = seen.running().filter(|running| !running.in_recovery).map(|running| running.position);
-            databases.insert(id, seen);
-        }
+    if let Some(id) = primary
+        && let Some(seen) = look(api, picture, id, None).await
+    {
+        reach = seen.running().filter(|running| !running.in_recovery).map(|running| running.position);
+        databases.insert(id, seen);
     }
     let others = api.config.members.iter().map(|member| member.id).filter(|id| Some(*id) != primary);
     let looks = others.map(|id| async move { Some((id, look(api, picture, id, reach).await?)) });
@@ -109,7 +109,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
         formed: state.identity.is_some(),
         auto_failover: api.config.failover.auto,
         generation: state.generation,
-        leader: picture.standing.leader.and_then(|leader| name(leader)),
+        leader: picture.standing.leader.and_then(name),
         term: picture.standing.term,
         voters: picture.standing.voters.len(),
         voters_heard: picture.standing.voters.iter().filter(|id| composer.is_heard(**id)).count(),
@@ -263,11 +263,8 @@ impl<'a> Composer<'a> {
                 Service::Failed(_) | Service::Joining | Service::Up => {}
             }
         }
-        if let Some(trouble) = postgres.filter(|_| heard).and_then(|postgres| postgres.trouble.as_ref()) {
-            if !info.iter().any(|line| line.contains(trouble.as_str())) {
-                info.push(trouble.clone());
-            }
-        }
+        let trouble = postgres.filter(|_| heard).and_then(|postgres| postgres.trouble.as_ref());
+        info.extend(trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned());
         info.join("; ")
     }
 

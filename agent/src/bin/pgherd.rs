@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The operator's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pgherd_agent::cli::main()
+}

@@ -81,8 +81,16 @@ impl Lease {
     }
 
     /// When fencing must begin if nothing renews the lease of `generation`. `None`: there is no lease.
-    pub fn fence_at(&self, generation: Generation, voters: &BTreeSet<NodeId>, now: MonoTime) -> Option<MonoTime> {
-        let needed = quorum(voters.len()) - usize::from(voters.contains(&self.me));
+    pub fn fence_at(
+        &self,
+        generation: Generation,
+        voters: &BTreeSet<NodeId>,
+        now: MonoTime,
+    ) -> Option<MonoTime> {
+        if !voters.contains(&self.me) {
+            return None;
+        }
+        let needed = quorum(voters.len()) - 1;
         if needed == 0 {
             return Some(now + self.terms.hold());
         }
@@ -168,6 +176,13 @@ mod tests {
         lease.answered(NodeId(3), generation, at(100));
         lease.answered(NodeId(9), generation, at(9000));
         assert_eq!(lease.fence_at(generation, &voters(4), at(1200)), Some(at(1200) + TERMS.hold()));
+    }
+
+    #[test]
+    fn nobody_holds_a_lease_in_a_group_it_has_no_vote_in() {
+        let lease = Lease::new(TERMS, NodeId(9));
+        assert_eq!(lease.fence_at(Generation::ZERO, &voters(3), at(0)), None);
+        assert_eq!(lease.fence_at(Generation::ZERO, &BTreeSet::new(), at(0)), None);
     }
 
     #[test]

@@ -82,18 +82,22 @@ impl Rig {
         };
         let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
         let members = (1..=3).map(descriptor).collect();
-        rig.commit(Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
-        rig.commit(Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) });
+        rig.commit(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+        rig.commit(&Command::Serve {
+            generation: rig.state.generation,
+            timeline: Timeline(1),
+            at: WallTime(0),
+        });
         rig
     }
 
-    fn commit(&mut self, command: Command) {
+    fn commit(&mut self, command: &Command) {
         let revision = self.state.revision + 1;
-        assert_eq!(apply(&mut self.state, &command, revision), Applied::Changed, "{command:?}");
+        assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
     }
 
     fn begin(&mut self, kind: ChangeKind) {
-        self.commit(Command::Begin {
+        self.commit(&Command::Begin {
             generation: self.state.generation,
             kind,
             from: NodeId(1),
@@ -106,11 +110,15 @@ impl Rig {
 
     fn grant(&mut self, node: u64) {
         let generation = self.state.generation.next();
-        self.commit(Command::Grant { generation, node: NodeId(node), received: Lsn(1000), at: WallTime(0) });
+        self.commit(&Command::Grant { generation, node: NodeId(node), received: Lsn(1000), at: WallTime(0) });
     }
 
     fn serve(&mut self) {
-        self.commit(Command::Serve { generation: self.state.generation, timeline: Timeline(2), at: WallTime(0) });
+        self.commit(&Command::Serve {
+            generation: self.state.generation,
+            timeline: Timeline(2),
+            at: WallTime(0),
+        });
     }
 
     fn decide(&self, me: u64) -> Reconciliation {
@@ -126,14 +134,19 @@ impl Rig {
     }
 
     fn aligned(mut self, me: u64) -> Self {
-        let Some(action @ LocalAction::AlignSlots { .. }) = self.decide(me).action else { panic!("slots come first") };
+        let Some(action @ LocalAction::AlignSlots { .. }) = self.decide(me).action else {
+            panic!("slots come first")
+        };
         self.reconciler.finished(&action, true, self.now);
         self
     }
 }
 
 fn upstream(id: u64) -> Upstream {
-    Upstream { node: format!("server{id}").parse().unwrap(), address: format!("10.0.0.{id}:5432").parse().unwrap() }
+    Upstream {
+        node: format!("server{id}").parse().unwrap(),
+        address: format!("10.0.0.{id}:5432").parse().unwrap(),
+    }
 }
 
 fn fences(reconciliation: &Reconciliation) -> bool {
@@ -223,8 +236,13 @@ fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
     assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
     let generation = rig.state.generation;
     let service = Service::Joining;
-    rig.commit(Command::SetService { generation, node: NodeId(3), service: Service::Failed("x".to_owned()), at: WallTime(1) });
-    rig.commit(Command::SetService { generation, node: NodeId(3), service, at: WallTime(1) });
+    rig.commit(&Command::SetService {
+        generation,
+        node: NodeId(3),
+        service: Service::Failed("x".to_owned()),
+        at: WallTime(1),
+    });
+    rig.commit(&Command::SetService { generation, node: NodeId(3), service, at: WallTime(1) });
     rig.own.state = PostgresState::Down(stopped(true, true));
     assert_eq!(rig.decide(3).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
 }
@@ -244,7 +262,7 @@ fn the_chosen_standby_promotes_only_with_the_lease_of_its_generation() {
 fn a_rolled_back_primary_is_started_again() {
     let mut rig = Rig::new(PostgresState::Down(stopped(true, false)));
     rig.begin(ChangeKind::Switchover);
-    rig.commit(Command::Stop { generation: rig.state.generation.next() });
+    rig.commit(&Command::Stop { generation: rig.state.generation.next() });
     rig.own.released = Some(rig.state.generation);
     assert_eq!(rig.decide(1).action, None);
     rig.grant(1);
@@ -259,7 +277,7 @@ fn a_switchover_checkpoints_then_stops() {
     assert_eq!(rig.decide(1).action, Some(LocalAction::Prepare(generation)));
     rig.own.prepared = Some(generation);
     assert_eq!(rig.decide(1).action, None);
-    rig.commit(Command::Stop { generation });
+    rig.commit(&Command::Stop { generation });
     assert!(matches!(rig.decide(1).action, Some(LocalAction::StopFast { .. })));
 }
 
@@ -283,7 +301,7 @@ fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
     let mut rig = Rig::new(PostgresState::Down(stopped(false, true)));
     let generation = rig.state.generation;
     let failed = Service::Failed("PostgreSQL crashed".to_owned());
-    rig.commit(Command::SetService { generation, node: NodeId(2), service: failed, at: WallTime(1) });
+    rig.commit(&Command::SetService { generation, node: NodeId(2), service: failed, at: WallTime(1) });
     let decision = rig.decide(2);
     assert_eq!((decision.action, decision.wake_at), (None, Some(at(105))));
     rig.own.state = PostgresState::Down(Stopped { for_ms: 5000, ..stopped(false, true) });
@@ -293,7 +311,7 @@ fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
     let decision = rig.decide(2);
     assert_eq!(decision.action, None);
     assert!(decision.note.unwrap().contains("pgherd resume server2"));
-    rig.commit(Command::Resume { node: NodeId(2), at: WallTime(2) });
+    rig.commit(&Command::Resume { node: NodeId(2), at: WallTime(2) });
     assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
 }
 

@@ -1,0 +1,197 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use pgherd_common::NodeName;
+
+/// Where this node's agent keeps its configuration.
+pub(super) const CONFIG_DEFAULT: &str = "/etc/pgherd/agent.toml";
+
+/// Looks at a pgherd cluster and operates it.
+///
+/// Any agent of the cluster may be asked: what only the raft leader can do is passed on to it.
+#[derive(Debug, Parser)]
+#[command(name = "pgherd", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) agent: AgentArgs,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pgherd cluster-status
+  pgherd promote --switchover --to server2
+  pgherd --agent http://10.0.0.2:7800 cluster-status
+
+Exit status: 0 done (for a status: all is well), 1 not, 2 the command line was not understood.";
+
+const WHICH: &str = "Which agent";
+
+/// Which agent to ask.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct AgentArgs {
+    /// The agent to ask; by default the one that --config describes, else http://127.0.0.1:7800
+    #[arg(long, global = true, value_name = "URL", env = "PGHERD_AGENT", help_heading = WHICH)]
+    pub(super) agent: Option<String>,
+    /// The agent's configuration, read to find its address [default: /etc/pgherd/agent.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = WHICH)]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Shows the whole cluster; exit status 0 only if all is well
+    #[command(after_help = "\
+Examples:
+  pgherd cluster-status
+  pgherd cluster-status --json | jq -r '.nodes[] | select(.type == \"Primary\") | .postgres'
+  pgherd cluster-status >/dev/null || echo 'look at the cluster'")]
+    ClusterStatus {
+        /// Print what the agent answered, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows the node of the agent asked; exit status 1 if its database failed or it is idle
+    #[command(after_help = "\
+Examples:
+  pgherd node-status
+  pgherd --agent http://10.0.0.3:7800 node-status --json")]
+    NodeStatus {
+        /// Print what the agent answered, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes a standby the primary
+    ///
+    /// Without --switchover this is a forced failover: the primary is not stopped cleanly, and
+    /// transactions that no standby has received are lost. It asks before it does that.
+    #[command(after_help = "\
+Examples:
+  pgherd promote --switchover                  # planned: nothing is lost, clients get no error
+  pgherd promote --switchover --to server3
+  pgherd promote --yes                         # forced, without being asked
+  pgherd promote --switchover --no-wait        # come back as soon as it has begun")]
+    Promote(PromoteArgs),
+    /// Takes a failed (idle) node back into service
+    #[command(after_help = "\
+Examples:
+  pgherd resume server1")]
+    Resume {
+        /// The node's name
+        node: NodeName,
+    },
+    /// Sets a node's place in the promotion order
+    #[command(after_help = "\
+Examples:
+  pgherd set-priority server3 1     # promoted first
+  pgherd set-priority server2 0     # never promoted")]
+    SetPriority {
+        /// The node's name
+        node: NodeName,
+        /// 1 first, 0 never
+        #[arg(value_name = "N")]
+        priority: u32,
+    },
+    /// Lets a node be in service
+    #[command(after_help = "\
+Examples:
+  pgherd allow-node server3")]
+    AllowNode {
+        /// The node's name
+        node: NodeName,
+    },
+    /// Takes a node out of service until it is allowed again
+    #[command(after_help = "\
+Examples:
+  pgherd disallow-node server3")]
+    DisallowNode {
+        /// The node's name
+        node: NodeName,
+    },
+    /// Takes a node out of the proxies' rotation; it goes on replicating
+    #[command(after_help = "\
+Examples:
+  pgherd detach server3     # before maintenance: no more reads go there")]
+    Detach {
+        /// The node's name
+        node: NodeName,
+    },
+    /// Takes a detached node back into the proxies' rotation
+    #[command(after_help = "\
+Examples:
+  pgherd attach server3")]
+    Attach {
+        /// The node's name
+        node: NodeName,
+    },
+    /// Stops all agents; PostgreSQL is left running
+    #[command(after_help = "\
+Examples:
+  pgherd stop-cluster
+  pgherd stop-cluster --yes     # from a script")]
+    StopCluster {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Lists past changes of primary, oldest first
+    #[command(after_help = "\
+Examples:
+  pgherd history
+  pgherd history --json | jq '.[-1]'")]
+    History {
+        /// Print what the agent answered, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks an agent's or a proxy's configuration and reports everything that is wrong with it
+    #[command(after_help = "\
+Examples:
+  pgherd check-config /etc/pgherd/agent.toml
+  pgherd check-config /etc/pgherd/proxy.toml")]
+    CheckConfig {
+        /// The configuration
+        file: PathBuf,
+    },
+}
+
+/// The options of `promote`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct PromoteArgs {
+    /// Planned: stop the primary cleanly first, and make it a standby of the new one
+    #[arg(long)]
+    pub(super) switchover: bool,
+    /// The new primary; by default the best standby
+    #[arg(long, value_name = "NODE")]
+    pub(super) to: Option<NodeName>,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Do not wait until it is over
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn node_names_are_checked_before_anybody_is_asked() {
+        assert!(Args::try_parse_from(["pgherd", "resume", "Server 1"]).is_err());
+        let args =
+            Args::try_parse_from(["pgherd", "set-priority", "server3", "0", "--agent", "h:1"]).unwrap();
+        assert_eq!(args.agent.agent.as_deref(), Some("h:1"));
+        assert!(matches!(args.command, Command::SetPriority { priority: 0, .. }));
+    }
+}

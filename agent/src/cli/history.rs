@@ -1,0 +1,80 @@
+//! `pgherd history` as text.
+
+use pgherd_common::NodeName;
+
+use super::table::Table;
+use super::units::between;
+use crate::cluster::HistoryEntry;
+
+/// One row for each change of primary, oldest first.
+pub(super) fn render(entries: &[HistoryEntry]) -> String {
+    let mut table =
+        Table::new(&["Begun", "Change", "From", "To", "Generation", "Timeline", "Took", "Outcome", "Reason"]);
+    for entry in entries {
+        table.row(vec![
+            entry.begun.to_string(),
+            entry.kind.map_or("formed".to_owned(), |kind| kind.to_string()),
+            entry.from.as_ref().map_or("-", NodeName::as_str).to_owned(),
+            entry.to.to_string(),
+            entry.generation.to_string(),
+            entry.timeline.map_or("-".to_owned(), |timeline| timeline.to_string()),
+            entry.serving.map_or("-".to_owned(), |serving| between(entry.begun, serving)),
+            entry.outcome.to_string(),
+            entry.reason.clone(),
+        ]);
+    }
+    if table.is_empty() {
+        "The cluster has not formed yet: there is no history.\n".to_owned()
+    } else {
+        table.render()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_common::topology::ChangeKind;
+    use pgherd_common::{Generation, Lsn, Timeline, WallTime};
+
+    use super::*;
+    use crate::cluster::Outcome;
+
+    #[test]
+    fn history_reads_like_a_log() {
+        let formed = HistoryEntry {
+            kind: None,
+            generation: Generation::ZERO.next(),
+            from: None,
+            to: "server1".parse().unwrap(),
+            reason: "the cluster formed".into(),
+            begun: WallTime(1_795_422_667_123),
+            granted: WallTime(1_795_422_667_123),
+            serving: Some(WallTime(1_795_422_667_323)),
+            timeline: Some(Timeline(1)),
+            received: Lsn(0),
+            outcome: Outcome::Completed,
+        };
+        let failover = HistoryEntry {
+            kind: Some(ChangeKind::Failover),
+            generation: formed.generation.next(),
+            from: Some("server1".parse().unwrap()),
+            to: "server2".parse().unwrap(),
+            reason: "the postmaster of server1 died".into(),
+            begun: WallTime(1_795_422_700_000),
+            granted: WallTime(1_795_422_700_100),
+            serving: None,
+            timeline: None,
+            received: Lsn(7),
+            outcome: Outcome::InFlight,
+        };
+        assert_eq!(
+            render(&[formed, failover]),
+            "\
+Begun                     Change    From     To       Generation  Timeline  Took    Outcome    Reason
+-----------------------------------------------------------------------------------------------------------------------------
+2026-11-23 08:31:07.123Z  formed    -        server1  1           1         200 ms  completed  the cluster formed
+2026-11-23 08:31:40.000Z  failover  server1  server2  2           -         -       in flight  the postmaster of server1 died
+"
+        );
+        assert_eq!(render(&[]), "The cluster has not formed yet: there is no history.\n");
+    }
+}

@@ -1,0 +1,203 @@
+//! Every command against every kind of state.
+
+use pgherd_common::topology::{Availability, ChangeKind};
+use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
+
+use super::*;
+
+fn descriptor(id: u64) -> Descriptor {
+    let database = id != 4;
+    Descriptor {
+        id: NodeId(id),
+        name: format!("server{id}").parse().unwrap(),
+        kind: if database { NodeKind::Database } else { NodeKind::Witness },
+        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
+        postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
+        priority: 100,
+        weight: 1,
+    }
+}
+
+fn generation(number: u64) -> Generation {
+    (0..number).fold(Generation::ZERO, |generation, _| generation.next())
+}
+
+/// Every kind of command, for every node (one of them a stranger) and for generations around 1.
+fn commands() -> Vec<Command> {
+    let at = WallTime(5);
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let mut commands = Vec::new();
+    for node in [1, 2, 4, 9].map(NodeId) {
+        let members: Vec<_> = (1..=4).map(descriptor).collect();
+        commands.push(Command::Form { identity: identity.clone(), primary: node, members, at });
+        commands.push(Command::Register { descriptor: Descriptor { weight: 7, ..descriptor(node.0) }, at });
+        commands.push(Command::SetAttached { node, attached: false });
+        commands.push(Command::SetPriority { node, priority: 0 });
+        commands.push(Command::SetAllowed { node, allowed: false, at });
+        commands.push(Command::SetAllowed { node, allowed: true, at });
+        commands.push(Command::Resume { node, at });
+        for generation in (0..4).map(generation) {
+            let reason = String::new;
+            for service in [Service::Joining, Service::Up, Service::Failed(reason())] {
+                commands.push(Command::SetService { generation, node, service, at });
+            }
+            for (kind, to) in [(ChangeKind::Failover, None), (ChangeKind::Switchover, Some(NodeId(2)))] {
+                let (reason, allow_data_loss) = (reason(), false);
+                commands.push(Command::Begin {
+                    generation,
+                    kind,
+                    from: node,
+                    to,
+                    reason,
+                    allow_data_loss,
+                    at,
+                });
+            }
+            commands.push(Command::Grant { generation, node, received: Lsn(1), at });
+            commands.push(Command::Serve { generation, timeline: Timeline(1), at });
+            commands.push(Command::Stop { generation });
+            commands.push(Command::Abandon { generation, reason: reason(), at });
+        }
+    }
+    commands
+}
+
+fn check(before: &ClusterState, after: &ClusterState, command: &Command, applied: &Applied) {
+    match applied {
+        Applied::Changed => assert!(after.revision > before.revision, "{command:?}"),
+        Applied::Unchanged | Applied::Rejected(_) => assert_eq!(before, after, "{command:?} -> {applied:?}"),
+    }
+    assert!(after.generation >= before.generation, "{command:?} turned the generation back");
+    assert!(after.generation <= before.generation.next(), "{command:?} skipped a generation");
+    if before.primary.map(|p| p.node) != after.primary.map(|p| p.node) {
+        assert!(after.generation > before.generation, "{command:?} changed the primary within a generation");
+    }
+    if let Some(change) = &after.change {
+        let expected =
+            if change.phase == ChangePhase::Granted { after.generation } else { after.generation.next() };
+        assert_eq!(change.generation, expected, "{command:?}");
+    }
+    if let Some(topology) = after.topology() {
+        let topology = topology.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let databases = after.databases().count();
+        assert_eq!(topology.backends().len(), databases, "{command:?}");
+    }
+}
+
+/// From nothing, five commands deep through every shape of state that can be reached. Nothing panics,
+/// rejected commands change nothing, generations behave.
+#[test]
+fn every_command_has_a_defined_outcome_in_every_state() {
+    let commands = commands();
+    let mut states = vec![ClusterState::default()];
+    for _ in 0..5 {
+        let mut next: Vec<ClusterState> = Vec::new();
+        for state in &states {
+            for command in &commands {
+                let mut after = state.clone();
+                let applied = apply(&mut after, command, state.revision + 1);
+                check(state, &after, command, &applied);
+                // States that differ in nothing that a precondition looks at are alike.
+                let shape = |s: &ClusterState| {
+                    (s.generation, s.primary, s.change.as_ref().map(|c| (c.kind, c.phase, c.from)))
+                };
+                if applied == Applied::Changed && next.iter().all(|known| shape(known) != shape(&after)) {
+                    next.push(after);
+                }
+            }
+        }
+        assert!(!next.is_empty());
+        states = next;
+    }
+}
+
+fn formed() -> ClusterState {
+    let mut state = ClusterState::default();
+    let members = (1..=4).map(descriptor).collect();
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let form = Command::Form { identity, primary: NodeId(1), members, at: WallTime(1) };
+    let serve = Command::Serve { generation: generation(1), timeline: Timeline(1), at: WallTime(2) };
+    for command in [form, serve] {
+        let revision = state.revision + 1;
+        assert_eq!(apply(&mut state, &command, revision), Applied::Changed);
+    }
+    state
+}
+
+#[test]
+fn a_late_proposal_of_an_older_generation_is_rejected() {
+    let mut state = formed();
+    let begin = |decided| Command::Begin {
+        generation: decided,
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: None,
+        reason: "it crashed".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(3),
+    };
+    assert_eq!(apply(&mut state, &begin(generation(1)), 10), Applied::Changed);
+    let again = apply(&mut state, &begin(generation(1)), 11);
+    let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(2) };
+    assert_eq!(again, Applied::Rejected(in_flight));
+    let grant =
+        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), at: WallTime(4) };
+    assert_eq!(apply(&mut state, &grant, 12), Applied::Changed);
+    let stale = Rejected::Stale { decided: generation(1), current: generation(2) };
+    assert_eq!(apply(&mut state, &begin(generation(1)), 13), Applied::Rejected(stale));
+}
+
+#[test]
+fn detached_disallowed_and_failed_nodes_are_out_of_rotation_and_say_why() {
+    let mut state = formed();
+    let up = |state: &ClusterState, id: u64| {
+        let topology = state.topology().unwrap().unwrap();
+        topology.backend(NodeId(id)).unwrap().in_rotation()
+    };
+    let set = |service| Command::SetService {
+        generation: generation(1),
+        node: NodeId(2),
+        service,
+        at: WallTime(3),
+    };
+    let steps = [
+        (set(Service::Up), true),
+        (Command::SetAttached { node: NodeId(2), attached: false }, false),
+        (Command::SetAttached { node: NodeId(2), attached: true }, true),
+        (Command::SetAllowed { node: NodeId(2), allowed: false, at: WallTime(4) }, false),
+        (Command::SetAllowed { node: NodeId(2), allowed: true, at: WallTime(5) }, false),
+        (set(Service::Up), true),
+        (set(Service::Failed("PostgreSQL crashed".to_owned())), false),
+        (Command::Resume { node: NodeId(2), at: WallTime(6) }, false),
+    ];
+    for (command, expected) in steps {
+        let revision = state.revision + 1;
+        assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
+        assert_eq!(up(&state, 2), expected, "after {command:?}");
+    }
+    let topology = state.topology().unwrap().unwrap();
+    let backend = topology.backend(NodeId(2)).unwrap();
+    assert_eq!(backend.availability, Availability::Down { reason: "joining".to_owned() });
+}
+
+#[test]
+fn the_history_is_bounded() {
+    let mut state = formed();
+    for round in 0..ClusterState::HISTORY_MAX as u64 + 10 {
+        let (decided, next) = (state.generation, state.generation.next());
+        let (from, to) = if round % 2 == 0 { (NodeId(1), NodeId(2)) } else { (NodeId(2), NodeId(1)) };
+        let at = WallTime(round);
+        let reason = "again".to_owned();
+        let kind = ChangeKind::Failover;
+        let begin =
+            Command::Begin { generation: decided, kind, from, to: None, reason, allow_data_loss: false, at };
+        let grant = Command::Grant { generation: next, node: to, received: Lsn(round), at };
+        let serve = Command::Serve { generation: next, timeline: Timeline(2), at };
+        for command in [begin, grant, serve] {
+            let revision = state.revision + 1;
+            assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
+        }
+    }
+    assert_eq!(state.history.len(), ClusterState::HISTORY_MAX);
+    assert_eq!(state.history.last().unwrap().outcome, Outcome::Completed);
+}

@@ -1,0 +1,217 @@
+//! The agent's configuration: from the text of `agent.toml` to a [`Config`] in which every relation
+//! between values holds. Whoever has a [`Config`] need not check anything again.
+//!
+//! Pure: files are read in [`load`]. All mistakes are reported at once; an unknown key is a mistake,
+//! since a typo in a failover timeout is worse than a refused start.
+
+mod load;
+mod members;
+mod postgres;
+mod timings;
+
+use std::path::PathBuf;
+
+use pgherd_common::config::{ByteSize, ConfigValue, KnownKey, Problems, Reader, Section};
+use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
+use toml::Value;
+
+pub use load::{LoadError, load};
+pub use members::MemberEntry;
+pub use postgres::Postgres;
+pub use timings::{RULES, Rule, Timings};
+
+use crate::cluster::{Descriptor, NodeKind};
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The cluster this node belongs to.
+    pub cluster: ClusterName,
+    /// This node.
+    pub node: Node,
+    /// Every voter, this node included, in the order of their ids.
+    pub members: Vec<MemberEntry>,
+    /// This node's PostgreSQL; `None` exactly on a witness.
+    pub postgres: Option<Postgres>,
+    /// All periods and deadlines.
+    pub timings: Timings,
+    /// What may happen without being asked.
+    pub failover: Failover,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// With PostgreSQL or without.
+    pub kind: NodeKind,
+    /// What the agent's one port is bound to.
+    pub listen: HostPort,
+    /// Where other agents, proxies and operators reach it.
+    pub advertise: HostPort,
+    /// The raft store and the agent's own files.
+    pub state_dir: PathBuf,
+    /// Place in the promotion order: the lowest number first, 0 never.
+    pub priority: u32,
+    /// Share of reads, relative to the other nodes.
+    pub weight: u32,
+}
+
+/// What may happen without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failover {
+    /// Whether a failed primary is replaced without being asked.
+    pub auto: bool,
+    /// A standby further behind than this is not promoted without being asked.
+    pub max_lag: ByteSize,
+}
+
+impl ConfigValue for NodeKind {
+    const KIND: &'static str = "\"database\" or \"witness\"";
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("database") => Ok(Self::Database),
+            Some("witness") => Ok(Self::Witness),
+            Some(_) | None => Err(format!("found {} {value}", value.type_str())),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the text of an `agent.toml`.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        let (mut reader, root) = Reader::parse(text);
+        let config = read(&mut reader, root);
+        reader.finish(config)
+    }
+
+    /// This node, as it introduces itself to the cluster.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            id: self.node.id,
+            name: self.node.name.clone(),
+            kind: self.node.kind,
+            agent: self.node.advertise.clone(),
+            postgres: self.postgres.as_ref().map(|postgres| postgres.address.clone()),
+            priority: self.node.priority,
+            weight: self.node.weight,
+        }
+    }
+}
+
+/// Every key an `agent.toml` can have, for the documentation's test.
+pub fn known_keys() -> Vec<KnownKey> {
+    let (mut reader, root) = Reader::parse("[postgres]\n[[members]]\n");
+    // Nothing can come of it: required keys are missing. Asking for them is what counts.
+    let _ = read(&mut reader, root);
+    reader.known_keys().to_vec()
+}
+
+/// From raw to checked.
+fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
+    let mut cluster = root.table(r, "cluster");
+    let name = cluster.required::<ClusterName>(r, "name");
+    cluster.finish(r);
+
+    let node = root.table(r, "node");
+    let node = OwnNode::read(r, node);
+    let members = members::read(r, &mut root);
+    members::check(r, &members, node.id, node.name.as_ref());
+    let postgres = postgres(r, &mut root, node.kind);
+
+    let timings = root.table(r, "timings");
+    let timings = Timings::read(r, timings);
+    if let Some(timings) = &timings {
+        for broken in timings.broken_rules(postgres.as_ref().map(|postgres| postgres.stop_timeout)) {
+            r.problem("timings", broken);
+        }
+    }
+
+    let mut failover = root.table(r, "failover");
+    let auto = failover.or(r, "auto", "true");
+    let max_lag = failover.or(r, "max_lag", "\"16MB\"");
+    failover.finish(r);
+    root.finish(r);
+
+    Some(Config {
+        cluster: name?,
+        node: node.checked(&members)?,
+        members,
+        postgres,
+        timings: timings?,
+        failover: Failover { auto: auto?, max_lag: max_lag? },
+    })
+}
+
+/// `[postgres]` belongs to database nodes, and to them only.
+fn postgres(r: &mut Reader, root: &mut Section, kind: Option<NodeKind>) -> Option<Postgres> {
+    let section = root.optional_table(r, "postgres");
+    match (kind, section) {
+        (Some(NodeKind::Witness), Some(_)) => {
+            r.problem(
+                "postgres",
+                "a witness runs no PostgreSQL; remove [postgres], or set node.kind = \"database\"",
+            );
+            None
+        }
+        (Some(NodeKind::Witness), None) => None,
+        (Some(NodeKind::Database), None) => {
+            r.problem("postgres", "missing; a database node needs [postgres] with data_dir and address");
+            None
+        }
+        (None, None) => None,
+        (Some(NodeKind::Database) | None, Some(section)) => Postgres::read(r, section),
+    }
+}
+
+/// `[node]` as far as it could be read.
+struct OwnNode {
+    id: Option<NodeId>,
+    name: Option<NodeName>,
+    kind: Option<NodeKind>,
+    listen: Option<HostPort>,
+    advertise: Option<HostPort>,
+    state_dir: Option<PathBuf>,
+    priority: Option<u32>,
+    weight: Option<u32>,
+}
+
+impl OwnNode {
+    fn read(r: &mut Reader, mut section: Section) -> Self {
+        let node = Self {
+            id: section.required(r, "id"),
+            name: section.required(r, "name"),
+            kind: section.or(r, "kind", "\"database\""),
+            listen: section.required(r, "listen"),
+            advertise: section.optional(r, "advertise"),
+            state_dir: section.or(r, "state_dir", "\"/var/lib/pgherd\""),
+            priority: section.or(r, "priority", "100"),
+            weight: section.or(r, "weight", "1"),
+        };
+        section.finish(r);
+        node
+    }
+
+    /// `None` when a value is missing, which was reported where it was missed.
+    fn checked(self, members: &[MemberEntry]) -> Option<Node> {
+        let id = self.id?;
+        let listed = || members.iter().find(|member| member.id == id).map(|member| member.agent.clone());
+        Some(Node {
+            id,
+            name: self.name?,
+            kind: self.kind?,
+            listen: self.listen?,
+            advertise: self.advertise.or_else(listed)?,
+            state_dir: self.state_dir?,
+            priority: self.priority?,
+            weight: self.weight?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! The agent's hands on its own PostgreSQL: look, start, stop, promote, repoint, rewind, fence.
+//!
+//! Nothing is decided here. Each action is idempotent, checks its precondition again, has a deadline,
+//! and fails with an error of its own. Nothing here knows about raft, leases or other agents; the only
+//! thing it learns about another node is what [`Instance::knock`] sees of its PostgreSQL.
+//!
+//! The agent owns two files in the data directory, `pgherd.conf` and `standby.signal`. It never writes
+//! to the configuration files of the DBA.
+
+mod command;
+mod configuration;
+mod conninfo;
+mod control;
+mod controldata;
+mod fence;
+mod files;
+mod follow;
+mod instance;
+mod open;
+mod probe;
+mod process;
+mod rejoin;
+mod remote;
+mod rewind;
+mod session;
+mod settings;
+mod slots;
+mod timelines;
+
+pub use control::{CheckpointError, StartError, StopError};
+pub use controldata::ControlDataError;
+pub use fence::{FenceError, kill_instance};
+pub use files::FileError;
+pub use follow::{FollowError, PromoteError, RecruitError};
+pub use instance::Instance;
+pub use open::OpenError;
+pub use rejoin::{RejoinError, Rejoined};
+pub use rewind::RewindError;
+pub use session::SessionError;
+pub use settings::{Settings, Upstream};
+pub use slots::SlotsError;

@@ -1,0 +1,189 @@
+//! The files the agent owns in the data directory: `pgherd.conf` and `standby.signal`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use super::command::OsUser;
+use super::configuration::quote;
+use super::conninfo::Conninfo;
+use super::settings::{Settings, Upstream};
+
+/// A file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path:?}; check space and permissions there")]
+pub struct FileError {
+    /// "write", "remove" ...
+    pub what: &'static str,
+    /// Which file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { what, path, source }
+}
+
+/// `pgherd.conf` of a data directory.
+pub(super) fn own_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("pgherd.conf")
+}
+
+pub(super) fn standby_signal(data_dir: &Path) -> PathBuf {
+    data_dir.join("standby.signal")
+}
+
+/// The walreceiver's part of the configuration; all of it empty when nobody is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Following {
+    pub(super) primary_conninfo: String,
+    pub(super) primary_slot_name: String,
+}
+
+impl Following {
+    pub(super) fn new(settings: &Settings, upstream: Option<&Upstream>) -> Self {
+        let Some(upstream) = upstream else {
+            return Self { primary_conninfo: String::new(), primary_slot_name: String::new() };
+        };
+        let mut conninfo = Conninfo::to(&upstream.address).set("user", &settings.replication_user);
+        if let Some(password) = &settings.replication_password {
+            conninfo = conninfo.set("password", &password.0);
+        }
+        let conninfo = conninfo
+            .set("application_name", settings.node.as_str())
+            .set("connect_timeout", "2")
+            // A host that vanished is noticed within seconds, not after the kernel's two hours.
+            .set("keepalives_idle", "2")
+            .set("keepalives_interval", "2")
+            .set("keepalives_count", "3")
+            .set("tcp_user_timeout", "6000");
+        Self { primary_conninfo: conninfo.finish(), primary_slot_name: settings.node.slot() }
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "# Owned and rewritten by pgherd-agent. Changes made by hand are lost.\n\
+             primary_conninfo = {}\n\
+             primary_slot_name = {}\n\
+             recovery_target_timeline = 'latest'\n\
+             hot_standby = on\n\
+             # Followers of a new primary reconnect in milliseconds; the default is 5 s.\n\
+             wal_retrieve_retry_interval = '100ms'\n",
+            quote(&self.primary_conninfo),
+            quote(&self.primary_slot_name)
+        )
+    }
+
+    /// Puts it into `pgherd.conf`, unless it is there already.
+    pub(super) fn write(&self, data_dir: &Path, owner: &OsUser) -> Result<(), FileError> {
+        let path = own_file(data_dir);
+        let text = self.text();
+        if fs::read(&path).is_ok_and(|present| present == text.as_bytes()) {
+            return Ok(());
+        }
+        write_durably(&path, text.as_bytes(), 0o600, Some(owner))
+    }
+}
+
+/// Makes the next start one of a standby.
+pub(super) fn create_standby_signal(data_dir: &Path, owner: &OsUser) -> Result<(), FileError> {
+    let path = standby_signal(data_dir);
+    if path.exists() { Ok(()) } else { write_durably(&path, b"", 0o600, Some(owner)) }
+}
+
+/// Replaces a file so that after a crash either the old or the new content is there.
+pub(super) fn write_durably(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<&OsUser>,
+) -> Result<(), FileError> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".pgherd-tmp");
+    let temporary = PathBuf::from(temporary);
+    let written = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if let Some(owner) = owner.filter(|owner| owner.switch) {
+            fchown(&file, Some(owner.uid), Some(owner.gid))?;
+        }
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    written.map_err(failed("write", path))?;
+    sync_parent(path)
+}
+
+/// Removes a file for good; its absence is fine.
+pub(super) fn remove_durably(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), FileError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))
+}
+
+/// Opens the file that takes a starting postmaster's output, and its length so far.
+pub(super) fn open_log(path: &Path, owner: &OsUser) -> Result<(File, u64), FileError> {
+    let opened = (|| {
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            fs::create_dir_all(parent)?;
+            if owner.switch {
+                std::os::unix::fs::chown(parent, Some(owner.uid), Some(owner.gid))?;
+            }
+        }
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        if owner.switch {
+            fchown(&file, Some(owner.uid), Some(owner.gid))?;
+        }
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    })();
+    opened.map_err(failed("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{configuration, conninfo};
+    use super::*;
+
+    #[test]
+    fn nobody_followed_is_all_empty() {
+        let text = Following { primary_conninfo: String::new(), primary_slot_name: String::new() }.text();
+        assert!(text.contains("primary_conninfo = ''\nprimary_slot_name = ''\n"), "{text}");
+    }
+
+    #[test]
+    fn a_nasty_password_passes_both_quotings() {
+        let nasty = r"a'b\c ''d\'";
+        let info = Conninfo::default().set("password", nasty).finish();
+        let text = Following { primary_conninfo: info.clone(), primary_slot_name: String::new() }.text();
+        assert!(text.contains(&configuration::quote(&info)), "{text}");
+        assert_eq!(conninfo::pairs(&info), [("password".to_owned(), nasty.to_owned())]);
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        for content in ["first, and longer", "second"] {
+            write_durably(&path, content.as_bytes(), 0o600, None).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        remove_durably(&path).unwrap();
+        remove_durably(&path).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

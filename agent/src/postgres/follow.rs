@@ -1,0 +1,278 @@
+//! What a running standby does with its walreceiver: be recruited, follow, be promoted.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgherd_common::{Lsn, Timeline};
+use rustix::process::Signal;
+
+use super::files::{FileError, Following, own_file};
+use super::instance::{Instance, Patience};
+use super::process::{self, Process};
+use super::session::{Session, SessionError};
+use super::settings::Upstream;
+
+/// How long a reload and the end of a walreceiver may take; milliseconds on a healthy host.
+const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE_PAUSE: Duration = Duration::from_millis(2);
+/// A walreceiver still there after this is ended by hand: the startup process, which ends it
+/// otherwise, may be waiting for a query that conflicts with replay.
+const RECEIVER_GRACE: Duration = Duration::from_millis(150);
+
+/// Why a standby's upstream was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// Nothing runs.
+    #[error("PostgreSQL does not run")]
+    NotRunning,
+    /// The postmaster cannot be watched or signalled.
+    #[error("cannot make PostgreSQL reload its configuration")]
+    Reload(#[source] std::io::Error),
+    /// `pgherd.conf` was not written.
+    #[error("cannot change the agent's settings")]
+    File(#[from] FileError),
+    /// The server did not answer.
+    #[error("cannot tell whether PostgreSQL uses the agent's settings")]
+    Session(#[from] SessionError),
+    /// Something else sets them.
+    #[error(
+        "{setting} is set in {by:?}, which wins over {own_file:?}; remove it there (the include line of the agent must come last)"
+    )]
+    Overridden {
+        /// The setting.
+        setting: String,
+        /// The file that sets it.
+        by: String,
+        /// `pgherd.conf`.
+        own_file: PathBuf,
+    },
+    /// The reload took too long.
+    #[error("PostgreSQL has not taken over {own_file:?} within {} ms; its log tells about errors in the configuration files", SETTLE.as_millis())]
+    NotInEffect {
+        /// `pgherd.conf`.
+        own_file: PathBuf,
+    },
+}
+
+/// Why a standby was not recruited.
+#[derive(Debug, thiserror::Error)]
+pub enum RecruitError {
+    /// Its upstream could not be taken away.
+    #[error("the standby cannot be cut from its upstream")]
+    Cut(#[from] FollowError),
+    /// The server did not answer.
+    #[error("cannot tell whether the walreceiver has ended")]
+    Session(#[from] SessionError),
+    /// It is a primary.
+    #[error("PostgreSQL is a primary, not a standby; only standbys are recruited")]
+    NotAStandby,
+    /// WAL may still come in.
+    #[error("WAL still arrives after {} ms: {what}", SETTLE.as_millis())]
+    StillReceiving {
+        /// What brings it.
+        what: &'static str,
+    },
+}
+
+/// Why a standby was not promoted, or not to the end.
+#[derive(Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// It may still receive WAL of another primary.
+    #[error("the standby still follows {0}; it must be recruited before it is promoted")]
+    NotRecruited(String),
+    /// The server did not answer.
+    #[error("cannot promote")]
+    Session(#[from] SessionError),
+    /// It takes longer than `start_timeout`.
+    #[error("the promotion goes on, but is not finished after {} s: replay is at {replayed}", after.as_secs())]
+    StillRecovering {
+        /// `start_timeout`.
+        after: Duration,
+        /// How far replay is.
+        replayed: Lsn,
+    },
+}
+
+impl Instance {
+    /// Makes the standby follow `upstream`. Returns when the setting is in effect; that WAL flows is
+    /// for a later look to tell.
+    pub async fn follow(&self, upstream: &Upstream) -> Result<(), FollowError> {
+        let _acting = self.shared.acting.lock().await;
+        let done = self.apply(&Following::new(self.settings(), Some(upstream))).await;
+        self.shared.stirred.notify_one();
+        done
+    }
+
+    /// Cuts the standby from its upstream and returns when no WAL can arrive any more: no walreceiver
+    /// and no `restore_command` at work. The position read after that is final, but for WAL that is
+    /// here already and not yet replayed.
+    pub async fn recruit(&self) -> Result<(), RecruitError> {
+        let _acting = self.shared.acting.lock().await;
+        let session = self.session().await?;
+        if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
+            return Err(RecruitError::NotAStandby);
+        }
+        self.apply(&Following::new(self.settings(), None)).await?;
+        let patience = Patience::new(SETTLE, SETTLE_PAUSE);
+        let grace = Patience::new(RECEIVER_GRACE, Duration::ZERO);
+        // The startup process starts a walreceiver with the old setting only if the reload reached it
+        // later than it reached our session. Two looks apart, it has passed by.
+        let mut quiet = 0;
+        while quiet < 2 {
+            let what = match self.inflow(&session).await? {
+                None => {
+                    quiet += 1;
+                    "nothing seen for long enough"
+                }
+                Some(inflow) => {
+                    quiet = 0;
+                    if !grace.next().await {
+                        inflow.end(self);
+                    }
+                    inflow.what
+                }
+            };
+            if quiet < 2 && !patience.next().await {
+                return Err(RecruitError::StillReceiving { what });
+            }
+        }
+        self.shared.stirred.notify_one();
+        Ok(())
+    }
+
+    /// Promotes the standby, which must have been recruited, and returns its new timeline when it
+    /// accepts writes. Fine when it is a primary already. After [`PromoteError::StillRecovering`]
+    /// another call waits on.
+    pub async fn promote(&self) -> Result<Timeline, PromoteError> {
+        let _acting = self.shared.acting.lock().await;
+        let session = self.session().await?;
+        let row = session
+            .row(
+                "SELECT pg_is_in_recovery(), current_setting('primary_conninfo') <> '' OR EXISTS \
+                  (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')",
+                &[],
+            )
+            .await?;
+        if session.take::<bool>(&row, 0)? {
+            if session.take::<bool>(&row, 1)? {
+                let at = session.value::<String>("SELECT current_setting('primary_conninfo')").await?;
+                let at =
+                    super::conninfo::address(&at).map_or("another server".to_owned(), |at| at.to_string());
+                return Err(PromoteError::NotRecruited(at));
+            }
+            // A promotion ends a pause of replay too, but says so in the log as if by accident.
+            session.rows("SELECT pg_wal_replay_resume() WHERE pg_is_wal_replay_paused()", &[]).await?;
+            session.rows("SELECT pg_promote(wait => false)", &[]).await?;
+        }
+        let timeline = self.promoted(&session).await;
+        self.shared.stirred.notify_one();
+        timeline
+    }
+
+    async fn promoted(&self, session: &Session) -> Result<Timeline, PromoteError> {
+        let after = self.settings().start_timeout;
+        let patience = Patience::new(after, SETTLE_PAUSE);
+        loop {
+            if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
+                return Ok(self.facts(session).await?.timeline);
+            }
+            if !patience.next().await {
+                let replayed = self.facts(session).await?.position;
+                return Err(PromoteError::StillRecovering { after, replayed });
+            }
+        }
+    }
+
+    /// Puts the walreceiver's settings into `pgherd.conf` and waits until the running server has them.
+    pub(super) async fn apply(&self, following: &Following) -> Result<(), FollowError> {
+        following.write(self.data_dir(), &self.shared.owner)?;
+        let session = self.session().await?;
+        let patience = Patience::new(SETTLE, SETTLE_PAUSE);
+        let mut first = true;
+        loop {
+            let foreign = match self.effective(&session, following).await? {
+                Effect::Ours => return Ok(()),
+                Effect::Other(foreign) => foreign,
+            };
+            // pg_basebackup -R and ALTER SYSTEM leave the setting in a file that is read after ours.
+            for (setting, _) in foreign.iter().filter(|(_, by)| by.ends_with("/postgresql.auto.conf")) {
+                tracing::warn!(%setting, "ALTER SYSTEM has set this over the agent's setting; resetting it");
+                session.run(&format!("ALTER SYSTEM RESET {setting}"), SETTLE).await?;
+                first = true;
+            }
+            if first {
+                self.reload()?;
+                first = false;
+            }
+            if !patience.next().await {
+                let own_file = own_file(self.data_dir());
+                let elsewhere =
+                    foreign.into_iter().find(|(_, by)| !by.is_empty() && !by.ends_with("/pgherd.conf"));
+                return Err(match elsewhere {
+                    Some((setting, by)) => FollowError::Overridden { setting, by, own_file },
+                    None => FollowError::NotInEffect { own_file },
+                });
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<(), FollowError> {
+        let postmaster = self.postmaster().map_err(FollowError::Reload)?.ok_or(FollowError::NotRunning)?;
+        postmaster.signal(Signal::HUP).map_err(FollowError::Reload)
+    }
+
+    async fn effective(&self, session: &Session, wanted: &Following) -> Result<Effect, SessionError> {
+        let sql = "SELECT name, setting, coalesce(sourcefile, '') FROM pg_settings \
+                   WHERE name IN ('primary_conninfo', 'primary_slot_name')";
+        let mut other = Vec::new();
+        for row in session.rows(sql, &[]).await? {
+            let (name, value): (String, &str) = (session.take(&row, 0)?, session.take(&row, 1)?);
+            let by: String = session.take(&row, 2)?;
+            let ours =
+                if name == "primary_conninfo" { &wanted.primary_conninfo } else { &wanted.primary_slot_name };
+            if value != ours {
+                other.push((name, by));
+            }
+        }
+        Ok(if other.is_empty() { Effect::Ours } else { Effect::Other(other) })
+    }
+
+    /// What brings WAL in right now.
+    async fn inflow(&self, session: &Session) -> Result<Option<Inflow>, SessionError> {
+        let sql =
+            "SELECT pid, backend_type FROM pg_stat_activity WHERE backend_type IN ('walreceiver', 'startup')";
+        let mut restoring = None;
+        for row in session.rows(sql, &[]).await? {
+            let pid = u32::try_from(session.take::<i32>(&row, 0)?).unwrap_or(0);
+            if session.take::<&str>(&row, 1)? == "walreceiver" {
+                return Ok(Some(Inflow { what: "the walreceiver has not ended", walreceiver: Some(pid) }));
+            }
+            if process::has_children(pid) {
+                restoring = Some(Inflow { what: "restore_command is at work", walreceiver: None });
+            }
+        }
+        Ok(restoring)
+    }
+}
+
+enum Effect {
+    Ours,
+    /// Settings with another value, and the file each comes from.
+    Other(Vec<(String, String)>),
+}
+
+struct Inflow {
+    what: &'static str,
+    walreceiver: Option<u32>,
+}
+
+impl Inflow {
+    fn end(&self, instance: &Instance) {
+        let process = self.walreceiver.and_then(|pid| Process::of_instance(pid, instance.data_dir()));
+        if let Some(process) = process {
+            tracing::warn!(pid = process.pid, "the walreceiver outlives its setting; ending it");
+            // Should it be gone already, the next look says so.
+            let _ = process.signal(Signal::TERM);
+        }
+    }
+}

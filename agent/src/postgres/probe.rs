@@ -1,0 +1,332 @@
+//! Looking at the local PostgreSQL.
+//!
+//! A look combines three witnesses: the kernel (does the postmaster live?), the lasting connection
+//! (the facts, even when all connection slots are taken), and at least every second a new connection
+//! (a postmaster that hangs still serves old ones).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pgherd_common::errors::Chain;
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
+use tokio_postgres::error::SqlState;
+
+use super::controldata::{ControlData, ControlDataError};
+use super::instance::Instance;
+use super::process::Postmaster;
+use super::rewind;
+use super::session::{Session, SessionError};
+use super::timelines;
+use super::{conninfo, files};
+use crate::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
+
+/// How old the last proof may be that new connections are served.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A file not written for so long is not being written.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What one look leaves for the next.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub(super) postmaster: Option<Arc<Postmaster>>,
+    pub(super) session: Option<Arc<Session>>,
+    /// Whether this agent has ever seen a postmaster here.
+    seen_up: bool,
+    /// When the present spell of being down, or of not letting anybody in, was first seen.
+    down_since: Option<MonoTime>,
+    starting_since: Option<MonoTime>,
+    /// When this postmaster last answered anything on a new connection.
+    answered: Option<MonoTime>,
+    /// When a new connection was last tried, if that succeeded.
+    fresh: Option<MonoTime>,
+    /// When this postmaster was first seen.
+    met: Option<MonoTime>,
+    /// The newest timeline this postmaster was seen on.
+    highest: Option<Timeline>,
+    history: Option<(Timeline, TimelineHistory)>,
+    /// `pg_control` as it was at this modification time.
+    control: Option<(SystemTime, ControlData)>,
+}
+
+impl Memory {
+    /// Takes note of the postmaster that was found, or of there being none.
+    pub(super) fn meet(&mut self, postmaster: Option<Arc<Postmaster>>) {
+        let now = RealClock.now();
+        self.seen_up |= postmaster.is_some();
+        self.down_since = if postmaster.is_some() { None } else { self.down_since.or(Some(now)) };
+        self.met = postmaster.is_some().then_some(now);
+        self.postmaster = postmaster;
+        (self.session, self.answered, self.fresh) = (None, None, None);
+        (self.starting_since, self.highest) = (None, None);
+    }
+}
+
+const LOOK: &str = "\
+SELECT recovering,
+       CASE WHEN recovering THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END::text,
+       CASE WHEN recovering THEN pg_last_wal_receive_lsn() END::text,
+       CASE WHEN NOT recovering THEN left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END,
+       control.timeline_id,
+       (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+       receiver.received_tli,
+       receiver.status,
+       current_setting('primary_conninfo'),
+       ARRAY(SELECT concat(state, ' ', sync_state, ' ', application_name)
+               FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY application_name, pid),
+       ARRAY(SELECT slot_name::text FROM pg_replication_slots
+              WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name)
+  FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
+ CROSS JOIN pg_control_checkpoint() AS control
+  LEFT JOIN pg_stat_wal_receiver AS receiver ON true";
+
+impl Instance {
+    /// One full look, now. What only the caller knows (`recruited`, `prepared`, `released`,
+    /// `trouble`) is left empty. Takes at most two or three times `connect_timeout`.
+    pub async fn observe(&self) -> PostgresObservation {
+        let (pid, state) = match self.postmaster() {
+            Ok(Some(postmaster)) => {
+                // The end of the postmaster cuts short whatever hangs on it.
+                let state = tokio::select! {
+                    state = self.look() => Some(state),
+                    () = postmaster.ended() => None,
+                };
+                match state {
+                    Some(state) => (Some(postmaster.pid), state),
+                    None => {
+                        self.memory().meet(None);
+                        (None, self.stopped().await)
+                    }
+                }
+            }
+            Ok(None) => (None, self.stopped().await),
+            Err(error) => {
+                let text =
+                    format!("cannot watch the postmaster: {error}; check the agent's limits (ulimit -n)");
+                (None, PostgresState::Unusable(text))
+            }
+        };
+        let (system_identifier, major) = self.identity();
+        PostgresObservation {
+            system_identifier,
+            major,
+            pid,
+            state,
+            recruited: None,
+            prepared: None,
+            released: None,
+            trouble: None,
+        }
+    }
+
+    /// Resolves when the next look is due: after `probe_interval`, or at once when the postmaster has
+    /// died or an action has changed something.
+    pub async fn changed(&self) {
+        let known = self.memory().postmaster.clone();
+        let died = async {
+            match known {
+                Some(postmaster) => postmaster.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = died => {}
+            () = self.shared.stirred.notified() => {}
+            () = tokio::time::sleep(self.settings().probe_interval) => {}
+        }
+    }
+
+    async fn stopped(&self) -> PostgresState {
+        let control = match self.control_in_time().await {
+            Ok(control) => control,
+            Err(error) => {
+                let text =
+                    format!("{}; restore the data directory or clone it from the primary", Chain(&error));
+                return PostgresState::Unusable(text);
+            }
+        };
+        if control.system_identifier != self.shared.system_identifier {
+            return PostgresState::Unusable(format!(
+                "the data directory was replaced by one of another cluster (system identifier {}, was {}); \
+                 restart the agent if that is intended",
+                control.system_identifier, self.shared.system_identifier
+            ));
+        }
+        // A half rewound directory is in no state at all, whatever pg_control says.
+        let whole = !rewind::is_pending(self.settings());
+        let memory = self.memory();
+        PostgresState::Down(Stopped {
+            clean: whole && control.is_clean(),
+            standby: whole && files::standby_signal(self.data_dir()).exists(),
+            timeline: control.timeline(),
+            checkpoint: control.checkpoint,
+            found_down: !memory.seen_up,
+            for_ms: age_ms(memory.down_since),
+        })
+    }
+
+    /// `pg_control`, read only when it has changed: the death of a postmaster is told some
+    /// milliseconds earlier.
+    async fn control_in_time(&self) -> Result<ControlData, ControlDataError> {
+        let written = std::fs::metadata(self.data_dir().join("global/pg_control")).and_then(|m| m.modified());
+        let written = written.ok();
+        if let Some((_, control)) = self.memory().control.clone().filter(|(at, _)| Some(*at) == written) {
+            return Ok(control);
+        }
+        let control = self.control().await?;
+        // A second write within the clock's grain would leave the time as it is.
+        let settled = written.filter(|written| written.elapsed().is_ok_and(|age| age > SETTLED));
+        self.memory().control = settled.map(|written| (written, control.clone()));
+        Ok(control)
+    }
+
+    /// The state of an instance whose postmaster lives.
+    async fn look(&self) -> PostgresState {
+        let facts = self.facts_from_lasting_connection().await;
+        if facts.is_some() {
+            // For the look that finds the postmaster dead; an error is for that look to tell.
+            let _ = self.control_in_time().await;
+        }
+        let proven = self.memory().fresh.is_some_and(|at| RealClock.now().since(at) < FRESH);
+        if let (Some(facts), true) = (&facts, proven) {
+            return PostgresState::Running(facts.clone());
+        }
+        match Session::local(self.settings()).await {
+            Ok(session) => self.welcomed(facts, session).await,
+            Err(error) => self.turned_away(facts, &error),
+        }
+    }
+
+    async fn facts_from_lasting_connection(&self) -> Option<Running> {
+        let session = self.memory().session.clone().filter(|session| !session.is_closed())?;
+        match self.facts(&session).await {
+            Ok(facts) => Some(facts),
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "the lasting connection to PostgreSQL broke");
+                self.memory().session = None;
+                None
+            }
+        }
+    }
+
+    async fn welcomed(&self, facts: Option<Running>, session: Session) -> PostgresState {
+        let facts = match facts {
+            Some(facts) => Ok(facts),
+            None => self.facts(&session).await,
+        };
+        let now = RealClock.now();
+        let mut memory = self.memory();
+        memory.answered = Some(now);
+        match facts {
+            Ok(facts) => {
+                (memory.fresh, memory.starting_since) = (Some(now), None);
+                if memory.session.as_ref().is_none_or(|present| present.is_closed()) {
+                    memory.session = Some(Arc::new(session));
+                }
+                PostgresState::Running(facts)
+            }
+            Err(error) => {
+                memory.fresh = None;
+                PostgresState::Unresponsive { for_ms: 0, reason: Chain(&error).to_string() }
+            }
+        }
+    }
+
+    fn turned_away(&self, facts: Option<Running>, error: &SessionError) -> PostgresState {
+        let now = RealClock.now();
+        let mut memory = self.memory();
+        let reason = Chain(error).to_string();
+        let Some(code) = error.code() else {
+            memory.fresh = None;
+            // Between its fork and its listening a postmaster refuses; one that has answered before
+            // does not.
+            let refused = matches!(
+                error.io(),
+                Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
+            );
+            if refused && memory.answered.is_none() {
+                let since = *memory.starting_since.get_or_insert(now);
+                return PostgresState::Starting { for_ms: age_ms(Some(since)) };
+            }
+            let for_ms = age_ms(memory.answered.or(memory.met));
+            return PostgresState::Unresponsive { for_ms, reason };
+        };
+        memory.answered = Some(now);
+        if *code == SqlState::CANNOT_CONNECT_NOW {
+            memory.fresh = None;
+            let since = *memory.starting_since.get_or_insert(now);
+            return PostgresState::Starting { for_ms: age_ms(Some(since)) };
+        }
+        // It refuses the agent, but it answers: too many connections, a wrong password.
+        match facts {
+            Some(facts) => {
+                memory.fresh = Some(now);
+                PostgresState::Running(facts)
+            }
+            None => PostgresState::Unresponsive { for_ms: 0, reason },
+        }
+    }
+
+    /// Reads everything there is to know in one query.
+    pub(super) async fn facts(&self, session: &Session) -> Result<Running, SessionError> {
+        let row = session.row(LOOK, &[]).await?;
+        let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_default();
+        let positive = |timeline: Option<i32>| timeline.and_then(|t| u32::try_from(t).ok()).map(Timeline);
+        let in_recovery: bool = session.take(&row, 0)?;
+        let position = lsn(session.take(&row, 1)?);
+        let received = lsn(session.take(&row, 2)?).max(position);
+        let written: Option<&str> = session.take(&row, 3)?;
+        let written = written.and_then(|hex| u32::from_str_radix(hex, 16).ok()).map(Timeline);
+        let checkpoint_timeline = positive(session.take(&row, 4)?).unwrap_or(Timeline(1));
+        let seen =
+            [Some(checkpoint_timeline), positive(session.take(&row, 5)?), positive(session.take(&row, 6)?)];
+        let timeline = written.unwrap_or_else(|| self.highest_timeline(&seen, checkpoint_timeline));
+        let conninfo: &str = session.take(&row, 8)?;
+        let standbys: Vec<String> = session.take(&row, 9)?;
+        Ok(Running {
+            in_recovery,
+            timeline,
+            position,
+            received,
+            checkpoint_timeline,
+            history: self.history(timeline),
+            follows: conninfo::address(conninfo),
+            receiver: session.take(&row, 7)?,
+            standbys: standbys.iter().map(|text| downstream(text)).collect(),
+            slots: session.take(&row, 10)?,
+        })
+    }
+
+    /// A standby's timeline: `pg_control` lags behind a fork that was followed, and without a
+    /// walreceiver nothing else tells.
+    fn highest_timeline(&self, seen: &[Option<Timeline>], floor: Timeline) -> Timeline {
+        let mut memory = self.memory();
+        let highest = seen.iter().copied().flatten().chain(memory.highest).max().unwrap_or(floor);
+        memory.highest = Some(highest);
+        highest
+    }
+
+    fn history(&self, timeline: Timeline) -> TimelineHistory {
+        if let Some((_, history)) = self.memory().history.clone().filter(|(of, _)| *of == timeline) {
+            return history;
+        }
+        let Some(history) = timelines::history(self.data_dir(), timeline) else {
+            return TimelineHistory::default();
+        };
+        self.memory().history = Some((timeline, history.clone()));
+        history
+    }
+}
+
+fn downstream(text: &str) -> Downstream {
+    let mut fields = text.splitn(3, ' ').map(str::to_owned);
+    let mut field = || fields.next().unwrap_or_default();
+    let (state, sync_state, name) = (field(), field(), field());
+    Downstream { name, state, sync_state }
+}
+
+fn age_ms(since: Option<MonoTime>) -> u64 {
+    let age = since.map(|since| RealClock.now().since(since)).unwrap_or_default();
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+}

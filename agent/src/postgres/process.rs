@@ -1,0 +1,186 @@
+//! The processes of one instance, as the kernel shows them.
+//!
+//! A process belongs to the instance when it runs a `postgres` binary with the data directory as its
+//! working directory: every PostgreSQL process does, orphaned and stopped ones included. A number in
+//! a file is never trusted by itself, since the kernel gives pids out again.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::unix::AsyncFd;
+
+/// One process of the instance, held by a descriptor that cannot come to mean another process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// Holds `pid`, if it is a live process of the instance on `data_dir`.
+    pub(super) fn of_instance(pid: u32, data_dir: &Path) -> Option<Self> {
+        let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
+        let fd = pidfd_open(raw, PidfdFlags::NONBLOCK).ok()?;
+        // Checked after the descriptor was taken: what is true now is true of this process.
+        (works_in(pid, data_dir) && runs_postgres(pid)).then_some(Self { pid, fd })
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        !ready(&[self], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+    }
+
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.fd, signal)?)
+    }
+
+    /// Takes the exit status, if it is a child of this process that nobody has waited for.
+    pub(super) fn reap(&self) {
+        // Not our child, or reaped already: both are fine.
+        let _ = waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+/// Waits until any of them has ended; false when `timeout` passed first.
+pub(super) fn ready(processes: &[&Process], timeout: Option<&Timespec>) -> bool {
+    let mut fds: Vec<_> = processes.iter().map(|process| PollFd::new(&process.fd, PollFlags::IN)).collect();
+    poll(&mut fds, timeout).is_ok_and(|count| count > 0)
+}
+
+/// The postmaster, watched.
+#[derive(Debug)]
+pub(super) struct Postmaster {
+    pub(super) pid: u32,
+    watched: AsyncFd<Process>,
+}
+
+impl std::os::fd::AsRawFd for Process {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Postmaster {
+    /// The postmaster of the instance, whoever started it.
+    pub(super) fn find(data_dir: &Path) -> io::Result<Option<Self>> {
+        let named = named_pid(data_dir).and_then(|pid| Process::of_instance(pid, data_dir));
+        let found = match named {
+            // pg_rewind and the like run `postgres --single`, which writes postmaster.pid too.
+            Some(process) if is_postmaster(process.pid) => Some(process),
+            // Somebody removed the file under a running server.
+            Some(_) | None => head(processes(data_dir)?),
+        };
+        let Some(process) = found else { return Ok(None) };
+        let pid = process.pid;
+        #[expect(
+            deprecated,
+            reason = "the new constructor is unsafe; a Process owns one descriptor for life"
+        )]
+        let watched = AsyncFd::new(process)?;
+        Ok(Some(Self { pid, watched }))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.watched.get_ref().is_alive()
+    }
+
+    /// Resolves as soon as it has ended.
+    pub(super) async fn ended(&self) {
+        while self.is_alive() {
+            match self.watched.readable().await {
+                // Never cleared once it has ended: others may be waiting for the same event.
+                Ok(mut guard) if self.is_alive() => guard.clear_ready(),
+                Ok(_) => return,
+                // The runtime is shutting down, and this task with it.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        self.watched.get_ref().signal(signal)
+    }
+}
+
+/// The postmaster among the processes of an instance. A child that was forked just now still has its
+/// parent's title, so the title alone does not tell; but only a postmaster has children.
+fn head(processes: Vec<Process>) -> Option<Process> {
+    let parents: Vec<u32> = processes.iter().filter_map(|process| parent(process.pid)).collect();
+    processes.into_iter().find(|process| parents.contains(&process.pid) && is_postmaster(process.pid))
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The pid in `postmaster.pid`; a standalone backend stores its own negated.
+fn named_pid(data_dir: &Path) -> Option<u32> {
+    let text = fs::read_to_string(pid_file(data_dir)).ok()?;
+    let mut lines = text.lines();
+    let pid: i64 = lines.next()?.trim().parse().ok()?;
+    u32::try_from(pid).ok()
+}
+
+pub(super) fn pid_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("postmaster.pid")
+}
+
+/// Every live process of the instance.
+pub(super) fn processes(data_dir: &Path) -> io::Result<Vec<Process>> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.filter_map(|pid| Process::of_instance(pid, data_dir)).collect())
+}
+
+/// Whether a program that the startup process runs (`restore_command`) is at work.
+pub(super) fn has_children(pid: u32) -> bool {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    fs::read_to_string(path).is_ok_and(|children| !children.trim().is_empty())
+}
+
+/// Whether `postmaster.pid` names a process that exists but is not of this instance: a pid given out
+/// again, or a zombie nobody reaped. PostgreSQL would refuse to start because of it. To be asked only
+/// when nothing of the instance runs.
+pub(super) fn pid_file_is_stale(data_dir: &Path) -> bool {
+    let Some(pid) = named_pid(data_dir) else { return false };
+    Process::of_instance(pid, data_dir).is_none() && fs::metadata(format!("/proc/{pid}")).is_ok()
+}
+
+fn works_in(pid: u32, data_dir: &Path) -> bool {
+    let link = format!("/proc/{pid}/cwd");
+    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let here = fs::metadata(&link).is_ok_and(|cwd| fs::metadata(data_dir).is_ok_and(|dir| same(cwd, dir)));
+    // A data directory that was removed, replaced or cut off under its server is still that server's.
+    here || fs::read_link(&link).is_ok_and(|cwd| {
+        let cwd = undeleted(&cwd);
+        cwd == data_dir || data_dir.canonicalize().is_ok_and(|real| cwd == real)
+    })
+}
+
+/// The kernel marks names that are gone.
+fn undeleted(link: &Path) -> &Path {
+    link.to_str().and_then(|text| text.strip_suffix(" (deleted)")).map_or(link, Path::new)
+}
+
+/// By name, since an upgrade replaces the file under running servers. `setpriv` is about to become one.
+fn runs_postgres(pid: u32) -> bool {
+    let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+    let name = undeleted(&exe).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    matches!(name, "postgres" | "postmaster" | "edb-postgres" | "setpriv")
+}
+
+/// Children of a postmaster rewrite their title to `postgres: ...`.
+fn is_postmaster(pid: u32) -> bool {
+    let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let text = String::from_utf8_lossy(&command_line);
+    // It is empty while a process exits.
+    let child = text.split('\0').next().is_none_or(|title| title.is_empty() || title.contains(": "));
+    !child && !text.split('\0').any(|argument| argument == "--single" || argument == "--boot")
+}

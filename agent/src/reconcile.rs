@@ -332,6 +332,12 @@ impl Reconciler {
         }
         let upstream = serving_upstream(s);
         match (upstream, s.primary.filter(|primary| !primary.in_recovery)) {
+            // Until its first checkpoint pg_rewind takes a new primary for the old one.
+            (Some(upstream), Some(running))
+                if !stopped.standby && !stopped.clean && running.checkpoint_timeline != running.timeline =>
+            {
+                Reconciliation::wait(format!("waiting for the first checkpoint of {} as primary", upstream.node))
+            }
             (Some(upstream), Some(running)) => {
                 Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })
             }

@@ -291,7 +291,9 @@ fn a_crashed_former_primary_rejoins_as_soon_as_there_is_a_primary_to_rejoin() {
     assert_eq!(rig.decide(1).action, None);
     rig.serve();
     assert_eq!(rig.decide(1).action, None, "its agent has not been heard yet");
-    let primary = Running { timeline: Timeline(2), ..running(false) };
+    rig.primary = Some(Running { timeline: Timeline(2), ..running(false) });
+    assert_eq!(rig.decide(1).action, None, "it has not checkpointed as primary yet");
+    let primary = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
     rig.primary = Some(primary.clone());
     assert_eq!(rig.decide(1).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
 }

@@ -31,7 +31,9 @@ pub enum RunError {
     #[error("cannot take part in the cluster")]
     Store(#[from] StoreError),
     /// Its port.
-    #[error("cannot listen on {address} (node.listen): is another agent running, or the address not of this machine?")]
+    #[error(
+        "cannot listen on {address} (node.listen): is another agent running, or the address not of this machine?"
+    )]
     Listen {
         /// Configured.
         address: HostPort,
@@ -110,7 +112,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         turned_away = forming => Some(turned_away),
     };
     if config.postgres.is_some() && turned_away.is_none() {
-        tracing::info!("agent stopped; PostgreSQL is left as it is and nobody watches it until an agent is back");
+        tracing::info!(
+            "agent stopped; PostgreSQL is left as it is and nobody watches it until an agent is back"
+        );
     }
     consensus.shutdown().await;
     server.abort();

@@ -180,7 +180,12 @@ impl Driver {
         let mut standing = self.parts.consensus.standing();
         let (hurry, watching) = watch::channel(false);
         if let Some(instance) = &self.parts.instance {
-            tokio::spawn(actions::watch(instance.clone(), watching, self.ended.clone(), self.parts.events.clone()));
+            tokio::spawn(actions::watch(
+                instance.clone(),
+                watching,
+                self.ended.clone(),
+                self.parts.events.clone(),
+            ));
         }
         let mut beat = tokio::time::interval(self.parts.config.timings.beat_interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -240,7 +245,9 @@ impl Driver {
                 self.proposing = false;
                 match result {
                     Ok(Applied::Changed | Applied::Unchanged) => {}
-                    Ok(Applied::Rejected(reason)) => tracing::info!(?command, "the log rejected a proposal: {reason}"),
+                    Ok(Applied::Rejected(reason)) => {
+                        tracing::info!(?command, "the log rejected a proposal: {reason}")
+                    }
                     Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
                 }
             }
@@ -381,7 +388,8 @@ impl Driver {
         tracing::info!("{}", actions::describe(&action));
         let primary_of =
             self.state.primary.filter(|primary| primary.node == self.id()).map(|_| self.state.generation);
-        let stop_timeout = self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
+        let stop_timeout =
+            self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
         let task = actions::perform(instance, action.clone(), primary_of, stop_timeout, self.ended.clone());
         let events = self.parts.events.clone();
         let task = tokio::spawn(async move {
@@ -434,7 +442,8 @@ impl Driver {
         let silent_after = self.parts.config.timings.lease / 2;
         let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
         let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
-        let silent = heard.is_none_or(|seen| now.since(seen.at) >= silent_after) && now.since(self.started) >= silent_after;
+        let silent = heard.is_none_or(|seen| now.since(seen.at) >= silent_after)
+            && now.since(self.started) >= silent_after;
         let target: Option<(NodeId, HostPort)> = primary
             .filter(|_| silent)
             .and_then(|member| Some((member.descriptor.id, member.descriptor.postgres.clone()?)));

@@ -10,7 +10,9 @@ use crate::peers::{CallError, Link};
 
 /// Another member does not want this agent.
 #[derive(Debug, thiserror::Error)]
-#[error("{member} at {agent} turned this agent away: {reason}. Nothing was touched; correct the configuration and start again")]
+#[error(
+    "{member} at {agent} turned this agent away: {reason}. Nothing was touched; correct the configuration and start again"
+)]
 pub struct TurnedAway {
     member: pgherd_common::NodeName,
     agent: pgherd_common::HostPort,
@@ -20,7 +22,11 @@ pub struct TurnedAway {
 /// Introduces this agent to everybody who answers. Returns whether all did and none belongs to a raft
 /// group yet, which is when a group may be formed: an agent whose store was lost finds others that
 /// belong to one, and waits for their leader instead.
-pub(crate) async fn introduce(config: &Config, link: &Link, database: Option<(u64, u32)>) -> Result<bool, TurnedAway> {
+pub(crate) async fn introduce(
+    config: &Config,
+    link: &Link,
+    database: Option<(u64, u32)>,
+) -> Result<bool, TurnedAway> {
     let hello = Hello { cluster: config.cluster.clone(), descriptor: config.descriptor(), database };
     let others = config.members.iter().filter(|member| member.id != config.node.id);
     let hello = &hello;

@@ -10,7 +10,10 @@ use tracing_subscriber::EnvFilter;
 
 /// Watches one PostgreSQL, agrees with the other agents on who is primary, and acts on it.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:\n  pgherd-agent --config /etc/pgherd/agent.toml\n\nLogging: PGHERD_LOG=debug")]
+#[command(
+    version,
+    after_help = "Examples:\n  pgherd-agent --config /etc/pgherd/agent.toml\n\nLogging: PGHERD_LOG=debug"
+)]
 struct Arguments {
     /// The agent's configuration file.
     #[arg(long, default_value = "/etc/pgherd/agent.toml")]
@@ -19,7 +22,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+    let filter =
+        EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = match config::load(&arguments.config) {
         Ok(config) => config,

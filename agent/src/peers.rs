@@ -95,7 +95,8 @@ pub enum CallError {
 impl Link {
     /// Connections are kept; none is trusted longer than `timeout` without an answer.
     pub fn new(cluster: ClusterName, timeout: Duration) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder().connect_timeout(timeout).tcp_nodelay(true).no_proxy().build()?;
+        let client =
+            reqwest::Client::builder().connect_timeout(timeout).tcp_nodelay(true).no_proxy().build()?;
         Ok(Self { client, cluster, timeout })
     }
 
@@ -110,7 +111,11 @@ impl Link {
     }
 
     /// Gets a JSON answer.
-    pub async fn get<A: serde::de::DeserializeOwned>(&self, agent: &HostPort, path: &str) -> Result<A, CallError> {
+    pub async fn get<A: serde::de::DeserializeOwned>(
+        &self,
+        agent: &HostPort,
+        path: &str,
+    ) -> Result<A, CallError> {
         self.call(agent, self.client.get(format!("http://{agent}{path}"))).await
     }
 
@@ -127,7 +132,8 @@ impl Link {
         }
         let status = response.status();
         let text = response.text().await.map_err(unreachable)?;
-        let reason = serde_json::from_str::<crate::api::types::Refusal>(&text).map_or(text, |refusal| refusal.error);
+        let reason =
+            serde_json::from_str::<crate::api::types::Refusal>(&text).map_or(text, |refusal| refusal.error);
         Err(CallError::Refused { agent: agent.clone(), reason: format!("{reason} ({status})") })
     }
 
@@ -149,4 +155,3 @@ impl Link {
         self.post(agent, "/v1/hello", hello).await
     }
 }
-

@@ -22,6 +22,7 @@ mod process;
 mod rejoin;
 mod remote;
 mod rewind;
+mod saved_wal;
 mod session;
 mod settings;
 mod slots;

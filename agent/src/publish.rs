@@ -80,12 +80,13 @@ impl Hub {
             return Err("it did not say hello".to_owned());
         };
         match ToAgent::decode(&text) {
-            Ok(ToAgent::Hello { protocol, .. }) if protocol != PROTOCOL => {
-                Err(format!("it speaks push protocol {protocol}, this agent {PROTOCOL}: install matching versions"))
-            }
-            Ok(ToAgent::Hello { cluster, proxy, .. }) if cluster != self.cluster => {
-                Err(format!("proxy {proxy} belongs to cluster {cluster}, this is {}: correct cluster.name", self.cluster))
-            }
+            Ok(ToAgent::Hello { protocol, .. }) if protocol != PROTOCOL => Err(format!(
+                "it speaks push protocol {protocol}, this agent {PROTOCOL}: install matching versions"
+            )),
+            Ok(ToAgent::Hello { cluster, proxy, .. }) if cluster != self.cluster => Err(format!(
+                "proxy {proxy} belongs to cluster {cluster}, this is {}: correct cluster.name",
+                self.cluster
+            )),
             Ok(ToAgent::Hello { proxy, listen, .. }) => {
                 let link = rand::random();
                 self.lock().insert(proxy.clone(), Proxy { listen, acknowledged: None, link });
@@ -163,11 +164,13 @@ fn topology_of(state: &ClusterState) -> Option<Topology> {
 
 fn backend_status(state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: MonoTime) -> Vec<BackendStatus> {
     let running = |id: NodeId| seen.get(&id)?.observation.postgres.as_ref()?.running();
-    let primary = state.primary.and_then(|primary| running(primary.node)).filter(|running| !running.in_recovery);
+    let primary =
+        state.primary.and_then(|primary| running(primary.node)).filter(|running| !running.in_recovery);
     let databases = state.databases().map(|member| {
         let (id, name) = (member.descriptor.id, member.descriptor.name.as_str());
         let own = running(id);
-        let downstream = primary.and_then(|primary| primary.standbys.iter().find(|standby| standby.name == name));
+        let downstream =
+            primary.and_then(|primary| primary.standbys.iter().find(|standby| standby.name == name));
         let lag = own.filter(|own| own.in_recovery).zip(primary);
         BackendStatus {
             id,

@@ -336,7 +336,10 @@ impl Reconciler {
             (Some(upstream), Some(running))
                 if !stopped.standby && !stopped.clean && running.checkpoint_timeline != running.timeline =>
             {
-                Reconciliation::wait(format!("waiting for the first checkpoint of {} as primary", upstream.node))
+                Reconciliation::wait(format!(
+                    "waiting for the first checkpoint of {} as primary",
+                    upstream.node
+                ))
             }
             (Some(upstream), Some(running)) => {
                 Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })

@@ -135,7 +135,8 @@ impl Section {
         if self.values.contains_key(key) {
             return self.take(reader, key);
         }
-        let value = format!("default = {default}").parse::<Table>().ok().and_then(|mut t| t.remove("default"));
+        let value =
+            format!("default = {default}").parse::<Table>().ok().and_then(|mut t| t.remove("default"));
         let value = value.and_then(|value| T::from_value(&value).ok());
         assert!(value.is_some(), "the default of {} does not parse: {default}", self.path_of(key));
         value
@@ -308,7 +309,12 @@ mod tests {
         let problems = read("[node]\nnmae = 'a'\nport = 70000\n[timings]\nprobe_interval = 5\n").unwrap_err();
         let text = problems.to_string();
         assert_eq!(problems.lines().len(), 4, "{text}");
-        for part in ["node.name: missing", "node.nmae: unknown key; did you mean `name`?", "node.port: ", "timings.probe_interval: "] {
+        for part in [
+            "node.name: missing",
+            "node.nmae: unknown key; did you mean `name`?",
+            "node.port: ",
+            "timings.probe_interval: ",
+        ] {
             assert!(text.contains(part), "{part} not in {text}");
         }
     }

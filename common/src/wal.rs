@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn a_node_past_the_fork_has_diverged() {
-        let history = TimelineHistory::parse("1\t0/3000000\tno recovery target specified\n\n2\t0/5000000\treason\n");
+        let history =
+            TimelineHistory::parse("1\t0/3000000\tno recovery target specified\n\n2\t0/5000000\treason\n");
         let at = |text: &str| text.parse().unwrap();
         assert!(history.contains(Timeline(3), Timeline(3), at("9/0")));
         assert!(history.contains(Timeline(3), Timeline(2), at("0/5000000")));

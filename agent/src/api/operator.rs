@@ -20,7 +20,11 @@ type Answer = Result<Json<Accepted>, Refused>;
 
 fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
     let refuse = |error| {
-        Refused::new(StatusCode::BAD_REQUEST, format!("the request was not understood: {error}"), "see the API's documentation")
+        Refused::new(
+            StatusCode::BAD_REQUEST,
+            format!("the request was not understood: {error}"),
+            "see the API's documentation",
+        )
     };
     serde_json::from_slice(bytes).map_err(refuse)
 }
@@ -43,24 +47,27 @@ pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: B
 pub(super) async fn resume(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let at = RealClock.wall();
     let message = |node: &NodeName| format!("{node} is on its way back into the cluster");
-    on_node(&api, &headers, "/v1/resume", &bytes, message, |member| {
-        Command::Resume { node: member.descriptor.id, at }
+    on_node(&api, &headers, "/v1/resume", &bytes, message, |member| Command::Resume {
+        node: member.descriptor.id,
+        at,
     })
     .await
 }
 
 pub(super) async fn attach(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let message = |node: &NodeName| format!("{node} takes reads again");
-    on_node(&api, &headers, "/v1/attach", &bytes, message, |member| {
-        Command::SetAttached { node: member.descriptor.id, attached: true }
+    on_node(&api, &headers, "/v1/attach", &bytes, message, |member| Command::SetAttached {
+        node: member.descriptor.id,
+        attached: true,
     })
     .await
 }
 
 pub(super) async fn detach(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let message = |node: &NodeName| format!("{node} takes no reads until it is attached again");
-    on_node(&api, &headers, "/v1/detach", &bytes, message, |member| {
-        Command::SetAttached { node: member.descriptor.id, attached: false }
+    on_node(&api, &headers, "/v1/detach", &bytes, message, |member| Command::SetAttached {
+        node: member.descriptor.id,
+        attached: false,
     })
     .await
 }
@@ -68,8 +75,10 @@ pub(super) async fn detach(State(api): State<Api>, headers: HeaderMap, bytes: By
 pub(super) async fn allow(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let at = RealClock.wall();
     let message = |node: &NodeName| format!("{node} is allowed in the cluster");
-    on_node(&api, &headers, "/v1/allow-node", &bytes, message, |member| {
-        Command::SetAllowed { node: member.descriptor.id, allowed: true, at }
+    on_node(&api, &headers, "/v1/allow-node", &bytes, message, |member| Command::SetAllowed {
+        node: member.descriptor.id,
+        allowed: true,
+        at,
     })
     .await
 }
@@ -77,8 +86,10 @@ pub(super) async fn allow(State(api): State<Api>, headers: HeaderMap, bytes: Byt
 pub(super) async fn disallow(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let at = RealClock.wall();
     let message = |node: &NodeName| format!("{node} is out of the cluster until it is allowed again");
-    on_node(&api, &headers, "/v1/disallow-node", &bytes, message, |member| {
-        Command::SetAllowed { node: member.descriptor.id, allowed: false, at }
+    on_node(&api, &headers, "/v1/disallow-node", &bytes, message, |member| Command::SetAllowed {
+        node: member.descriptor.id,
+        allowed: false,
+        at,
     })
     .await
 }
@@ -161,9 +172,19 @@ async fn propose(api: &Api, command: Command) -> Result<Applied, Refused> {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)
     };
     match api.consensus.propose(command).await.map_err(unavailable)? {
-        Applied::Rejected(rejected) => Err(Refused::new(StatusCode::CONFLICT, &rejected, hint(&rejected))),
+        Applied::Rejected(rejected) => {
+            Err(Refused::new(StatusCode::CONFLICT, in_names(api, &rejected), hint(&rejected)))
+        }
         applied @ (Applied::Changed | Applied::Unchanged) => Ok(applied),
     }
+}
+
+/// The log knows members by number, operators by name.
+fn in_names(api: &Api, rejected: &Rejected) -> String {
+    let members = api.config.members.iter();
+    members.fold(rejected.to_string(), |text, member| {
+        text.replace(&format!("node {} ", member.id), &format!("{} ", member.name))
+    })
 }
 
 fn hint(rejected: &Rejected) -> &'static str {
@@ -198,7 +219,8 @@ async fn pass_on<T: Serialize + Sync>(
     if standing.is_leader || headers.contains_key(PASSED_ON) {
         return None;
     }
-    let leader = standing.leader.and_then(|leader| api.config.members.iter().find(|member| member.id == leader));
+    let leader =
+        standing.leader.and_then(|leader| api.config.members.iter().find(|member| member.id == leader));
     let Some(leader) = leader else {
         let error = "the agents have no leader now: fewer than a majority of them can be reached, or an election runs";
         let hint = "start the missing agents, or try again in a few seconds";

@@ -79,7 +79,8 @@ impl Api {
     /// Asks the loop something.
     pub(super) async fn ask<T>(&self, event: impl FnOnce(oneshot::Sender<T>) -> Event) -> Result<T, Refused> {
         let (answer, question) = oneshot::channel();
-        let stopping = || Refused::new(StatusCode::SERVICE_UNAVAILABLE, "this agent is stopping", "ask another agent");
+        let stopping =
+            || Refused::new(StatusCode::SERVICE_UNAVAILABLE, "this agent is stopping", "ask another agent");
         self.events.send(event(answer)).await.map_err(|_| stopping())?;
         question.await.map_err(|_| stopping())
     }
@@ -156,7 +157,8 @@ async fn observe(
     let deadline = RealClock.now() + Duration::from_millis(asked.within_ms.min(2000));
     loop {
         let observation = instance.observe().await;
-        let reached = asked.reach.is_none_or(|reach| observation.running().is_some_and(|r| r.position >= reach));
+        let reached =
+            asked.reach.is_none_or(|reach| observation.running().is_some_and(|r| r.position >= reach));
         if reached || RealClock.now() >= deadline {
             return Ok(Json(Some(observation)));
         }

@@ -25,7 +25,8 @@ pub(super) async fn cluster(State(api): State<Api>) -> Result<Json<ClusterStatus
     let databases = snapshot(&api, &picture).await;
     if let Some(leader) = leader_elsewhere(&api, &picture) {
         let asked: Result<Vec<String>, _> = api.link.get(&leader, "/v1/report").await;
-        picture.report = asked.unwrap_or_else(|error| vec![format!("the raft leader's report is missing: {error}")]);
+        picture.report =
+            asked.unwrap_or_else(|error| vec![format!("the raft leader's report is missing: {error}")]);
     }
     Ok(Json(compose(&api, &picture, &databases)))
 }
@@ -120,7 +121,9 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
                 from: name(change.from)?,
                 to: match change.phase {
                     ChangePhase::Granted => state.primary.and_then(|primary| name(primary.node)),
-                    ChangePhase::Preparing | ChangePhase::Stopping | ChangePhase::Recruiting => change.to.and_then(name),
+                    ChangePhase::Preparing | ChangePhase::Stopping | ChangePhase::Recruiting => {
+                        change.to.and_then(name)
+                    }
                 },
                 phase: match change.phase {
                     ChangePhase::Preparing => "preparing",
@@ -166,7 +169,8 @@ impl<'a> Composer<'a> {
     }
 
     fn is_heard(&self, id: NodeId) -> bool {
-        id == self.api.config.node.id || self.age(id).is_some_and(|age| age < self.api.config.timings.node_timeout)
+        id == self.api.config.node.id
+            || self.age(id).is_some_and(|age| age < self.api.config.timings.node_timeout)
     }
 
     fn lease(&self) -> LeaseStatus {
@@ -264,7 +268,9 @@ impl<'a> Composer<'a> {
             }
         }
         let trouble = postgres.filter(|_| heard).and_then(|postgres| postgres.trouble.as_ref());
-        info.extend(trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned());
+        info.extend(
+            trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned(),
+        );
         info.join("; ")
     }
 
@@ -273,7 +279,10 @@ impl<'a> Composer<'a> {
     fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
         let mut verdict = Vec::new();
         if self.picture.state.identity.is_none() {
-            return (false, vec!["The cluster has not formed yet; the decision report says what is missing.".to_owned()]);
+            return (
+                false,
+                vec!["The cluster has not formed yet; the decision report says what is missing.".to_owned()],
+            );
         }
         if let Some(change) = &self.picture.state.change {
             verdict.push(format!("A {} is in flight.", change.kind));
@@ -298,7 +307,10 @@ impl<'a> Composer<'a> {
         } else if !behind.is_empty() {
             verdict.push(format!("One or more standby databases are not in sync: {}.", behind.join(", ")));
         } else if verdict.is_empty() {
-            return (true, vec!["Standby databases are in sync with the primary. It is safe to promote.".to_owned()]);
+            return (
+                true,
+                vec!["Standby databases are in sync with the primary. It is safe to promote.".to_owned()],
+            );
         }
         (false, verdict)
     }
@@ -309,8 +321,9 @@ fn database_state(kind: NodeKind, postgres: Option<&PostgresObservation>) -> Dat
         (NodeKind::Witness, _) => DatabaseState::NotApplicable,
         (NodeKind::Database, None | Some(PostgresState::Unresponsive { .. })) => DatabaseState::Unknown,
         (NodeKind::Database, Some(PostgresState::Running(_))) => DatabaseState::Up,
-        (NodeKind::Database, Some(PostgresState::Down(_) | PostgresState::Starting { .. } | PostgresState::Unusable(_))) => {
-            DatabaseState::Down
-        }
+        (
+            NodeKind::Database,
+            Some(PostgresState::Down(_) | PostgresState::Starting { .. } | PostgresState::Unusable(_)),
+        ) => DatabaseState::Down,
     }
 }

@@ -79,7 +79,9 @@ impl View<'_> {
                 let failed = postgres.running().is_none().then_some(postgres.trouble.as_ref()).flatten();
                 let reason = match (failed, stuck) {
                     (Some(error), _) => format!("{name} could not become primary: {error}"),
-                    (None, true) => format!("{name} did not become primary in {:?}", self.policy.change_timeout),
+                    (None, true) => {
+                        format!("{name} did not become primary in {:?}", self.policy.change_timeout)
+                    }
                     (None, false) => return None,
                 };
                 trouble(reason)
@@ -97,9 +99,9 @@ impl View<'_> {
                     trouble(format!("PostgreSQL on {name} came up as a standby"))
                 }
                 PostgresState::Unusable(reason) => trouble(format!("{name}: {reason}")),
-                PostgresState::Running(_) | PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } => {
-                    None
-                }
+                PostgresState::Running(_)
+                | PostgresState::Starting { .. }
+                | PostgresState::Unresponsive { .. } => None,
             },
         }
     }
@@ -107,7 +109,8 @@ impl View<'_> {
     /// The primary's agent is silent. Its database is given up only when other nodes have knocked on
     /// it and nobody found it in service: an agent alone may have died.
     fn verified_gone(&self, primary: NodeId, report: &mut Report) -> bool {
-        let knocks: Vec<_> = self.all_fresh().filter_map(|observation| observation.remote.get(&primary)).collect();
+        let knocks: Vec<_> =
+            self.all_fresh().filter_map(|observation| observation.remote.get(&primary)).collect();
         if knocks.iter().any(|knock| in_service(**knock)) {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
@@ -121,7 +124,8 @@ impl View<'_> {
     /// Drives a failover until the new primary is chosen.
     pub(super) fn advance_failover(&self, change: &Change, report: &mut Report) -> Option<Command> {
         let from = change.from;
-        let released = self.postgres(from).is_some_and(|postgres| postgres.released == Some(self.state.generation));
+        let released =
+            self.postgres(from).is_some_and(|postgres| postgres.released == Some(self.state.generation));
         if !released && !self.promises_lapsed(change, report) {
             return None;
         }

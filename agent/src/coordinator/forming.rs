@@ -70,6 +70,8 @@ fn would_be_primary(postgres: &PostgresObservation) -> bool {
     match &postgres.state {
         PostgresState::Running(running) => !running.in_recovery,
         PostgresState::Down(stopped) => !stopped.standby,
-        PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } | PostgresState::Unusable(_) => false,
+        PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } | PostgresState::Unusable(_) => {
+            false
+        }
     }
 }

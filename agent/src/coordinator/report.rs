@@ -122,7 +122,9 @@ impl fmt::Display for NotYet {
                 f,
                 "{node} runs PostgreSQL {found}, the cluster runs {expected}: standbys need the primary's major version"
             ),
-            Self::DuplicateName(name) => write!(f, "two agents call themselves {name}: give one another name"),
+            Self::DuplicateName(name) => {
+                write!(f, "two agents call themselves {name}: give one another name")
+            }
             Self::AutoFailoverOff(name) => write!(
                 f,
                 "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"

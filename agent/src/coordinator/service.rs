@@ -73,19 +73,27 @@ impl View<'_> {
             None => Some(Service::Failed(what.to_owned())),
         };
         match &postgres.state {
-            PostgresState::Running(running) if !running.in_recovery => because("it accepts writes but is not the primary"),
+            PostgresState::Running(running) if !running.in_recovery => {
+                because("it accepts writes but is not the primary")
+            }
             PostgresState::Running(running) if self.follows_primary(running) => Some(Service::Up),
             PostgresState::Running(_) => match (&member.service, stalled) {
-                (Service::Up, Some(since)) if since >= STALLED_AFTER => because("it receives no WAL from the primary"),
+                (Service::Up, Some(since)) if since >= STALLED_AFTER => {
+                    because("it receives no WAL from the primary")
+                }
                 (Service::Joining, Some(since)) if since >= STALLED_AFTER && postgres.trouble.is_some() => {
                     because("it cannot follow the primary")
                 }
                 (Service::Up | Service::Joining | Service::Failed(_), _) => None,
             },
-            PostgresState::Down(_) if member.service == Service::Joining && postgres.trouble.is_none() => None,
+            PostgresState::Down(_) if member.service == Service::Joining && postgres.trouble.is_none() => {
+                None
+            }
             PostgresState::Down(stopped) if stopped.clean => because("PostgreSQL was shut down"),
-            PostgresState::Down(_) => because("PostgreSQL crashed"),
-            PostgresState::Starting { .. } if member.service == Service::Up => because("PostgreSQL is starting"),
+            PostgresState::Down(_) => because("PostgreSQL is down: it crashed or was killed"),
+            PostgresState::Starting { .. } if member.service == Service::Up => {
+                because("PostgreSQL is starting")
+            }
             PostgresState::Starting { .. } => None,
             PostgresState::Unresponsive { .. } => because("PostgreSQL does not answer"),
             PostgresState::Unusable(reason) => because(reason),

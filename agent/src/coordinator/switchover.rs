@@ -41,7 +41,9 @@ impl SwitchoverRefused {
             Self::PrimaryNotInService(_) => {
                 "start its agent again, or force a failover with `pgherd promote` (transactions may be lost)"
             }
-            Self::NoTarget(_) => "bring a standby back with `pgherd resume NODE`, or wait until it has caught up",
+            Self::NoTarget(_) => {
+                "bring a standby back with `pgherd resume NODE`, or wait until it has caught up"
+            }
         }
     }
 }
@@ -50,7 +52,8 @@ impl View<'_> {
     /// An operator asks for a switchover.
     pub fn plan_switchover(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
         let (from, to) = self.check_request(to)?;
-        if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery) {
+        if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery)
+        {
             return Err(SwitchoverRefused::PrimaryNotInService(self.name(from)));
         }
         let (ranks, mut rejected) = self.ranks(from, to);
@@ -61,7 +64,7 @@ impl View<'_> {
                 false
             }
         });
-        let Some(rank) = fit else { return Err(SwitchoverRefused::NoTarget(rejected)) };
+        let Some(rank) = fit else { return Err(no_target(rejected)) };
         Ok(Command::Begin {
             generation: self.state.generation,
             kind: ChangeKind::Switchover,
@@ -78,7 +81,7 @@ impl View<'_> {
         let (from, to) = self.check_request(to)?;
         let (ranks, rejected) = self.ranks(from, to);
         if ranks.is_empty() {
-            return Err(SwitchoverRefused::NoTarget(rejected));
+            return Err(no_target(rejected));
         }
         Ok(Command::Begin {
             generation: self.state.generation,
@@ -113,11 +116,13 @@ impl View<'_> {
             return Err(format!("{name} does not stream from the primary"));
         }
         let received = self.running(id).map(|running| running.received);
-        let behind = received.and_then(|received| Some(self.last_primary_position(from)?.bytes_since(received)));
+        let behind =
+            received.and_then(|received| Some(self.last_primary_position(from)?.bytes_since(received)));
         match behind {
-            Some(bytes) if self.policy.max_lag > 0 && bytes > self.policy.max_lag => {
-                Err(format!("{name} is {bytes} bytes behind, more than failover.max_lag ({})", self.policy.max_lag))
-            }
+            Some(bytes) if self.policy.max_lag > 0 && bytes > self.policy.max_lag => Err(format!(
+                "{name} is {bytes} bytes behind, more than failover.max_lag ({})",
+                self.policy.max_lag
+            )),
             Some(_) | None => Ok(()),
         }
     }
@@ -147,7 +152,8 @@ impl View<'_> {
             report.waiting.push(NotYet::Step { kind: change.kind, node, what: "checkpoint", since });
             return None;
         }
-        let reason = if writable { "the checkpoint took too long" } else { "the primary is no longer in service" };
+        let reason =
+            if writable { "the checkpoint took too long" } else { "the primary is no longer in service" };
         Some(Command::Abandon {
             generation: change.generation,
             reason: format!("{}: {reason}", self.name(change.from)),
@@ -179,7 +185,9 @@ impl View<'_> {
         }
         if stopped.clean {
             let holds_all = |id: NodeId| {
-                self.running(id).filter(|r| r.in_recovery && r.received > stopped.checkpoint).map(|r| r.received)
+                self.running(id)
+                    .filter(|r| r.in_recovery && r.received > stopped.checkpoint)
+                    .map(|r| r.received)
             };
             let wanted = change.to.and_then(|to| Some((to, holds_all(to)?)));
             if let Some((to, received)) = wanted {
@@ -208,6 +216,13 @@ impl View<'_> {
             at: self.wall,
         })
     }
+}
+
+fn no_target(mut rejected: Vec<String>) -> SwitchoverRefused {
+    if rejected.is_empty() {
+        rejected.push("the cluster has no other database node".to_owned());
+    }
+    SwitchoverRefused::NoTarget(rejected)
 }
 
 fn stopped_at(old: &crate::observation::PostgresObservation) -> pgherd_common::Lsn {

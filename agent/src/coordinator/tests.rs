@@ -78,7 +78,9 @@ impl Rig {
                 .state
                 .change
                 .as_ref()
-                .filter(|change| change.kind == ChangeKind::Failover && change.phase == ChangePhase::Recruiting)
+                .filter(|change| {
+                    change.kind == ChangeKind::Failover && change.phase == ChangePhase::Recruiting
+                })
                 .map(|change| change.generation);
             if !silent.contains(id) {
                 self.coordinator.observe(observation.clone(), self.now);
@@ -207,7 +209,9 @@ fn nothing_forms_while_a_member_is_unseen_or_two_are_primaries() {
     assert_eq!(decision.report.waiting, vec![NotYet::MembersUnseen(vec![NodeId(3)])]);
     rig.postgres(2).state = PostgresState::Running(running(false));
     let decision = rig.step(&[]);
-    assert!(matches!(decision.report.waiting.as_slice(), [NotYet::SeveralPrimaries(names)] if names.len() == 2));
+    assert!(
+        matches!(decision.report.waiting.as_slice(), [NotYet::SeveralPrimaries(names)] if names.len() == 2)
+    );
     assert_eq!(rig.state.identity, None);
 }
 
@@ -218,7 +222,10 @@ fn a_foreign_database_or_version_is_named_and_nothing_forms() {
     rig.postgres(2).major = 14;
     let decision = rig.step(&[]);
     let text = decision.report.lines().join("\n");
-    assert!(text.contains("server3 holds another database") && text.contains("server2 runs PostgreSQL 14"), "{text}");
+    assert!(
+        text.contains("server3 holds another database") && text.contains("server2 runs PostgreSQL 14"),
+        "{text}"
+    );
     assert_eq!(rig.state.identity, None);
 }
 
@@ -231,7 +238,10 @@ fn a_crashed_primary_is_replaced_by_the_standby_that_has_most() {
     for id in 1..=4 {
         rig.seen.get_mut(&id).unwrap().promise_left_ms = 1500;
     }
-    assert!(matches!(rig.step(&[]).report.waiting.as_slice(), [NotYet::LeaseRunning { lapsed: 0, needed: 3, .. }]));
+    assert!(matches!(
+        rig.step(&[]).report.waiting.as_slice(),
+        [NotYet::LeaseRunning { lapsed: 0, needed: 3, .. }]
+    ));
     rig.released(1);
     rig.recruited(2, 2000);
     // Not before the other standby has had its chance.
@@ -314,7 +324,10 @@ fn a_silent_primary_is_replaced_only_after_others_knocked_in_vain_and_promises_l
     rig.recruited(2, 1000);
     rig.recruited(3, 1000);
     let decision = rig.step(&silent);
-    assert!(matches!(decision.report.waiting.as_slice(), [NotYet::LeaseRunning { lapsed: 2, needed: 3, .. }]));
+    assert!(matches!(
+        decision.report.waiting.as_slice(),
+        [NotYet::LeaseRunning { lapsed: 2, needed: 3, .. }]
+    ));
     rig.seen.get_mut(&2).unwrap().promise_left_ms = 0;
     rig.pass(&silent);
     assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
@@ -475,7 +488,7 @@ fn members_go_in_and_out_of_service() {
     let service = |rig: &Rig, id: u64| rig.state.members[&NodeId(id)].service.clone();
     rig.crash(2);
     rig.settle();
-    assert_eq!(service(&rig, 2), Service::Failed("PostgreSQL crashed".to_owned()));
+    assert_eq!(service(&rig, 2), Service::Failed("PostgreSQL is down: it crashed or was killed".to_owned()));
     rig.postgres(2).state = PostgresState::Running(running(true));
     rig.settle();
     assert_eq!(service(&rig, 2), Service::Up);
@@ -498,7 +511,9 @@ fn a_standby_that_receives_nothing_leaves_service_after_a_while() {
     for _ in 0..20 {
         rig.pass(&[]);
     }
-    assert!(matches!(&rig.state.members[&NodeId(2)].service, Service::Failed(reason) if reason.contains("no WAL")));
+    assert!(
+        matches!(&rig.state.members[&NodeId(2)].service, Service::Failed(reason) if reason.contains("no WAL"))
+    );
 }
 
 #[test]

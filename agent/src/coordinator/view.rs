@@ -98,7 +98,11 @@ impl<'a> View<'a> {
         self.state.identity.as_ref()?;
         let changed = self.all_fresh().map(|observation| &observation.descriptor).find(|descriptor| {
             self.voters.contains(&descriptor.id)
-                && self.state.members.get(&descriptor.id).is_none_or(|member| member.descriptor != **descriptor)
+                && self
+                    .state
+                    .members
+                    .get(&descriptor.id)
+                    .is_none_or(|member| member.descriptor != **descriptor)
         })?;
         Some(Command::Register { descriptor: changed.clone(), at: self.wall })
     }

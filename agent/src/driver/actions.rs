@@ -59,7 +59,9 @@ async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) 
             refused => refused,
         },
         LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
-        LocalAction::AlignSlots { members, in_recovery } => text(instance.align_slots(members, *in_recovery).await),
+        LocalAction::AlignSlots { members, in_recovery } => {
+            text(instance.align_slots(members, *in_recovery).await)
+        }
     }
 }
 
@@ -67,15 +69,27 @@ async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) 
 pub(super) fn describe(action: &LocalAction) -> String {
     match action {
         LocalAction::Fence { reason } => format!("fencing PostgreSQL: {reason}"),
-        LocalAction::StartPrimary(generation) => format!("starting PostgreSQL as primary of generation {generation}"),
-        LocalAction::StartStandby(Some(upstream)) => format!("starting PostgreSQL as a standby of {}", upstream.node),
+        LocalAction::StartPrimary(generation) => {
+            format!("starting PostgreSQL as primary of generation {generation}")
+        }
+        LocalAction::StartStandby(Some(upstream)) => {
+            format!("starting PostgreSQL as a standby of {}", upstream.node)
+        }
         LocalAction::StartStandby(None) => "starting PostgreSQL as a standby".to_owned(),
-        LocalAction::Rejoin { upstream, .. } => format!("rejoining the cluster as a standby of {}", upstream.node),
+        LocalAction::Rejoin { upstream, .. } => {
+            format!("rejoining the cluster as a standby of {}", upstream.node)
+        }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
-        LocalAction::Prepare(generation) => format!("checkpoint before the switchover to generation {generation}"),
+        LocalAction::Prepare(generation) => {
+            format!("checkpoint before the switchover to generation {generation}")
+        }
         LocalAction::Checkpoint => "checkpoint after the promotion".to_owned(),
-        LocalAction::Recruit(generation) => format!("recruited for generation {generation}: cutting the walreceiver"),
-        LocalAction::Promote(generation) => format!("promoting PostgreSQL to primary of generation {generation}"),
+        LocalAction::Recruit(generation) => {
+            format!("recruited for generation {generation}: cutting the walreceiver")
+        }
+        LocalAction::Promote(generation) => {
+            format!("promoting PostgreSQL to primary of generation {generation}")
+        }
         LocalAction::Follow(upstream) => format!("following {} at {}", upstream.node, upstream.address),
         LocalAction::AlignSlots { .. } => "aligning replication slots with the members".to_owned(),
     }

@@ -40,6 +40,8 @@ pub(super) struct Shared {
     /// Rung when an action may have changed what there is to see.
     pub(super) stirred: Notify,
     births: Mutex<u64>,
+    /// Held while WAL is copied, which goes on when the action that asked for it is dropped.
+    pub(super) copying: Mutex<()>,
     /// Never held across an await.
     memory: Mutex<Memory>,
 }
@@ -57,6 +59,7 @@ impl Instance {
             acting: tokio::sync::Mutex::new(()),
             stirred: Notify::new(),
             births: Mutex::new(0),
+            copying: Mutex::new(()),
             memory: Mutex::new(Memory::default()),
         };
         Ok(Self { shared: Arc::new(shared) })

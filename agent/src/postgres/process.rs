@@ -1,7 +1,8 @@
 //! The processes of one instance, as the kernel shows them.
 //!
 //! A process belongs to the instance when it runs a `postgres` binary with the data directory as its
-//! working directory: every PostgreSQL process does, orphaned and stopped ones included. A number in
+//! working directory: every PostgreSQL process does, orphaned and stopped ones included, and so does
+//! the pg_rewind of the agent. A number in
 //! a file is never trusted by itself, since the kernel gives pids out again.
 
 use std::fs;
@@ -169,11 +170,12 @@ fn undeleted(link: &Path) -> &Path {
     link.to_str().and_then(|text| text.strip_suffix(" (deleted)")).map_or(link, Path::new)
 }
 
-/// By name, since an upgrade replaces the file under running servers. `setpriv` is about to become one.
+/// By name, since an upgrade replaces the file under running servers. `setpriv` is about to become
+/// one, and pg_rewind writes to the data directory too.
 fn runs_postgres(pid: u32) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     let name = undeleted(&exe).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    matches!(name, "postgres" | "postmaster" | "edb-postgres" | "setpriv")
+    matches!(name, "postgres" | "postmaster" | "edb-postgres" | "setpriv" | "pg_rewind")
 }
 
 /// Children of a postmaster rewrite their title to `postgres: ...`.

@@ -4,9 +4,9 @@ use pgherd_common::Timeline;
 
 use super::StartError;
 use super::controldata::{ClusterState, ControlDataError};
+use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::instance::Instance;
-use super::process;
 use super::rewind::{self, RewindError};
 use super::settings::Upstream;
 use super::timelines::{self, Kinship};
@@ -36,6 +36,9 @@ pub enum RejoinError {
     /// Processes cannot be listed.
     #[error("cannot tell whether PostgreSQL runs; is /proc mounted?")]
     Blind(#[source] std::io::Error),
+    /// Something else is at work on the data directory.
+    #[error("the processes of an earlier attempt are in the way")]
+    InTheWay(#[from] FenceError),
     /// The upstream is itself a standby.
     #[error("{0} is not a primary; a node rejoins by following the primary")]
     NotAPrimary(Upstream),
@@ -109,11 +112,13 @@ impl Instance {
     pub async fn rejoin(&self, upstream: &Upstream, running: &Running) -> Result<Rejoined, RejoinError> {
         let _acting = self.shared.acting.lock().await;
         let fenced = *self.births();
-        match process::processes(self.data_dir()) {
-            Ok(processes) if processes.is_empty() => {}
-            Ok(_) => return Err(RejoinError::Running),
+        match self.postmaster() {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(RejoinError::Running),
             Err(source) => return Err(RejoinError::Blind(source)),
         }
+        // A pg_rewind or its crash recovery may have outlived the agent that ran it.
+        self.clear().await?;
         if running.in_recovery {
             return Err(RejoinError::NotAPrimary(upstream.clone()));
         }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
 use super::configuration::included;
@@ -17,6 +18,8 @@ use super::conninfo::Conninfo;
 use super::controldata::{ClusterState, ControlData, ControlDataError};
 use super::files::{FileError, failed, remove_durably, standby_signal, write_durably};
 use super::instance::Instance;
+use super::process;
+use super::saved_wal;
 use super::settings::{Settings, Upstream};
 
 /// Files of PostgreSQL itself, which must come from the source or not be there.
@@ -69,6 +72,9 @@ pub enum RewindError {
         /// What it printed.
         output: String,
     },
+    /// The runtime ended first.
+    #[error("the agent shut down during the rewind")]
+    Interrupted,
     /// `pg_control` cannot be read.
     #[error("cannot read pg_control around the rewind")]
     Control(#[from] ControlDataError),
@@ -111,6 +117,7 @@ impl Instance {
         if !control.is_clean() {
             self.recover().await?;
         }
+        self.keep_wal().await?;
         self.pg_rewind(upstream).await
     }
 
@@ -132,7 +139,36 @@ impl Instance {
         let synced = fs::File::open(&settings.data_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
         synced.map_err(failed("sync", &settings.data_dir))?;
         remove_durably(&mark(settings))?;
+        let kept = wal_dir(settings);
+        if kept.exists() {
+            fs::remove_dir_all(&kept).map_err(failed("remove", &kept))?;
+        }
         fs::remove_dir_all(&from).map_err(failed("remove", &from))
+    }
+
+    /// Makes sure that the WAL is as it was before pg_rewind first ran.
+    async fn keep_wal(&self) -> Result<(), RewindError> {
+        let end = self.control().await?.checkpoint;
+        let (instance, kept) = (self.clone(), wal_dir(self.settings()));
+        let work = tokio::task::spawn_blocking(move || {
+            let _one = instance.shared.copying.lock().unwrap_or_else(PoisonError::into_inner);
+            let (data_dir, owner) = (instance.data_dir(), &instance.shared.owner);
+            if saved_wal::restore(data_dir, &kept, owner).map_err(failed("restore the WAL in", data_dir))? {
+                return Ok(());
+            }
+            if let Err(error) = saved_wal::save(data_dir, end, &kept) {
+                // Worth a warning, not the node: without the copy all is well unless it is interrupted.
+                tracing::warn!(%error, path = %kept.display(), "cannot keep a copy of the WAL for the rewind");
+            }
+            Ok(())
+        });
+        match work.await {
+            Ok(done) => Ok(done.map_err(RewindError::File)?),
+            Err(join) => match join.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(RewindError::Interrupted),
+            },
+        }
     }
 
     /// Crash recovery in a standalone backend. pg_rewind could run it too, but not for every version
@@ -141,10 +177,16 @@ impl Instance {
         let settings = self.settings();
         // A standalone backend refuses to be a standby.
         remove_durably(&standby_signal(&settings.data_dir))?;
+        if process::pid_file_is_stale(&settings.data_dir) {
+            remove_durably(&process::pid_file(&settings.data_dir))?;
+        }
         let program = settings.bin_dir.join("postgres");
         let mut command = self.shared.owner.command(&program);
         command.arg("--single").arg("-D").arg(&settings.data_dir).current_dir(&settings.data_dir);
         command.arg("-c").arg(format!("config_file={}", settings.config_file.display()));
+        // The checkpoint that ends recovery would remove the very WAL that pg_rewind reads to find the
+        // last checkpoint before the fork.
+        command.args(["-c", "wal_keep_size=1TB"]);
         command.arg("template1").env("LC_ALL", "C").kill_on_drop(true);
         let output = command.output().await.map_err(|source| RewindError::Run { program, source })?;
         if output.status.success() {
@@ -171,7 +213,8 @@ impl Instance {
             // Not on the command line, which everybody on the host can read.
             command.env("PGPASSWORD", &password.0);
         }
-        command.current_dir("/");
+        // Where a later agent looks for it, should this one die.
+        command.current_dir(&settings.data_dir);
         let output = command.output().await.map_err(|source| RewindError::Run { program, source })?;
         let text = printed(&output);
         if output.status.success() {
@@ -183,8 +226,10 @@ impl Instance {
     fn save_files(&self) -> Result<(), FileError> {
         let settings = self.settings();
         let into = saved_dir(settings);
-        if into.exists() {
-            fs::remove_dir_all(&into).map_err(failed("remove", &into))?;
+        for old in [&into, &wal_dir(settings)] {
+            if old.exists() {
+                fs::remove_dir_all(old).map_err(failed("remove", old))?;
+            }
         }
         fs::create_dir_all(&into).map_err(failed("create", &into))?;
         // It may hold TLS keys.
@@ -228,6 +273,10 @@ fn mark(settings: &Settings) -> PathBuf {
 
 fn saved_dir(settings: &Settings) -> PathBuf {
     settings.state_dir.join("rewind").join("saved")
+}
+
+fn wal_dir(settings: &Settings) -> PathBuf {
+    settings.state_dir.join("rewind").join("wal")
 }
 
 /// pg_rewind and PostgreSQL write `pg_control` in place; a clone has a new one.

@@ -101,7 +101,8 @@ impl ConfigValue for ByteSize {
     const KIND: &'static str = "a size such as \"64kB\", \"16MB\", \"1GB\"";
 
     fn from_value(value: &Value) -> Result<Self, String> {
-        const UNITS: &[(&str, u64)] = &[("B", 1), ("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("TB", 1 << 40)];
+        const UNITS: &[(&str, u64)] =
+            &[("B", 1), ("kB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30), ("TB", 1 << 40)];
         let bytes = match value {
             Value::Integer(number) => u64::try_from(*number).ok(),
             other => other.as_str().and_then(|text| with_unit(text, UNITS)),
@@ -160,7 +161,10 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
 
     fn from_value(value: &Value) -> Result<Self, String> {
         let items = value.as_array().ok_or_else(|| wrong(value))?;
-        items.iter().map(|item| T::from_value(item).map_err(|e| format!("{e} (each is {})", T::KIND))).collect()
+        items
+            .iter()
+            .map(|item| T::from_value(item).map_err(|e| format!("{e} (each is {})", T::KIND)))
+            .collect()
     }
 }
 

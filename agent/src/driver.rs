@@ -246,7 +246,7 @@ impl Driver {
                 match result {
                     Ok(Applied::Changed | Applied::Unchanged) => {}
                     Ok(Applied::Rejected(reason)) => {
-                        tracing::info!(?command, "the log rejected a proposal: {reason}")
+                        tracing::info!(?command, "the log rejected a proposal: {reason}");
                     }
                     Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
                 }

@@ -17,7 +17,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pgherd_common::{Generation, MonoTime, NodeId, WallTime};
+use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
 
 use crate::cluster::{ChangePhase, ClusterState, Command};
 use crate::observation::NodeObservation;
@@ -78,6 +78,8 @@ pub struct Coordinator {
     step_since: Option<(Generation, Option<ChangePhase>, MonoTime)>,
     /// Standbys that receive nothing, and since when.
     stalled: BTreeMap<NodeId, MonoTime>,
+    /// The last known end of each server's WAL, from when it was a primary.
+    ends: BTreeMap<NodeId, Lsn>,
     /// When leadership was last offered away.
     transferred: Option<MonoTime>,
 }
@@ -93,13 +95,19 @@ impl Coordinator {
             seen: BTreeMap::new(),
             step_since: None,
             stalled: BTreeMap::new(),
+            ends: BTreeMap::new(),
             transferred: None,
         }
     }
 
     /// Input from the world: an agent has spoken, this one included.
     pub fn observe(&mut self, observation: NodeObservation, now: MonoTime) {
-        self.seen.insert(observation.descriptor.id, Seen { observation, at: now });
+        let id = observation.descriptor.id;
+        let running = observation.postgres.as_ref().and_then(|postgres| postgres.running());
+        if let Some(primary) = running.filter(|running| !running.in_recovery) {
+            self.ends.insert(id, primary.position);
+        }
+        self.seen.insert(id, Seen { observation, at: now });
     }
 
     /// Input from the log.
@@ -124,6 +132,7 @@ impl Coordinator {
             state: &self.state,
             voters: &self.voters,
             seen: &self.seen,
+            ends: &self.ends,
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
             now,
             wall,

@@ -106,6 +106,8 @@ pub struct Driver {
     lease: Lease,
     promise: Promise,
     started: MonoTime,
+    /// Since when this node is known to be primary of this generation.
+    primary_since: Option<(Generation, MonoTime)>,
     incarnation: u64,
     own: Option<PostgresObservation>,
     duty: Duty,
@@ -128,6 +130,7 @@ struct Duty {
     prepared: Option<Generation>,
     released: Option<Generation>,
     trouble: Option<String>,
+    stopped_here: bool,
 }
 
 impl Driver {
@@ -146,7 +149,7 @@ impl Driver {
             change_timeout: timings.change_timeout,
         };
         let rules = Rules {
-            lease: timings.lease,
+            grace: terms.hold(),
             local_timeout: timings.local_timeout,
             restart_standby_after: timings.restart_standby_after,
         };
@@ -159,6 +162,7 @@ impl Driver {
             lease: Lease::new(terms, node),
             promise: Promise::unknown(terms, now),
             started: now,
+            primary_since: None,
             incarnation: rand::random(),
             own: None,
             duty: Duty::default(),
@@ -216,8 +220,17 @@ impl Driver {
         let news = !Arc::ptr_eq(&self.state, &state) || self.standing.voters != standing.voters;
         self.state = state;
         self.standing = standing;
-        if news {
-            self.coordinator.committed(&self.state, &self.standing.voters, RealClock.now());
+        if !news {
+            return;
+        }
+        let now = RealClock.now();
+        self.coordinator.committed(&self.state, &self.standing.voters, now);
+        let generation = self.state.generation;
+        let known = self.primary_since.filter(|(since, _)| *since == generation);
+        self.primary_since = self.is_primary().then(|| known.unwrap_or((generation, now)));
+        if self.state.change.is_none() {
+            // A later switchover may have the same generation.
+            self.duty.prepared = None;
         }
     }
 
@@ -226,7 +239,7 @@ impl Driver {
         match event {
             Event::Postgres(observation, begun) => {
                 if begun == self.ended.load(Ordering::Acquire) {
-                    self.own = Some(observation);
+                    self.look(observation);
                 }
             }
             Event::Acted(done) => self.acted(done, now),
@@ -290,7 +303,8 @@ impl Driver {
                     LocalAction::Recruit(generation) => self.duty.recruited = Some(*generation),
                     LocalAction::Prepare(generation) => self.duty.prepared = Some(*generation),
                     LocalAction::Fence { .. } | LocalAction::StopFast { .. } => {
-                        self.duty.released = done.primary_of.or(self.duty.released);
+                        self.duty.released = done.before.primary_of.or(self.duty.released);
+                        self.duty.stopped_here |= done.before.ran;
                     }
                     LocalAction::StartPrimary(_)
                     | LocalAction::StartStandby(_)
@@ -307,7 +321,12 @@ impl Driver {
                 self.duty.trouble = error.lines().next().map(str::to_owned);
             }
         }
-        self.own = Some(done.observation);
+        self.look(done.observation);
+    }
+
+    fn look(&mut self, observation: PostgresObservation) {
+        self.duty.stopped_here &= observation.stopped().is_some();
+        self.own = Some(observation);
     }
 
     fn turn(&mut self, beat_due: bool) {
@@ -321,8 +340,7 @@ impl Driver {
         let essence = observation.essence();
         if beat_due || self.told.as_ref() != Some(&essence) {
             self.told = Some(essence);
-            let is_primary = self.state.primary.is_some_and(|primary| primary.node == self.id());
-            let wants_lease = is_primary.then_some(self.state.generation);
+            let wants_lease = self.is_primary().then_some(self.state.generation);
             self.parts.peers.broadcast(Beat { observation, wants_lease });
         }
         self.parts.hub.observed(&self.state, self.coordinator.seen(), now);
@@ -332,11 +350,14 @@ impl Driver {
         self.parts.config.node.id
     }
 
+    fn is_primary(&self) -> bool {
+        self.state.primary.is_some_and(|primary| primary.node == self.id())
+    }
+
     fn observation(&self, now: MonoTime) -> NodeObservation {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let change = self.state.change.as_ref();
-        let is_primary = self.state.primary.is_some_and(|primary| primary.node == self.id());
-        let fence_at = self.fence_at(now).filter(|_| is_primary);
+        let fence_at = self.fence_at(now).filter(|_| self.is_primary());
         let postgres = self.own.clone().map(|own| PostgresObservation {
             recruited: self.duty.recruited,
             prepared: self.duty.prepared,
@@ -372,7 +393,8 @@ impl Driver {
             own: &own,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
             fence_at: self.fence_at(now),
-            started: self.started,
+            since: self.primary_since.map_or(self.started, |(_, since)| since),
+            stopped_here: self.duty.stopped_here,
             now,
         };
         let Reconciliation { action, wake_at, note } = self.reconciler.decide(&situation);
@@ -386,11 +408,13 @@ impl Driver {
             None => {}
         }
         tracing::info!("{}", actions::describe(&action));
-        let primary_of =
-            self.state.primary.filter(|primary| primary.node == self.id()).map(|_| self.state.generation);
+        let before = actions::Before {
+            primary_of: self.is_primary().then_some(self.state.generation),
+            ran: own.stopped().is_none(),
+        };
         let stop_timeout =
             self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
-        let task = actions::perform(instance, action.clone(), primary_of, stop_timeout, self.ended.clone());
+        let task = actions::perform(instance, action.clone(), before, stop_timeout, self.ended.clone());
         let events = self.parts.events.clone();
         let task = tokio::spawn(async move {
             let done = task.await;
@@ -439,11 +463,14 @@ impl Driver {
 
     /// Looks at the primary's PostgreSQL over the network while its agent is silent.
     fn knock(&mut self, now: MonoTime) {
-        let silent_after = self.parts.config.timings.lease / 2;
+        let lease = self.parts.config.timings.lease;
         let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
         let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
-        let silent = heard.is_none_or(|seen| now.since(seen.at) >= silent_after)
-            && now.since(self.started) >= silent_after;
+        let silent = match heard {
+            Some(seen) => now.since(seen.at) >= lease / 2,
+            // After a power cut the primary's host may boot a little later than the others.
+            None => now.since(self.started) >= lease * 5,
+        };
         let target: Option<(NodeId, HostPort)> = primary
             .filter(|_| silent)
             .and_then(|member| Some((member.descriptor.id, member.descriptor.postgres.clone()?)));

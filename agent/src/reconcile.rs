@@ -9,6 +9,7 @@ pub mod lease;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
@@ -88,8 +89,11 @@ pub struct Situation<'a> {
     pub primary: Option<&'a Running>,
     /// When fencing must begin; `None` when this node holds no lease.
     pub fence_at: Option<MonoTime>,
-    /// When this agent began: a lease not yet won is given this long.
-    pub started: MonoTime,
+    /// Since when this agent knows this node as primary of the present generation: a lease that is not
+    /// yet won is given as long as one lasts.
+    pub since: MonoTime,
+    /// PostgreSQL is down because this agent stopped or killed it.
+    pub stopped_here: bool,
     /// Now.
     pub now: MonoTime,
 }
@@ -97,8 +101,8 @@ pub struct Situation<'a> {
 /// What the configuration says about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// How long a new agent may take to win the lease of a primary it found running.
-    pub lease: Duration,
+    /// How long a primary that runs may take to win the lease of its generation.
+    pub grace: Duration,
     /// How long PostgreSQL may answer nobody.
     pub local_timeout: Duration,
     /// How long a crashed standby rests before it is started again; zero means for ever.
@@ -109,8 +113,9 @@ pub struct Rules {
 #[derive(Debug)]
 pub struct Reconciler {
     rules: Rules,
-    failures: u32,
-    not_before: Option<MonoTime>,
+    /// The kind of action that failed last, how often in a row, and when it may be tried again. Others
+    /// are not held up.
+    failed: Option<(Discriminant<LocalAction>, u32, MonoTime)>,
     /// For whom the slots were last aligned.
     slots: Option<(bool, BTreeSet<NodeName>)>,
 }
@@ -144,38 +149,39 @@ impl Reconciliation {
 impl Reconciler {
     /// Nothing has failed yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, failures: 0, not_before: None, slots: None }
+        Self { rules, failed: None, slots: None }
     }
 
     /// An action has ended.
     pub fn finished(&mut self, action: &LocalAction, succeeded: bool, now: MonoTime) {
+        let kind = discriminant(action);
+        let before = self.failed.filter(|(failed, _, _)| *failed == kind);
         if succeeded {
-            self.failures = 0;
-            self.not_before = None;
+            self.failed = self.failed.filter(|(failed, _, _)| *failed != kind);
             if let LocalAction::AlignSlots { members, in_recovery } = action {
                 self.slots = Some((*in_recovery, members.clone()));
             }
         } else {
-            let pause = Duration::from_millis(500) * 2_u32.saturating_pow(self.failures.min(6));
-            self.failures += 1;
-            self.not_before = Some(now + pause);
+            let times = before.map_or(0, |(_, times, _)| times);
+            let pause = Duration::from_millis(500) * 2_u32.saturating_pow(times.min(6));
+            self.failed = Some((kind, times + 1, now + pause));
         }
     }
 
     /// What to do next.
     pub fn decide(&self, s: &Situation<'_>) -> Reconciliation {
         let wanted = self.wanted(s);
-        let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }) | None);
-        match self.not_before {
-            Some(at) if !urgent && s.now < at => Reconciliation { action: None, ..wanted }.at(at),
+        let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }));
+        let kind = wanted.action.as_ref().map(discriminant);
+        match self.failed {
+            Some((failed, _, at)) if !urgent && kind == Some(failed) && s.now < at => {
+                Reconciliation { action: None, ..wanted }.at(at)
+            }
             Some(_) | None => wanted,
         }
     }
 
     fn wanted(&self, s: &Situation<'_>) -> Reconciliation {
-        if let PostgresState::Unusable(reason) = &s.own.state {
-            return Reconciliation::wait(reason.clone());
-        }
         let Some(identity) = &s.state.identity else {
             return Reconciliation::wait("the cluster has not formed yet");
         };
@@ -217,6 +223,10 @@ impl Reconciler {
         }
         let promoting = s.state.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
         match &s.own.state {
+            // A standby must leave recovery by a promotion: only that begins a timeline of its own.
+            PostgresState::Down(stopped) if promoting && stopped.standby => {
+                self.become_primary(s, LocalAction::StartStandby(None))
+            }
             PostgresState::Down(_) if promoting => {
                 self.become_primary(s, LocalAction::StartPrimary(s.state.generation))
             }
@@ -228,9 +238,8 @@ impl Reconciler {
                 Reconciliation::wait("PostgreSQL came up as a standby; the cluster will choose a primary")
             }
             PostgresState::Running(running) => self.keep_primary(s, running, promoting),
-            PostgresState::Starting { .. }
-            | PostgresState::Unresponsive { .. }
-            | PostgresState::Unusable(_) => Reconciliation::default(),
+            PostgresState::Unusable(reason) => Reconciliation::wait(reason.clone()),
+            PostgresState::Starting { .. } | PostgresState::Unresponsive { .. } => Reconciliation::default(),
         }
     }
 
@@ -247,23 +256,23 @@ impl Reconciler {
         if promoting {
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
-        if let Some(action) = self.slots_action(s, false) {
-            return wake(Reconciliation::act(action));
-        }
         if running.checkpoint_timeline != running.timeline {
             return wake(Reconciliation::act(LocalAction::Checkpoint));
         }
-        wake(Reconciliation::default())
+        wake(Reconciliation { action: self.slots_action(s, false), ..Reconciliation::default() })
     }
 
     /// A primary without a lease must not be writable. One that this agent found running when it
     /// started is given the time of one lease to win it.
     fn lease_expired(&self, s: &Situation<'_>) -> Option<Reconciliation> {
         let recovering = s.own.running().is_some_and(|running| running.in_recovery);
-        if s.own.stopped().is_some() || recovering {
-            return None;
-        }
-        let deadline = s.fence_at.unwrap_or(s.started + self.rules.lease).max(s.started + self.rules.lease);
+        let deadline = match s.fence_at {
+            _ if s.own.stopped().is_some() => return None,
+            // A promotion may be under way; it must not end after the lease has.
+            Some(at) if recovering => at,
+            None if recovering => return None,
+            at => at.unwrap_or(s.since).max(s.since + self.rules.grace),
+        };
         (s.now >= deadline).then(|| {
             give_up(s, "the lease ended: too few agents answered, another primary may be chosen".to_owned())
         })
@@ -298,24 +307,22 @@ impl Reconciler {
             }
             return Reconciliation::default();
         }
-        if let Some(action) = self.slots_action(s, true) {
-            return Reconciliation::act(action);
-        }
-        let Some(upstream) = serving_upstream(s) else { return Reconciliation::default() };
+        let slots = Reconciliation { action: self.slots_action(s, true), ..Reconciliation::default() };
+        let Some(upstream) = serving_upstream(s) else { return slots };
         // Without a word from the primary's agent a divergence cannot be told from a slow start.
-        let Some(primary) = s.primary.filter(|primary| !primary.in_recovery) else {
-            return Reconciliation::default();
-        };
-        if !primary.history.contains(primary.timeline, running.timeline, running.received) {
+        let Some(primary) = s.primary.filter(|primary| !primary.in_recovery) else { return slots };
+        // What is replayed counts: the end of what was received is often half a record, and the new
+        // primary's timeline begins at the end of a whole one.
+        if !primary.history.contains(primary.timeline, running.timeline, running.position) {
             return Reconciliation::act(LocalAction::StopFast {
                 reason: format!(
-                    "its WAL (timeline {}, {}) went past the point where {} left that timeline: it has to be rewound",
-                    running.timeline, running.received, upstream.node
+                    "it has replayed timeline {} to {}, past the point where {} left that timeline: it has to be rewound",
+                    running.timeline, running.position, upstream.node
                 ),
             });
         }
         if running.follows.as_ref() == Some(&upstream.address) {
-            return Reconciliation::default();
+            return slots;
         }
         Reconciliation::act(LocalAction::Follow(upstream))
     }
@@ -359,7 +366,7 @@ impl Reconciler {
     ) -> Result<Option<MonoTime>, String> {
         let was_primary = s.own.released.is_some_and(|released| released < s.state.generation);
         let wanted_back = member.service == Service::Joining;
-        if wanted_back || stopped.found_down || (was_primary && !stopped.clean) {
+        if wanted_back || s.stopped_here || stopped.found_down || (was_primary && !stopped.clean) {
             return Ok(None);
         }
         let name = &member.descriptor.name;

@@ -293,6 +293,13 @@ impl<'a> Composer<'a> {
         for node in nodes.iter().filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
             verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
         }
+        let in_service = |node: &NodeStatus| {
+            let member = self.picture.state.members.get(&node.id);
+            member.is_some_and(|member| member.allowed && member.service == Service::Up)
+        };
+        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !in_service(node)) {
+            verdict.push(format!("{} is out of service: {}.", node.name, node.info));
+        }
         let standbys: Vec<_> = nodes.iter().filter(|node| node.agent_type == AgentType::Standby).collect();
         let behind: Vec<_> = standbys
             .iter()

@@ -37,6 +37,7 @@ fn dispatch(state: &mut ClusterState, command: &Command) -> Result<bool, Rejecte
                 kind: *kind,
                 from: *from,
                 to: *to,
+                before: None,
                 generation: generation.next(),
                 phase: match kind {
                     ChangeKind::Failover => ChangePhase::Recruiting,
@@ -161,15 +162,20 @@ fn set_service(
     Ok(true)
 }
 
-fn begin(state: &mut ClusterState, change: Change) -> Result<bool, Rejected> {
+fn begin(state: &mut ClusterState, mut change: Change) -> Result<bool, Rejected> {
     if let Some(other) = &state.change {
         // A failover takes over when the successor failed before it served, or when the old primary
-        // was lost in the middle of a switchover. Never from another failover that has yet to choose.
+        // was lost in the middle of a switchover. From another failover that has yet to choose only an
+        // operator takes over, who may name the successor or accept a loss.
+        let by_operator = change.allow_data_loss && (!other.allow_data_loss || other.to != change.to);
         let superseded = change.kind == ChangeKind::Failover
-            && (other.phase == ChangePhase::Granted || other.kind == ChangeKind::Switchover);
+            && (other.phase == ChangePhase::Granted || other.kind == ChangeKind::Switchover || by_operator);
         if !superseded {
             return Err(Rejected::ChangeInFlight { kind: other.kind, generation: other.generation });
         }
+        // One step back is enough: were it two, a pair of broken nodes could hand the role to and fro.
+        let never_served = other.phase == ChangePhase::Granted && other.before.is_none();
+        change.before = Some(other.from).filter(|before| never_served && *before != change.from);
     }
     if state.primary.map(|primary| primary.node) != Some(change.from) {
         return Err(Rejected::NotPrimary(change.from));

@@ -70,6 +70,8 @@ pub struct Change {
     pub from: NodeId,
     /// The standby an operator named or a switchover chose; `None`: the best one is taken.
     pub to: Option<NodeId>,
+    /// The primary before `from`, if `from` never served: it has everything that was acknowledged.
+    pub before: Option<NodeId>,
     /// The generation of the primary to come.
     pub generation: Generation,
     /// How far it is.

@@ -7,15 +7,25 @@ use pgherd_common::{Lsn, NodeId};
 
 use super::report::{NotYet, Report};
 use super::view::View;
-use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase};
-use crate::observation::{PostgresState, RemoteDatabase};
+use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service};
+use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 
 /// A primary in trouble.
 struct Trouble {
     reason: String,
-    /// Its PostgreSQL was already down when its agent came up: nothing was lost from sight, and it
-    /// has everything, so it is started again rather than replaced.
-    start_in_place: bool,
+    remedy: Remedy,
+}
+
+/// What may be done about it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    /// Its PostgreSQL was already down when its agent came up: nothing was lost from sight, and it has
+    /// everything, so it is started again rather than replaced.
+    StartInPlace,
+    /// Another node takes over; if none can, it is started again.
+    ReplaceOrStart,
+    /// Only another node helps: it is gone, or being started already.
+    Replace,
 }
 
 impl View<'_> {
@@ -26,30 +36,23 @@ impl View<'_> {
         }
         let primary = self.state.primary?.node;
         let trouble = self.primary_trouble(primary, report)?;
-        let agent_there = self.postgres(primary).is_some();
-        let mut to = (trouble.start_in_place && agent_there).then_some(primary);
-        if to.is_none() {
-            if !self.policy.auto_failover {
+        let to = match trouble.remedy {
+            Remedy::StartInPlace => Some(primary),
+            Remedy::ReplaceOrStart | Remedy::Replace if !self.policy.auto_failover => {
                 report.waiting.push(NotYet::AutoFailoverOff(self.name(primary)));
                 return None;
             }
-            let (ranks, mut rejected) = self.ranks(primary, None);
-            let eligible = ranks.iter().any(|rank| match self.within_lag(*rank, primary) {
-                Ok(()) => true,
-                Err(reason) => {
-                    rejected.push(reason);
-                    false
+            Remedy::ReplaceOrStart | Remedy::Replace => match self.somebody_can_take_over(primary) {
+                Ok(()) => None,
+                Err(rejected) => {
+                    report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
+                    if trouble.remedy == Remedy::Replace {
+                        return None;
+                    }
+                    Some(primary)
                 }
-            });
-            if !eligible {
-                report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
-                if !agent_there {
-                    return None;
-                }
-                // Nobody else can: the old primary is started where it is.
-                to = Some(primary);
-            }
-        }
+            },
+        };
         report.doing.push(format!("failover from {}: {}", self.name(primary), trouble.reason));
         Some(Command::Begin {
             generation: self.state.generation,
@@ -62,70 +65,117 @@ impl View<'_> {
         })
     }
 
+    fn somebody_can_take_over(&self, primary: NodeId) -> Result<(), Vec<String>> {
+        let predecessor = self.state.change.as_ref().filter(|change| change.before.is_none());
+        if predecessor.is_some_and(|change| change.from != primary && self.can_return(change.from)) {
+            return Ok(());
+        }
+        let (ranks, mut rejected) = self.ranks(primary, None);
+        for rank in ranks {
+            match self.within_lag(rank, primary) {
+                Ok(()) => return Ok(()),
+                Err(reason) => rejected.push(reason),
+            }
+        }
+        Err(rejected)
+    }
+
+    /// Whether a former primary whose successor never served can be primary again: stopped, with all it
+    /// had, under the eyes of its agent.
+    fn can_return(&self, id: NodeId) -> bool {
+        let allowed = self.state.members.get(&id).is_some_and(|member| member.allowed);
+        allowed
+            && self
+                .postgres(id)
+                .is_some_and(|postgres| postgres.stopped().is_some_and(|stopped| !stopped.standby))
+    }
+
     fn primary_trouble(&self, primary: NodeId, report: &mut Report) -> Option<Trouble> {
         let name = self.name(primary);
-        let trouble = |reason: String| Some(Trouble { reason, start_in_place: false });
         if self.age(primary).is_none_or(|age| age >= self.policy.lease) {
-            return self.verified_gone(primary, report).then(|| Trouble {
-                reason: format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody"),
-                start_in_place: false,
-            });
+            let reason = format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody");
+            return self
+                .verified_gone(primary, report)
+                .then_some(Trouble { reason, remedy: Remedy::Replace });
         }
         let postgres = self.postgres(primary)?;
         match self.state.primary?.phase {
-            // It is coming up; that may take a while and be in several states on the way.
-            PrimaryPhase::Promoting => {
-                let stuck = self.step_age > self.policy.change_timeout;
-                let failed = postgres.running().is_none().then_some(postgres.trouble.as_ref()).flatten();
-                let reason = match (failed, stuck) {
-                    (Some(error), _) => format!("{name} could not become primary: {error}"),
-                    (None, true) => {
-                        format!("{name} did not become primary in {:?}", self.policy.change_timeout)
-                    }
-                    (None, false) => return None,
-                };
-                trouble(reason)
-            }
-            PrimaryPhase::Serving { .. } => match &postgres.state {
-                PostgresState::Down(stopped) => Some(Trouble {
-                    reason: match (stopped.found_down, stopped.clean) {
-                        (true, _) => format!("PostgreSQL on {name} was down when its agent started"),
-                        (false, true) => format!("PostgreSQL on {name} was shut down"),
-                        (false, false) => format!("PostgreSQL on {name} crashed"),
-                    },
-                    start_in_place: stopped.found_down,
-                }),
-                PostgresState::Running(running) if running.in_recovery => {
-                    trouble(format!("PostgreSQL on {name} came up as a standby"))
-                }
-                PostgresState::Unusable(reason) => trouble(format!("{name}: {reason}")),
-                PostgresState::Running(_)
-                | PostgresState::Starting { .. }
-                | PostgresState::Unresponsive { .. } => None,
-            },
+            PrimaryPhase::Promoting => self.promotion_trouble(primary, postgres),
+            PrimaryPhase::Serving { .. } => self.serving_trouble(primary, postgres),
         }
     }
 
-    /// The primary's agent is silent. Its database is given up only when other nodes have knocked on
-    /// it and nobody found it in service: an agent alone may have died.
+    /// It is coming up; that may take a while and be in several states on the way.
+    fn promotion_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
+        let name = self.name(primary);
+        let failed = postgres.running().is_none().then_some(postgres.trouble.as_ref()).flatten();
+        let stuck = self.step_age > self.policy.change_timeout;
+        let reason = match failed {
+            Some(error) => format!("{name} could not become primary: {error}"),
+            None if stuck => format!("{name} did not become primary in {:?}", self.policy.change_timeout),
+            None => return None,
+        };
+        Some(Trouble { reason, remedy: Remedy::Replace })
+    }
+
+    fn serving_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
+        let name = self.name(primary);
+        let (reason, remedy) = match &postgres.state {
+            PostgresState::Down(stopped) if stopped.found_down => {
+                (format!("PostgreSQL on {name} was down when its agent started"), Remedy::StartInPlace)
+            }
+            PostgresState::Down(stopped) if stopped.clean => {
+                (format!("PostgreSQL on {name} was shut down"), Remedy::ReplaceOrStart)
+            }
+            PostgresState::Down(_) => (format!("PostgreSQL on {name} crashed"), Remedy::ReplaceOrStart),
+            PostgresState::Running(running) if running.in_recovery => {
+                (format!("PostgreSQL on {name} came up as a standby"), Remedy::ReplaceOrStart)
+            }
+            PostgresState::Starting { for_ms }
+                if Duration::from_millis(*for_ms) > self.policy.change_timeout =>
+            {
+                let bound = self.policy.change_timeout;
+                (format!("PostgreSQL on {name} has let nobody in for {bound:?}"), Remedy::Replace)
+            }
+            PostgresState::Unusable(reason) => (format!("{name}: {reason}"), Remedy::Replace),
+            PostgresState::Running(_)
+            | PostgresState::Starting { .. }
+            | PostgresState::Unresponsive { .. } => {
+                return None;
+            }
+        };
+        Some(Trouble { reason, remedy })
+    }
+
+    /// The primary's agent is silent. Its database is given up only when every other agent has knocked
+    /// on it and nobody found it in service: an agent alone may have died, and one that still hears it
+    /// does not knock.
     fn verified_gone(&self, primary: NodeId, report: &mut Report) -> bool {
-        let knocks: Vec<_> =
-            self.all_fresh().filter_map(|observation| observation.remote.get(&primary)).collect();
-        if knocks.iter().any(|knock| in_service(**knock)) {
+        if self.is_in_service(primary) {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
         }
-        if knocks.is_empty() {
+        let mut others = self
+            .all_fresh()
+            .filter(|other| other.descriptor.id != primary && self.voters.contains(&other.descriptor.id));
+        let all_knocked = others.all(|other| other.remote.contains_key(&primary));
+        if !all_knocked {
             report.waiting.push(NotYet::Unverified(self.name(primary)));
         }
-        !knocks.is_empty()
+        all_knocked
+    }
+
+    /// Whether anybody who knocked on this node's PostgreSQL found it accepting writes. A witness only
+    /// sees that something answers, which counts unless somebody with a login saw that it is a standby.
+    pub(super) fn is_in_service(&self, id: NodeId) -> bool {
+        let saw = |what| self.all_fresh().any(|other| other.remote.get(&id) == Some(&what));
+        saw(RemoteDatabase::Writable) || (saw(RemoteDatabase::Answering) && !saw(RemoteDatabase::InRecovery))
     }
 
     /// Drives a failover until the new primary is chosen.
     pub(super) fn advance_failover(&self, change: &Change, report: &mut Report) -> Option<Command> {
         let from = change.from;
-        let released =
-            self.postgres(from).is_some_and(|postgres| postgres.released == Some(self.state.generation));
+        let released = self.has_released(from);
         if !released && !self.promises_lapsed(change, report) {
             return None;
         }
@@ -135,12 +185,17 @@ impl View<'_> {
         if change.to == Some(from) && released {
             return Some(self.grant(change, from, Lsn::default(), report));
         }
+        if let Some(before) = change.before.filter(|before| self.can_return(*before)) {
+            return Some(self.grant(change, before, Lsn::default(), report));
+        }
         let (ranks, mut rejected) = self.ranks(from, change.to.filter(|to| *to != from));
         let recruited: Vec<_> =
             ranks.iter().filter(|rank| self.is_recruited(rank.node(), change.generation)).copied().collect();
         // The best claim may belong to one who is still busy cutting its walreceiver.
-        if recruited.len() < ranks.len() && self.step_age < self.policy.recruit_timeout {
-            report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected: ranks.len() });
+        let expected =
+            if change.to.is_some() { ranks.len() } else { self.expected_recruits(from).max(ranks.len()) };
+        if recruited.len() < expected && self.step_age < self.policy.recruit_timeout {
+            report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected });
             return None;
         }
         for rank in recruited {
@@ -153,6 +208,19 @@ impl View<'_> {
         // Better the old primary, restarted with all it has, than nobody.
         let last_resort = released && self.step_age >= self.policy.recruit_timeout;
         last_resort.then(|| self.grant(change, from, Lsn::default(), report))
+    }
+
+    /// Standbys that were in service and whose agents are there, whatever their PostgreSQL does now.
+    fn expected_recruits(&self, from: NodeId) -> usize {
+        let candidates = self.state.databases().filter(|member| {
+            let id = member.descriptor.id;
+            id != from
+                && member.allowed
+                && member.priority() > 0
+                && member.service == Service::Up
+                && self.is_fresh(id)
+        });
+        candidates.count()
     }
 
     /// Whether a majority of voters have no promise left to the old primary and give it none anew.
@@ -200,12 +268,5 @@ impl View<'_> {
                 None
             }
         }
-    }
-}
-
-fn in_service(knock: RemoteDatabase) -> bool {
-    match knock {
-        RemoteDatabase::Writable | RemoteDatabase::Answering => true,
-        RemoteDatabase::InRecovery | RemoteDatabase::Refused | RemoteDatabase::Silent => false,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::report::{NotYet, Report};
 use super::view::View;
-use crate::cluster::{Command, Identity};
+use crate::cluster::{Command, Identity, NodeKind};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState};
 
 impl View<'_> {
@@ -29,6 +29,12 @@ impl View<'_> {
         }
         let servers: Vec<_> =
             members.iter().filter_map(|member| Some((*member, member.postgres.as_ref()?))).collect();
+        let unsettled: Vec<_> = members.iter().filter(|member| is_unsettled(member)).collect();
+        if !unsettled.is_empty() {
+            let names = unsettled.iter().map(|member| member.descriptor.name.clone()).collect();
+            report.waiting.push(NotYet::Unsettled(names));
+            return None;
+        }
         let name = |(member, _): &&(&NodeObservation, &PostgresObservation)| member.descriptor.name.clone();
         let primaries: Vec<_> = servers.iter().filter(|(_, postgres)| would_be_primary(postgres)).collect();
         let [(primary, truth)] = primaries.as_slice() else {
@@ -62,6 +68,14 @@ impl View<'_> {
             members: members.iter().map(|member| member.descriptor.clone()).collect(),
             at: self.wall,
         })
+    }
+}
+
+/// Whether it cannot be told yet what this member's server would be.
+fn is_unsettled(member: &NodeObservation) -> bool {
+    match (member.descriptor.kind, member.postgres.as_ref().map(|postgres| &postgres.state)) {
+        (NodeKind::Witness, _) | (_, Some(PostgresState::Running(_) | PostgresState::Down(_))) => false,
+        (NodeKind::Database, _) => true,
     }
 }
 

@@ -27,6 +27,8 @@ impl Report {
 pub enum NotYet {
     /// Forming needs to have seen everybody.
     MembersUnseen(Vec<NodeId>),
+    /// Forming needs to know what each server is.
+    Unsettled(Vec<NodeName>),
     /// Forming needs exactly one primary.
     NoPrimaryToForm(Vec<NodeName>),
     /// Two servers would accept writes.
@@ -103,6 +105,11 @@ impl fmt::Display for NotYet {
                 let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
                 write!(f, "the cluster has not formed: waiting for the agents of nodes {}", ids.join(", "))
             }
+            Self::Unsettled(names) => write!(
+                f,
+                "the cluster has not formed: PostgreSQL on {} is neither up nor down; see the agent's log there",
+                join(names)
+            ),
             Self::NoPrimaryToForm(names) => write!(
                 f,
                 "the cluster has not formed: none of {} is a primary; start one of them without standby.signal",

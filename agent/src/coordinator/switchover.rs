@@ -25,6 +25,9 @@ pub enum SwitchoverRefused {
     /// A switchover loses nothing, so it needs both sides whole.
     #[error("primary {0} is not in service: a switchover needs it to stop cleanly")]
     PrimaryNotInService(NodeName),
+    /// Nobody could stop it.
+    #[error("PostgreSQL on {0} is in service but its agent is silent, so nobody could stop it")]
+    Unguarded(NodeName),
     /// The target, or every possible target, is unfit.
     #[error("no standby can take over: {}", .0.join("; "))]
     NoTarget(Vec<String>),
@@ -39,8 +42,10 @@ impl SwitchoverRefused {
             Self::NotADatabase(_) => "pgherd cluster-status lists the nodes",
             Self::AlreadyPrimary(_) => "nothing has to be done",
             Self::PrimaryNotInService(_) => {
-                "start its agent again, or force a failover with `pgherd promote` (transactions may be lost)"
+                "start its agent or its PostgreSQL again; if that node is lost for good, `pgherd promote` forces a \
+                 failover (transactions may be lost)"
             }
+            Self::Unguarded(_) => "start the agent on that node again, or stop PostgreSQL there first",
             Self::NoTarget(_) => {
                 "bring a standby back with `pgherd resume NODE`, or wait until it has caught up"
             }
@@ -51,6 +56,9 @@ impl SwitchoverRefused {
 impl View<'_> {
     /// An operator asks for a switchover.
     pub fn plan_switchover(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
+        if let Some(change) = &self.state.change {
+            return Err(SwitchoverRefused::ChangeInFlight(change.kind));
+        }
         let (from, to) = self.check_request(to)?;
         if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery)
         {
@@ -76,9 +84,12 @@ impl View<'_> {
         })
     }
 
-    /// An operator asks for a promotion come what may.
+    /// An operator asks for a promotion come what may. Also the way out of a change that is stuck.
     pub fn plan_forced(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
         let (from, to) = self.check_request(to)?;
+        if !self.is_fresh(from) && self.is_in_service(from) {
+            return Err(SwitchoverRefused::Unguarded(self.name(from)));
+        }
         let (ranks, rejected) = self.ranks(from, to);
         if ranks.is_empty() {
             return Err(no_target(rejected));
@@ -96,9 +107,6 @@ impl View<'_> {
 
     fn check_request(&self, to: Option<&NodeName>) -> Result<(NodeId, Option<NodeId>), SwitchoverRefused> {
         let primary = self.state.primary.ok_or(SwitchoverRefused::NotFormed)?;
-        if let Some(change) = &self.state.change {
-            return Err(SwitchoverRefused::ChangeInFlight(change.kind));
-        }
         let Some(to) = to else { return Ok((primary.node, None)) };
         let member = self.state.by_name(to).filter(|member| member.is_database());
         let member: &Member = member.ok_or_else(|| SwitchoverRefused::NotADatabase(to.clone()))?;
@@ -175,11 +183,16 @@ impl View<'_> {
         };
         let Some(stopped) = old.stopped() else {
             report.waiting.push(step(change.from, "stop"));
+            if !overdue {
+                return None;
+            }
             // Never stopped: it simply goes on, under a new generation.
-            let goes_on = overdue && old.running().is_some_and(|running| !running.in_recovery);
-            return goes_on.then(|| self.grant(change, change.from, stopped_at(old), report));
+            return match old.running().filter(|running| !running.in_recovery) {
+                Some(running) => Some(self.grant(change, change.from, running.position, report)),
+                None => self.lost_while_stopping(change, report),
+            };
         };
-        if old.released != Some(self.state.generation) {
+        if !self.has_released(change.from) {
             report.waiting.push(step(change.from, "be gone"));
             return None;
         }
@@ -193,7 +206,8 @@ impl View<'_> {
             if let Some((to, received)) = wanted {
                 return Some(self.grant(change, to, received, report));
             }
-            if !overdue && change.to.is_some_and(|to| self.is_fresh(to)) {
+            let alive = |to| self.postgres(to).is_some_and(|postgres| postgres.stopped().is_none());
+            if !overdue && change.to.is_some_and(alive) {
                 report.waiting.push(step(change.to.unwrap_or(change.from), "receive the last of the WAL"));
                 return None;
             }
@@ -205,13 +219,13 @@ impl View<'_> {
     /// The old primary's node vanished on the way: from here on it is a failover.
     fn lost_while_stopping(&self, change: &Change, report: &mut Report) -> Option<Command> {
         let name = self.name(change.from);
-        report.doing.push(format!("{name} vanished during a switchover: failing over"));
+        report.doing.push(format!("{name} did not stop in a switchover: failing over"));
         Some(Command::Begin {
             generation: self.state.generation,
             kind: ChangeKind::Failover,
             from: change.from,
             to: None,
-            reason: format!("{name} vanished during a switchover"),
+            reason: format!("{name} was lost during a switchover"),
             allow_data_loss: false,
             at: self.wall,
         })
@@ -223,8 +237,4 @@ fn no_target(mut rejected: Vec<String>) -> SwitchoverRefused {
         rejected.push("the cluster has no other database node".to_owned());
     }
     SwitchoverRefused::NoTarget(rejected)
-}
-
-fn stopped_at(old: &crate::observation::PostgresObservation) -> pgherd_common::Lsn {
-    old.running().map(|running| running.position).unwrap_or_default()
 }

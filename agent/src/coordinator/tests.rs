@@ -115,6 +115,11 @@ impl Rig {
         self.postgres(id).state = down(false);
     }
 
+    /// What this agent saw when it knocked on server 1.
+    fn knocked(&mut self, id: u64, saw: RemoteDatabase) {
+        self.seen.get_mut(&id).unwrap().remote.insert(NodeId(1), saw);
+    }
+
     fn released(&mut self, id: u64) {
         self.postgres(id).released = Some(self.state.generation);
     }
@@ -311,13 +316,19 @@ fn a_silent_primary_is_replaced_only_after_others_knocked_in_vain_and_promises_l
         rig.pass(&silent);
     }
     assert_eq!(rig.state.change, None, "nobody has looked at its database yet");
-    rig.seen.get_mut(&2).unwrap().remote.insert(NodeId(1), RemoteDatabase::Writable);
-    rig.seen.get_mut(&3).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    for (id, saw) in [(3, RemoteDatabase::Silent), (4, RemoteDatabase::Silent)] {
+        rig.knocked(id, saw);
+    }
+    rig.pass(&silent);
+    assert_eq!(rig.state.change, None, "server2 still hears its agent, or has not looked yet");
+    rig.knocked(2, RemoteDatabase::Writable);
     let decision = rig.step(&silent);
     assert!(decision.report.waiting.contains(&NotYet::Unguarded("server1".parse().unwrap())), "{decision:?}");
     assert_eq!(rig.state.change, None, "its database serves, only its agent is gone");
 
-    rig.seen.get_mut(&2).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    // A witness sees only that something answers; somebody with a login saw what it is.
+    rig.knocked(4, RemoteDatabase::Answering);
+    rig.knocked(2, RemoteDatabase::InRecovery);
     rig.pass(&silent);
     assert!(rig.state.change.is_some());
     rig.seen.get_mut(&2).unwrap().promise_left_ms = 500;
@@ -365,8 +376,8 @@ fn a_standby_far_behind_is_not_promoted_unless_an_operator_accepts_the_loss() {
     primary.position = Lsn(1 << 30);
     rig.settle();
     let silent = [1];
-    for id in [2, 3] {
-        rig.seen.get_mut(&id).unwrap().remote.insert(NodeId(1), RemoteDatabase::Refused);
+    for id in [2, 3, 4] {
+        rig.knocked(id, RemoteDatabase::Refused);
     }
     for _ in 0..25 {
         rig.pass(&silent);
@@ -402,7 +413,73 @@ fn a_successor_that_fails_is_itself_replaced() {
     rig.released(2);
     rig.recruited(3, 2000);
     rig.pass(&[]);
-    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)), "the old primary has all that was acknowledged");
+    rig.postgres(1).trouble = Some("the disk is gone".to_owned());
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(3, 2000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)), "and not to and fro between two that are broken");
+}
+
+#[test]
+fn a_crashed_primary_whose_standby_is_too_far_behind_is_started_where_it_is() {
+    let mut rig = Rig::formed();
+    let PostgresState::Running(primary) = &mut rig.postgres(1).state else { unreachable!() };
+    primary.position = Lsn(1 << 30);
+    rig.settle();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)));
+}
+
+#[test]
+fn when_the_successor_is_lost_before_it_served_the_old_primary_returns() {
+    let mut rig = Rig::formed();
+    rig.crash(3);
+    rig.settle();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+    for id in [1, 3, 4] {
+        rig.seen.get_mut(&id).unwrap().remote.insert(NodeId(2), RemoteDatabase::Silent);
+    }
+    for _ in 0..25 {
+        rig.pass(&[2]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)));
+}
+
+#[test]
+fn an_operator_can_overrule_a_failover_that_is_stuck() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.postgres(1).state = PostgresState::Unusable("not mounted".to_owned());
+    for id in 1..=4 {
+        rig.seen.get_mut(&id).unwrap().promise_left_ms = 0;
+    }
+    let PostgresState::Running(standby) = &mut rig.postgres(2).state else { unreachable!() };
+    standby.received = Lsn(5);
+    let target = "server2".parse().unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(Some(&target)).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.recruited(2, 5);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn nothing_forms_while_a_server_is_neither_up_nor_down() {
+    let mut rig = Rig::new();
+    rig.postgres(3).state = PostgresState::Starting { for_ms: 10 };
+    let decision = rig.step(&[]);
+    assert_eq!(decision.report.waiting, vec![NotYet::Unsettled(vec!["server3".parse().unwrap()])]);
 }
 
 #[test]
@@ -453,8 +530,8 @@ fn a_primary_lost_during_a_switchover_is_failed_over() {
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.postgres(1).prepared = Some(rig.state.generation.next());
     rig.pass(&[]);
-    for id in [2, 3] {
-        rig.seen.get_mut(&id).unwrap().remote.insert(NodeId(1), RemoteDatabase::Silent);
+    for id in [2, 3, 4] {
+        rig.knocked(id, RemoteDatabase::Silent);
     }
     for _ in 0..25 {
         rig.pass(&[1]);

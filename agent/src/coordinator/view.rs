@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pgherd_common::{MonoTime, NodeId, NodeName, WallTime};
+use pgherd_common::{Lsn, MonoTime, NodeId, NodeName, WallTime};
 
 use super::Policy;
 use crate::cluster::{ClusterState, Command, Member};
@@ -29,6 +29,8 @@ pub struct View<'a> {
     pub voters: &'a BTreeSet<NodeId>,
     /// What was heard.
     pub seen: &'a BTreeMap<NodeId, Seen>,
+    /// The last known end of each server's WAL, from when it was a primary.
+    pub ends: &'a BTreeMap<NodeId, Lsn>,
     /// How long the change in flight has been at its present step.
     pub step_age: Duration,
     /// For decisions.
@@ -87,10 +89,19 @@ impl<'a> View<'a> {
         self.state.databases().filter(move |member| Some(member.descriptor.id) != primary)
     }
 
-    /// The longest known end of the primary's WAL, by its last word, however old.
-    pub fn last_primary_position(&self, primary: NodeId) -> Option<pgherd_common::Lsn> {
-        let seen = self.seen.get(&primary)?;
-        seen.observation.postgres.as_ref()?.running().map(|running| running.position)
+    /// The last known end of a primary's WAL: from its last word as primary, however old, or the last
+    /// checkpoint of the data directory it left.
+    pub fn last_primary_position(&self, primary: NodeId) -> Option<Lsn> {
+        let stopped = self.seen.get(&primary).and_then(|seen| seen.observation.postgres.as_ref()?.stopped());
+        self.ends.get(&primary).copied().max(stopped.map(|stopped| stopped.checkpoint))
+    }
+
+    /// Whether an agent says that nothing is left of the instance with which it held the primary role
+    /// of the present generation.
+    pub fn has_released(&self, id: NodeId) -> bool {
+        self.postgres(id).is_some_and(|postgres| {
+            postgres.released == Some(self.state.generation) && postgres.stopped().is_some()
+        })
     }
 
     /// Brings the members' own descriptions into the log.

@@ -18,19 +18,28 @@ use crate::reconcile::LocalAction;
 pub struct Done {
     /// Which.
     pub action: LocalAction,
-    /// The generation of which this node was primary when it began.
-    pub primary_of: Option<Generation>,
+    /// How things stood when it began.
+    pub before: Before,
     /// The error with its causes.
     pub result: Result<(), String>,
     /// A look taken after it ended.
     pub observation: PostgresObservation,
 }
 
+/// How things stood when an action began.
+#[derive(Debug, Clone, Copy)]
+pub struct Before {
+    /// The generation of which this node was primary.
+    pub primary_of: Option<Generation>,
+    /// Whether there was a postmaster.
+    pub ran: bool,
+}
+
 /// Does it, then looks.
 pub(super) async fn perform(
     instance: Instance,
     action: LocalAction,
-    primary_of: Option<Generation>,
+    before: Before,
     stop_timeout: Duration,
     ended: Arc<AtomicU64>,
 ) -> Done {
@@ -38,7 +47,7 @@ pub(super) async fn perform(
     // Whatever was observed until now may show the time before.
     ended.fetch_add(1, Ordering::AcqRel);
     let observation = instance.observe().await;
-    Done { action, primary_of, result, observation }
+    Done { action, before, result, observation }
 }
 
 async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) -> Result<(), String> {

@@ -72,6 +72,12 @@ pub enum RecruitError {
         /// What brings it.
         what: &'static str,
     },
+    /// It has WAL of unknown length on disk.
+    #[error("the WAL that is here is still being replayed after {} s; it is tried again", after.as_secs())]
+    Replaying {
+        /// `start_timeout`.
+        after: Duration,
+    },
 }
 
 /// Why a standby was not promoted, or not to the end.
@@ -136,7 +142,23 @@ impl Instance {
                 return Err(RecruitError::StillReceiving { what });
             }
         }
+        self.replay_what_is_here(&session).await?;
         self.shared.stirred.notify_one();
+        Ok(())
+    }
+
+    /// A server that was started without an upstream does not know how much WAL it has until it has
+    /// replayed it: only then is its position what it is worth.
+    async fn replay_what_is_here(&self, session: &Session) -> Result<(), RecruitError> {
+        const KNOWN_OR_DONE: &str = "SELECT pg_last_wal_receive_lsn() IS NOT NULL OR EXISTS (SELECT FROM \
+             pg_stat_activity WHERE backend_type = 'startup' AND wait_event IN \
+             ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval', 'RecoveryPause'))";
+        let patience = Patience::new(self.settings().start_timeout, SETTLE_PAUSE);
+        while !session.value::<bool>(KNOWN_OR_DONE).await? {
+            if !patience.next().await {
+                return Err(RecruitError::Replaying { after: self.settings().start_timeout });
+            }
+        }
         Ok(())
     }
 
@@ -268,7 +290,7 @@ struct Inflow {
 
 impl Inflow {
     fn end(&self, instance: &Instance) {
-        let process = self.walreceiver.and_then(|pid| Process::of_instance(pid, instance.data_dir()));
+        let process = self.walreceiver.and_then(|pid| Process::of_instance(pid, instance.data_dir()).ok()?);
         if let Some(process) = process {
             tracing::warn!(pid = process.pid, "the walreceiver outlives its setting; ending it");
             // Should it be gone already, the next look says so.

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -25,12 +26,19 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Holds `pid`, if it is a live process of the instance on `data_dir`.
-    pub(super) fn of_instance(pid: u32, data_dir: &Path) -> Option<Self> {
-        let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        let fd = pidfd_open(raw, PidfdFlags::NONBLOCK).ok()?;
-        // Checked after the descriptor was taken: what is true now is true of this process.
-        (works_in(pid, data_dir) && runs_postgres(pid)).then_some(Self { pid, fd })
+    /// Holds `pid`, if it is a live process of the instance on `data_dir`. An error when it is one but
+    /// cannot be held: it must never count as absent.
+    pub(super) fn of_instance(pid: u32, data_dir: &Path) -> io::Result<Option<Self>> {
+        let is_ours = || works_in(pid, data_dir) && runs_postgres(pid);
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(raw) = raw.filter(|_| is_ours()) else { return Ok(None) };
+        let fd = match pidfd_open(raw, PidfdFlags::NONBLOCK) {
+            Ok(fd) => fd,
+            Err(Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Checked again now that the descriptor is taken: what is true now is true of this process.
+        Ok(is_ours().then_some(Self { pid, fd }))
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -70,8 +78,8 @@ impl std::os::fd::AsRawFd for Process {
 impl Postmaster {
     /// The postmaster of the instance, whoever started it.
     pub(super) fn find(data_dir: &Path) -> io::Result<Option<Self>> {
-        let named = named_pid(data_dir).and_then(|pid| Process::of_instance(pid, data_dir));
-        let found = match named {
+        let named = named_pid(data_dir).map(|pid| Process::of_instance(pid, data_dir)).transpose()?;
+        let found = match named.flatten() {
             // pg_rewind and the like run `postgres --single`, which writes postmaster.pid too.
             Some(process) if is_postmaster(process.pid) => Some(process),
             // Somebody removed the file under a running server.
@@ -137,7 +145,7 @@ pub(super) fn pid_file(data_dir: &Path) -> PathBuf {
 /// Every live process of the instance.
 pub(super) fn processes(data_dir: &Path) -> io::Result<Vec<Process>> {
     let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.filter_map(|pid| Process::of_instance(pid, data_dir)).collect())
+    pids.filter_map(|pid| Process::of_instance(pid, data_dir).transpose()).collect()
 }
 
 /// Whether a program that the startup process runs (`restore_command`) is at work.
@@ -151,7 +159,7 @@ pub(super) fn has_children(pid: u32) -> bool {
 /// when nothing of the instance runs.
 pub(super) fn pid_file_is_stale(data_dir: &Path) -> bool {
     let Some(pid) = named_pid(data_dir) else { return false };
-    Process::of_instance(pid, data_dir).is_none() && fs::metadata(format!("/proc/{pid}")).is_ok()
+    matches!(Process::of_instance(pid, data_dir), Ok(None)) && fs::metadata(format!("/proc/{pid}")).is_ok()
 }
 
 fn works_in(pid: u32, data_dir: &Path) -> bool {

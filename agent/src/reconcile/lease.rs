@@ -41,7 +41,7 @@ impl Terms {
     }
 
     /// How long after sending the beat the holder must begin to fence, by its own clock.
-    fn hold(self) -> Duration {
+    pub fn hold(self) -> Duration {
         (self.length - self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000).saturating_sub(KILL_BUDGET)
     }
 }

@@ -11,7 +11,7 @@ use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 
 const RULES: Rules = Rules {
-    lease: Duration::from_secs(2),
+    grace: Duration::from_millis(1500),
     local_timeout: Duration::from_secs(10),
     restart_standby_after: Duration::from_secs(5),
 };
@@ -23,6 +23,8 @@ struct Rig {
     primary: Option<Running>,
     fence_at: Option<MonoTime>,
     now: MonoTime,
+    since: MonoTime,
+    stopped_here: bool,
     reconciler: Reconciler,
 }
 
@@ -78,6 +80,8 @@ impl Rig {
             primary: Some(running(false)),
             fence_at: Some(at(102)),
             now: at(100),
+            since: at(50),
+            stopped_here: false,
             reconciler: Reconciler::new(RULES),
         };
         let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
@@ -128,7 +132,8 @@ impl Rig {
             own: &self.own,
             primary: self.primary.as_ref(),
             fence_at: self.fence_at,
-            started: at(50),
+            since: self.since,
+            stopped_here: self.stopped_here,
             now: self.now,
         })
     }
@@ -172,6 +177,35 @@ fn a_primary_without_lease_is_fenced_even_while_it_starts_or_hangs() {
         rig.now = at(51);
         assert!(!fences(&rig.decide(1)), "a new agent may still win the lease");
     }
+}
+
+#[test]
+fn a_primary_that_was_just_formed_or_granted_is_given_time_to_win_its_lease() {
+    let mut rig = Rig::new(PostgresState::Running(running(false)));
+    rig.fence_at = None;
+    rig.since = at(99);
+    assert!(!fences(&rig.decide(1)));
+    rig.now = at(101);
+    assert!(fences(&rig.decide(1)));
+}
+
+#[test]
+fn a_promotion_does_not_outlive_its_lease() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.fence_at = Some(at(100));
+    assert!(fences(&rig.decide(2)));
+}
+
+#[test]
+fn a_chosen_standby_that_went_down_is_promoted_not_opened_on_its_old_timeline() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(false, true)));
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(None)));
+    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation)));
 }
 
 #[test]
@@ -234,15 +268,7 @@ fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
     let primary = Running { timeline: Timeline(2), history, ..running(false) };
     rig.primary = Some(primary.clone());
     assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
-    let generation = rig.state.generation;
-    let service = Service::Joining;
-    rig.commit(&Command::SetService {
-        generation,
-        node: NodeId(3),
-        service: Service::Failed("x".to_owned()),
-        at: WallTime(1),
-    });
-    rig.commit(&Command::SetService { generation, node: NodeId(3), service, at: WallTime(1) });
+    rig.stopped_here = true;
     rig.own.state = PostgresState::Down(stopped(true, true));
     assert_eq!(rig.decide(3).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
 }

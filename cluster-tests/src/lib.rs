@@ -1,1 +1,31 @@
-//! x
+//! Whole clusters on one machine: real PostgreSQL servers, real agents, a real proxy, on loopback or
+//! with a network namespace for each server. The demo and the tests share this.
+//!
+//! It sees the cluster as an operator does, through programs, files and ports: it depends on neither
+//! the agent's nor the proxy's code. Whatever it starts is registered with the [`undertaker`] first, so
+//! nothing outlives the process that holds a [`Cluster`], however that process ends.
+
+pub mod binaries;
+pub mod builder;
+pub mod cluster;
+pub mod config_files;
+pub mod daemon;
+pub mod descriptor;
+pub mod failure;
+pub mod install;
+pub mod logs;
+pub mod network;
+pub mod node;
+pub mod postgres;
+pub mod process;
+pub mod status;
+pub mod undertaker;
+pub mod wait;
+pub mod workload;
+
+pub use builder::{Builder, StartError};
+pub use cluster::Cluster;
+pub use failure::{Failure, TestResult};
+pub use node::{Node, Proxy};
+pub use status::Status;
+pub use wait::{never, wait_until};

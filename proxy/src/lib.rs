@@ -1,1 +1,24 @@
-//! x
+//! pgherd-proxy: the PostgreSQL endpoint that applications connect to. It sends writes to the primary and
+//! reads to standbys, and keeps sessions alive while the primary changes.
+//!
+//! The pure part (`wire`, `sql`, `session`, `routing`, `topology`, `sqlstate`) decides and knows no
+//! sockets; the rest (`client`, `upstream`, `control`, `driver`) moves bytes and decides nothing.
+//! No backend is named in the configuration: agents push them.
+
+mod admin;
+mod client;
+pub mod config;
+mod control;
+mod driver;
+mod pipe;
+pub mod routing;
+pub mod session;
+mod shared;
+pub mod sql;
+pub mod sqlstate;
+pub mod topology;
+mod upstream;
+pub mod wire;
+
+pub use config::Config;
+pub use driver::{RunError, run, serve};

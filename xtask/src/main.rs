@@ -1,2 +1,56 @@
-//! x
-fn main(){}
+//! The one door for people: `cargo xtask demo | test | fix`. CI goes through the same door.
+//!
+//! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
+
+#![expect(clippy::print_stdout, reason = "this program talks to a person")]
+
+mod demo;
+mod stages;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything one does with this repository")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start a whole cluster on this machine and keep it until Ctrl-C; `demo --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
+    /// Check everything, change nothing: format, lints, documentation, tests, clusters.
+    Test,
+    /// Format, and apply what clippy can mend by itself.
+    Fix,
+}
+
+fn main() -> ExitCode {
+    match Args::parse().task {
+        Task::Demo { options } => demo::run(&options),
+        Task::Test => stages::run_all(stages::test_stages()),
+        Task::Fix => stages::run_all(stages::fix_stages()),
+    }
+}
+
+/// The cargo that runs us, in the workspace's root.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}
+
+/// A program in cargo's target directory, which is where this one is.
+fn built(path: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap_or_default();
+    here.ancestors().nth(2).unwrap_or(Path::new("target")).join(path)
+}

@@ -1,0 +1,100 @@
+//! Running other programs to their end, and watching processes that are not our children.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// A program that did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It cannot be started at all.
+    #[error("cannot run {command}")]
+    Start {
+        /// What was to be run.
+        command: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It ended with another status than 0.
+    #[error("{command} ended with {status}: {said}")]
+    Failed {
+        /// What was run.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it wrote.
+        said: String,
+    },
+    /// It took too long and was killed.
+    #[error("{command} did not end within {within:?} and was killed")]
+    TooSlow {
+        /// What was run.
+        command: String,
+        /// The time it had.
+        within: Duration,
+    },
+}
+
+/// The command line, as one would type it.
+pub fn shown(command: &Command) -> String {
+    let command = command.as_std();
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs the program to its end and returns what it wrote to its standard output.
+pub async fn run(mut command: Command, within: Duration) -> Result<String, CommandError> {
+    let line = shown(&command);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = match timeout(within, command.output()).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(source)) => return Err(CommandError::Start { command: line, source }),
+        Err(_) => return Err(CommandError::TooSlow { command: line, within }),
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    let said = [text(&output.stderr), text(&output.stdout)].join("\n").trim().to_owned();
+    Err(CommandError::Failed { command: line, status: output.status, said })
+}
+
+/// The process with this number, if it exists.
+pub fn pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().and_then(Pid::from_raw)
+}
+
+/// Sends a signal. A process that is gone is no error: it is what most signals are for.
+pub fn signal(number: u32, signal: Signal) {
+    if let Some(pid) = pid(number) {
+        let _already_gone = kill_process(pid, signal);
+    }
+}
+
+/// Waits for the end of a process, whoever's child it is. `false` when it still runs at the deadline.
+pub async fn wait_gone(number: u32, within: Duration) -> bool {
+    let Some(pidfd) = pid(number).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return true;
+    };
+    let ended = move || {
+        let deadline = Timespec::try_from(within).ok();
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], deadline.as_ref())
+    };
+    matches!(tokio::task::spawn_blocking(ended).await, Ok(Ok(1)))
+}
+
+/// The postmaster of a data directory, if one runs. A stale `postmaster.pid` names no postmaster: the
+/// process with that number would work in another directory.
+pub fn postmaster(data_dir: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    let number = text.lines().next()?.trim().parse().ok()?;
+    let cwd = std::fs::read_link(format!("/proc/{number}/cwd")).ok()?;
+    (cwd == data_dir).then_some(number)
+}

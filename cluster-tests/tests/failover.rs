@@ -1,0 +1,82 @@
+//! What an application sees of a change of primary.
+
+use std::time::Duration;
+
+use pgherd_cluster_tests::workload::{Outcome, Writer};
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Nothing acknowledged is gone or there twice, and the session was never closed.
+fn assert_kept(outcome: &Outcome, what: &str) {
+    assert!(outcome.acked > 100, "{what}: {outcome:?}");
+    assert!(outcome.lost.is_empty(), "{what}: acknowledged rows are gone: {outcome:?}");
+    assert!(outcome.duplicated.is_empty(), "{what}: {outcome:?}");
+    assert_eq!(outcome.sessions_lost, 0, "{what}: {outcome:?}");
+}
+
+#[tokio::test]
+async fn a_switchover_costs_no_client_an_error() -> TestResult {
+    let mut cluster = Cluster::for_test("switchover").start().await?;
+    for (number, to) in ["server2", "server1"].iter().enumerate() {
+        let writer = Writer::start(&cluster, &format!("switchover{number}")).await?;
+        writer.until_written(100, SOON).await?;
+        let answer = cluster.cli("server4", &["promote", "--switchover", "--to", to]).await?;
+        assert_eq!(answer.code, 0, "{answer:?}");
+        writer.until_written(100, SOON).await?;
+        cluster.until_healthy(SOON).await?;
+        assert_eq!(cluster.writable().await, [*to]);
+        let outcome = writer.finish(&cluster).await?;
+        assert_kept(&outcome, to);
+        assert!(outcome.errors.is_empty(), "a planned change costs nobody an error: {outcome:?}");
+    }
+    Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
+async fn a_killed_primary_is_replaced_under_a_writer() -> TestResult {
+    let mut cluster = Cluster::for_test("killed-primary").start().await?;
+    let before = cluster.status().await?;
+    let writer = Writer::start(&cluster, "killed").await?;
+    writer.until_written(200, SOON).await?;
+    cluster.kill_postmaster("server1").ok_or_else(|| Failure::new("server1 does not run"))?;
+    cluster
+        .until("another primary", SOON, |status| {
+            status.primary().filter(|name| *name != "server1").map(|_| ())
+        })
+        .await?;
+    writer.until_written(200, SOON).await?;
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(50, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_kept(&outcome, "killed primary");
+    let after = cluster.status().await?;
+    assert_eq!(after.generation, before.generation + 1, "one failover, no flapping: {}", after.summary());
+    assert!(after.standbys().contains(&"server1"), "the old primary follows: {}", after.summary());
+    Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
+async fn a_lost_node_is_replaced_under_a_writer() -> TestResult {
+    let mut cluster = Cluster::for_test("lost-primary-node").netns(true).start().await?;
+    let writer = Writer::start(&cluster, "lost").await?;
+    writer.until_written(200, SOON).await?;
+    cluster.cut("server1").await?;
+    let there = wait_until("another primary", SOON, async || {
+        let status = cluster.status_of("server4").await.map_err(|error| error.to_string())?;
+        status.primary().filter(|name| *name != "server1").map(str::to_owned).ok_or_else(|| status.summary())
+    });
+    let promoted = there.await?;
+    writer.until_written(200, SOON).await?;
+    assert_eq!(cluster.writable().await, [promoted.as_str()], "the lost node has stopped writing by itself");
+    cluster.heal("server1").await?;
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(50, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    // What only the lost machine had may be gone: replication is asynchronous here. Nothing may be doubled.
+    println!("lost node: {} acknowledged, {} of them lost, {outcome:?}", outcome.acked, outcome.lost.len());
+    assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
+    let status = cluster.status().await?;
+    assert!(status.standbys().contains(&"server1"), "{}", status.summary());
+    Ok(cluster.finish(&[])?)
+}

@@ -1,0 +1,49 @@
+//! One task for each client: it logs the client in, then carries bytes between it and its servers as the
+//! session machine says.
+
+mod answer;
+mod exchange;
+mod idle;
+mod login;
+mod reach;
+mod state;
+mod work;
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::pipe::Pipe;
+use crate::shared::Shared;
+use crate::sqlstate::Trouble;
+use crate::wire::backend::Severity;
+
+use login::{Admission, Refusal};
+use state::Client;
+
+/// Serves one client from its first byte to its last.
+pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
+    let mut pipe = match Pipe::new(stream) {
+        Ok(pipe) => pipe,
+        Err(error) => return tracing::debug!(%error, "client socket unusable"),
+    };
+    match login::admit(&shared, &mut pipe).await {
+        Ok(Admission::Done) => {}
+        Ok(Admission::Session(admitted)) => {
+            let (client, first) = Client::new(shared, pipe, *admitted);
+            client.run(first).await;
+        }
+        Err(Refusal::Gone(error)) => tracing::debug!(%error, "client left before it was logged in"),
+        Err(Refusal::Trouble(trouble)) => {
+            tracing::info!(?trouble, "client refused");
+            say_goodbye(&mut pipe, &trouble).await;
+        }
+    }
+}
+
+/// Tells the client why its connection ends.
+async fn say_goodbye(pipe: &mut Pipe, trouble: &Trouble) {
+    trouble.response(Severity::Fatal).put(&mut pipe.output);
+    // Whoever does not take it in time will find the connection closed.
+    drop(tokio::time::timeout(std::time::Duration::from_secs(1), pipe.flush()).await);
+}

@@ -1,0 +1,145 @@
+//! While nothing runs: wait for the client, and keep an eye on its servers.
+
+use std::io;
+use std::task::Poll;
+
+use bytes::Buf;
+use pgherd_common::NodeId;
+
+use crate::sqlstate::Trouble;
+use crate::topology::{Fate, fate};
+use crate::upstream::Server;
+use crate::wire::backend::{self, ServerError};
+use crate::wire::frame;
+
+use super::state::{Client, Gone};
+
+/// What happened.
+enum News {
+    Client(io::Result<()>),
+    Server(NodeId, io::Result<()>),
+}
+
+impl Client {
+    /// Waits until something happens; what servers say on their own is passed on.
+    pub(super) async fn idle(&mut self) -> Result<(), Gone> {
+        self.pipe.flush().await?;
+        if self.segment.is_empty() {
+            self.pipe.shrink();
+        }
+        if *self.stopping.borrow() && self.segment.is_empty() {
+            return Err(Gone::Trouble(Trouble::ShuttingDown));
+        }
+        let (pipe, servers) = (&mut self.pipe, &mut self.servers);
+        let news = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = pipe.poll_fill(cx) {
+                return Poll::Ready(News::Client(result));
+            }
+            for (node, server) in servers.iter_mut() {
+                if let Poll::Ready(result) = server.pipe.poll_fill(cx) {
+                    return Poll::Ready(News::Server(*node, result));
+                }
+            }
+            Poll::Pending
+        });
+        tokio::select! {
+            news = news => match news {
+                News::Client(result) => Ok(result?),
+                News::Server(node, result) => {
+                    self.on_server_news(node, result);
+                    Ok(())
+                }
+            },
+            // The sender lives as long as the process.
+            _ = self.topology.changed() => {
+                self.reap();
+                Ok(())
+            }
+            _ = self.stopping.changed() => Ok(()),
+        }
+    }
+
+    /// Looks whether a server said something, or is gone, since it was last used.
+    pub(super) async fn look_at(&mut self, node: NodeId) {
+        let Some(server) = self.servers.get_mut(&node) else { return };
+        let news = std::future::poll_fn(|cx| {
+            Poll::Ready(match server.pipe.poll_fill(cx) {
+                Poll::Ready(result) => Some(result),
+                Poll::Pending => None,
+            })
+        });
+        if let Some(result) = news.await {
+            self.on_server_news(node, result);
+        }
+    }
+
+    fn on_server_news(&mut self, node: NodeId, result: io::Result<()>) {
+        if let Err(error) = result {
+            return self.drop_server(node, &format!("the connection broke: {error}"));
+        }
+        let Some(server) = self.servers.get_mut(&node) else { return };
+        let mut input = std::mem::take(&mut server.pipe.input);
+        let lost = loop {
+            match frame::message(&input) {
+                Ok(Some((header, payload))) => {
+                    if let Some(why) = self.on_unasked(header.tag, payload, input.get(..header.len).unwrap_or_default()) {
+                        break Some(why);
+                    }
+                    input.advance(header.len);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        match (lost, self.servers.get_mut(&node)) {
+            (None, Some(server)) => server.pipe.input = input,
+            (Some(why), _) => self.drop_server(node, &why),
+            (None, None) => {}
+        }
+    }
+
+    /// Passes on what a server says without being asked. Why it is lost, if it is.
+    fn on_unasked(&mut self, tag: u8, payload: &[u8], message: &[u8]) -> Option<String> {
+        match tag {
+            b'N' | b'A' => self.pipe.output.extend_from_slice(message),
+            b'S' => match backend::parameter(payload) {
+                Ok((name, value)) => {
+                    if self.tells(name, value) {
+                        self.pipe.output.extend_from_slice(message);
+                    }
+                }
+                Err(error) => return Some(error.to_string()),
+            },
+            b'E' => {
+                let said = ServerError::read(payload).map(|error| error.to_string());
+                return Some(said.unwrap_or_else(|error| error.to_string()));
+            }
+            other => return Some(format!("unexpected message {:?}", char::from(other))),
+        }
+        None
+    }
+
+    /// Forgets a server connection on which nothing runs.
+    pub(super) fn drop_server(&mut self, node: NodeId, why: &str) {
+        if let Some(server) = self.servers.remove(&node) {
+            tracing::debug!(user = self.user, server = %server.name, why, "server connection dropped");
+            self.session.on_idle_loss(node, &server.name, why);
+            server.close();
+        }
+    }
+
+    /// Closes connections that the topology has no use for any more. Nothing runs on them.
+    pub(super) fn reap(&mut self) {
+        let Some(topology) = self.topology.borrow_and_update().clone() else { return };
+        let useless = |server: &Server| match fate(&topology, server.node, server.role) {
+            Fate::Keep => false,
+            Fate::Cut => true,
+            // A transaction may end where it began.
+            Fate::Retire => self.session.tx_node() != Some(server.node),
+        };
+        let doomed: Vec<NodeId> = self.servers.values().filter(|s| useless(s)).map(|s| s.node).collect();
+        for node in doomed {
+            self.drop_server(node, "the server left its role");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Getting from "where a segment has to run" to a server connection that is ready for it, waiting where
+//! there is none yet.
+
+use std::time::Duration;
+
+use pgherd_common::errors::Chain;
+use pgherd_common::topology::Backend;
+use pgherd_common::{Generation, NodeId};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::routing::{self, Choice, Need, View};
+use crate::session::{Segment, Wanted};
+use crate::sqlstate::Trouble;
+use crate::topology::{Fate, Role, fate};
+use crate::upstream::{ConnectError, QueryError, connect};
+
+use super::state::{Client, Gone};
+
+/// How long until a server that is not ready is tried again, when no news comes first.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A choice, free of what it was chosen from.
+#[derive(Debug)]
+enum Goal {
+    Node(Box<Backend>, Role),
+    Wait,
+}
+
+impl Client {
+    /// A connection for the login: to the primary, or else to a standby.
+    pub(super) async fn reach_any(&mut self) -> Result<Result<NodeId, Trouble>, Gone> {
+        let segment = Segment::default();
+        self.reach(&segment, Wanted::Any).await
+    }
+
+    /// A connection where `segment` can run now: with the session's settings, and with the statements
+    /// that the segment uses. Held until there is one, within the hold timeout.
+    pub(super) async fn reach(&mut self, segment: &Segment, wanted: Wanted) -> Result<Result<NodeId, Trouble>, Gone> {
+        let begun = Instant::now();
+        let deadline = begun + self.shared.config.hold_timeout;
+        loop {
+            self.reap();
+            let attempt = match self.goal(wanted) {
+                Ok(Goal::Wait) => None,
+                Ok(Goal::Node(backend, role)) => self.try_reach(&backend, role, segment, deadline).await,
+                Err(trouble) => return Ok(Err(trouble)),
+            };
+            if let Some(settled) = attempt {
+                return Ok(settled);
+            }
+            if Instant::now() >= deadline {
+                let held_ms = begun.elapsed().as_millis();
+                return Ok(Err(Trouble::NoServer { primary: wanted == Wanted::Writer, held_ms }));
+            }
+            if let Some(trouble) = self.wait_for_news(deadline).await? {
+                return Ok(Err(trouble));
+            }
+        }
+    }
+
+    /// Where to go by the newest topology.
+    fn goal(&mut self, wanted: Wanted) -> Result<Goal, Trouble> {
+        let Some(topology) = self.topology.borrow().clone() else { return Ok(Goal::Wait) };
+        let (lag_bytes, avoided) = (self.shared.cluster.lag_bytes(), self.shared.cluster.avoided());
+        let shares = &self.shared.config.shares;
+        let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided };
+        let generation = topology.version().generation;
+        let choose = |need: Need| routing::choose(need, &view, rand::random());
+        let choice = match wanted {
+            Wanted::Stay(node) => return self.stay(node),
+            Wanted::Any => {
+                if let Some(open) = self.any_open() {
+                    return Ok(open);
+                }
+                match choose(Need::Write) {
+                    Choice::Wait => choose(Need::Read),
+                    found => found,
+                }
+            }
+            Wanted::Reader => choose(Need::Read),
+            Wanted::Writer => choose(Need::Write),
+        };
+        Ok(as_goal(choice, generation))
+    }
+
+    fn stay(&mut self, node: NodeId) -> Result<Goal, Trouble> {
+        let topology = self.topology.borrow().clone();
+        let backend = topology.as_ref().and_then(|topology| topology.backend(node));
+        match (self.servers.get(&node), backend) {
+            (Some(server), Some(backend)) => Ok(Goal::Node(Box::new(backend.clone()), server.role)),
+            // It was just closed, and the session noted what that means.
+            _ => Err(self.session.take_trouble().unwrap_or(Trouble::NoServer { primary: false, held_ms: 0 })),
+        }
+    }
+
+    /// An open connection, to the primary if there is one.
+    fn any_open(&self) -> Option<Goal> {
+        let topology = self.topology.borrow().clone()?;
+        let usable = |node: &NodeId, role: Role| fate(&topology, *node, role) == Fate::Keep;
+        let open = self.servers.iter().filter(|(node, server)| usable(node, server.role));
+        let (node, server) = open.min_by_key(|(_, server)| server.role == Role::Standby)?;
+        Some(Goal::Node(Box::new(topology.backend(*node)?.clone()), server.role))
+    }
+
+    /// `None` when it is worth trying again.
+    async fn try_reach(
+        &mut self,
+        backend: &Backend,
+        role: Role,
+        segment: &Segment,
+        deadline: Instant,
+    ) -> Option<Result<NodeId, Trouble>> {
+        let node = backend.id;
+        self.look_at(node).await;
+        if self.servers.get(&node).is_some_and(|server| server.role != role) {
+            self.drop_server(node, "opened for another role");
+        }
+        if let Some(trouble) = self.session.take_trouble() {
+            return Some(Err(trouble));
+        }
+        if !self.servers.contains_key(&node) {
+            let opened = timeout_at(deadline, self.open(backend, role)).await;
+            match opened {
+                Err(_) => return None,
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return self.on_connect_error(backend, error),
+            }
+        }
+        match timeout(self.shared.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
+            Ok(Ok(())) => Some(Ok(node)),
+            Ok(Err(QueryError::Refused(error))) if role != Role::Standby => {
+                self.drop_server(node, "a setting could not be replayed");
+                Some(Err(Trouble::ServerEnded(error)))
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(server = %backend.name, error = %Chain(&error), "session state could not be replayed");
+                self.shared.cluster.avoid(node);
+                self.drop_server(node, "session state could not be replayed");
+                None
+            }
+            Err(_) => {
+                self.drop_server(node, "session state was not replayed in time");
+                None
+            }
+        }
+    }
+
+    fn on_connect_error(&self, backend: &Backend, error: ConnectError) -> Option<Result<NodeId, Trouble>> {
+        let server = backend.name.clone();
+        tracing::info!(%server, error = %Chain(&error), "no connection to server");
+        if error.is_passing() {
+            self.shared.cluster.avoid(backend.id);
+            return None;
+        }
+        if matches!(error, ConnectError::Scram(_)) {
+            self.shared.verifiers.doubt(&self.user);
+        }
+        Some(Err(match error {
+            ConnectError::Refused(error) => {
+                if error.code.starts_with("28") {
+                    self.shared.verifiers.doubt(&self.user);
+                }
+                Trouble::ConnectionRefused(error)
+            }
+            ConnectError::Frame(_) | ConnectError::Content(_) => Trouble::ServerProtocol { server },
+            other => Trouble::ServerLogin { server, why: Chain(&other).to_string() },
+        }))
+    }
+
+    /// Opens a connection, unless the topology declares it pointless meanwhile.
+    async fn open(&mut self, backend: &Backend, role: Role) -> Result<(), ConnectError> {
+        let counts = self.shared.cluster.counts(backend.id);
+        let limit = self.shared.config.connect_timeout;
+        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, limit);
+        let mut topology = self.topology.clone();
+        let pointless = topology.wait_for(|topology| {
+            topology.as_ref().is_none_or(|topology| fate(topology, backend.id, role) == Fate::Cut)
+        });
+        let server = tokio::select! {
+            server = opening => server?,
+            _ = pointless => return Err(ConnectError::Io(std::io::ErrorKind::HostUnreachable.into())),
+        };
+        self.servers.insert(backend.id, server);
+        Ok(())
+    }
+
+    /// Has a connection follow the session's settings and learn the statements that SQL names.
+    async fn bring_up_to_date(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
+        let Some(server) = self.servers.get_mut(&node) else { return Ok(()) };
+        let replay = self.session.replay(&server.known);
+        for sql in &replay {
+            server.query(sql).await?;
+        }
+        self.session.on_replayed(&mut server.known);
+        let introductions = self.session.introduce(segment, &mut server.known);
+        if !introductions.is_empty() {
+            server.pipe.output.extend_from_slice(&introductions);
+            server.ask().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for another topology, for a moment, or for the client to lose patience.
+    async fn wait_for_news(&mut self, deadline: Instant) -> Result<Option<Trouble>, Gone> {
+        self.pipe.flush().await?;
+        let slot = self.slot.clone();
+        let room = self.pipe.input.len() < crate::session::LARGE;
+        tokio::select! {
+            _ = self.topology.changed() => Ok(None),
+            () = sleep(RETRY.min(deadline.saturating_duration_since(Instant::now()))) => Ok(None),
+            () = slot.waiting.notified() => Ok(Some(Trouble::Cancelled)),
+            result = self.pipe.fill(), if room => Ok(result.map(|()| None)?),
+        }
+    }
+}
+
+fn as_goal(choice: Choice<'_>, generation: Generation) -> Goal {
+    match choice {
+        Choice::Primary(backend) => Goal::Node(Box::new(backend.clone()), Role::Primary(generation)),
+        Choice::Standby(backend) => Goal::Node(Box::new(backend.clone()), Role::Standby),
+        Choice::Wait => Goal::Wait,
+    }
+}

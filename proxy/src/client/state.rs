@@ -1,0 +1,229 @@
+//! A logged-in client and its main loop.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Buf;
+use pgherd_common::{NodeId, Topology};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use crate::pipe::Pipe;
+use crate::session::{Segment, Session, TakeError, Taken};
+use crate::shared::Shared;
+use crate::sqlstate::Trouble;
+use crate::upstream::{CancelSlot, Login, Server};
+use crate::wire::backend::{self, Severity};
+use crate::wire::frame;
+use crate::wire::startup::CancelKey;
+
+use super::login::Admitted;
+use super::say_goodbye;
+
+/// Why a session ends.
+#[derive(Debug)]
+pub(super) enum Gone {
+    /// The client said goodbye, or its socket did.
+    Left,
+    /// Its socket failed.
+    Io(io::Error),
+    /// The client is told why.
+    Trouble(Trouble),
+}
+
+impl From<io::Error> for Gone {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Left } else { Self::Io(error) }
+    }
+}
+
+/// See the module.
+pub(super) struct Client {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pipe: Pipe,
+    pub(super) login: Login,
+    pub(super) user: String,
+    pub(super) session: Session,
+    pub(super) servers: BTreeMap<NodeId, Server>,
+    pub(super) topology: watch::Receiver<Option<Arc<Topology>>>,
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) slot: Arc<CancelSlot>,
+    /// Settings as the client was last told.
+    pub(super) told: BTreeMap<String, String>,
+    /// Messages gathered so far.
+    pub(super) segment: Segment,
+    /// Messages are dropped up to the next `Sync`.
+    pub(super) skipping: bool,
+    /// So many bytes of the client's are still part of a message that nobody wants.
+    pub(super) discard: usize,
+    /// So many bytes of the client's are still part of a message that this server has the beginning of.
+    pub(super) owed: Option<(NodeId, usize)>,
+    key: CancelKey,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What the client gets before its first query.
+pub(super) struct First {
+    key: CancelKey,
+}
+
+impl Client {
+    pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> (Self, First) {
+        let (key, slot) = shared.cancels.register();
+        let client = Self {
+            topology: shared.cluster.follow(),
+            stopping: shared.stopping.clone(),
+            shared,
+            pipe,
+            login: admitted.login,
+            user: admitted.user,
+            session: Session::default(),
+            servers: BTreeMap::new(),
+            slot,
+            told: BTreeMap::new(),
+            segment: Segment::default(),
+            skipping: false,
+            discard: 0,
+            owed: None,
+            key,
+            _place: admitted.place,
+        };
+        (client, First { key })
+    }
+
+    /// Serves the session to its end.
+    pub(super) async fn run(mut self, first: First) {
+        let gone = match self.welcome(first).await {
+            Ok(()) => self.serve().await,
+            Err(gone) => gone,
+        };
+        match gone {
+            Gone::Left => tracing::debug!(user = self.user, "client left"),
+            Gone::Io(error) => tracing::debug!(user = self.user, %error, "client lost"),
+            Gone::Trouble(trouble) => {
+                tracing::info!(user = self.user, ?trouble, "session ended");
+                say_goodbye(&mut self.pipe, &trouble).await;
+            }
+        }
+        self.shared.cancels.forget(self.key);
+        std::mem::take(&mut self.servers).into_values().for_each(Server::close);
+    }
+
+    /// Opens a server connection, so that the settings reported to the client are real, and a refusal of
+    /// the login is the server's own.
+    async fn welcome(&mut self, first: First) -> Result<(), Gone> {
+        let node = self.reach_any().await?.map_err(Gone::Trouble)?;
+        if let Some(server) = self.servers.get(&node) {
+            self.told = server.parameters.clone();
+        }
+        for (name, value) in &self.told {
+            backend::put_parameter(&mut self.pipe.output, name, value);
+        }
+        self.note_parsing();
+        backend::put_key(&mut self.pipe.output, first.key);
+        backend::put_ready(&mut self.pipe.output, self.session.status());
+        Ok(())
+    }
+
+    async fn serve(&mut self) -> Gone {
+        loop {
+            if let Err(gone) = self.step().await {
+                return gone;
+            }
+        }
+    }
+
+    /// Uses the client's bytes, or waits for more.
+    async fn step(&mut self) -> Result<(), Gone> {
+        if self.settle_debts().await? {
+            return self.idle().await;
+        }
+        if self.skipping {
+            return if self.skip()? { Ok(()) } else { self.idle().await };
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut judge = |sql: &[u8]| shared.verdict(sql);
+        match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
+            Ok(Taken::Complete) => {
+                let segment = std::mem::take(&mut self.segment);
+                self.work(segment).await
+            }
+            Ok(Taken::Incomplete) => self.idle().await,
+            Ok(Taken::Ignored(rest)) => {
+                self.discard = rest;
+                Ok(())
+            }
+            Ok(Taken::Goodbye) => Err(Gone::Left),
+            Err(error) => Err(protocol(&error)),
+        }
+    }
+
+    /// Gets rid of bytes that belong to a message already dealt with. Whether more of them must come.
+    async fn settle_debts(&mut self) -> Result<bool, Gone> {
+        let unwanted = self.discard.min(self.pipe.input.len());
+        self.pipe.input.advance(unwanted);
+        self.discard -= unwanted;
+        if let Some((node, rest)) = self.owed.take() {
+            let bytes = self.pipe.input.split_to(rest.min(self.pipe.input.len()));
+            if let Some(server) = self.servers.get_mut(&node) {
+                server.pipe.output.extend_from_slice(&bytes);
+                if server.pipe.flush().await.is_err() {
+                    self.drop_server(node, "the connection broke");
+                }
+            }
+            self.owed = Some((node, rest - bytes.len())).filter(|(_, rest)| *rest > 0);
+        }
+        Ok(self.discard > 0 || self.owed.is_some())
+    }
+
+    /// Drops messages up to a `Sync` and answers that. False when more bytes are needed.
+    fn skip(&mut self) -> Result<bool, Gone> {
+        let header = frame::header(&self.pipe.input).map_err(|error| protocol(&TakeError::Frame(error)))?;
+        let Some(header) = header else { return Ok(false) };
+        match header.tag {
+            b'X' => return Err(Gone::Left),
+            b'S' => {
+                self.skipping = false;
+                backend::put_ready(&mut self.pipe.output, self.session.status());
+            }
+            _ => {}
+        }
+        self.discard = header.len;
+        Ok(true)
+    }
+
+    /// Answers a segment with an error instead of running it.
+    pub(super) fn refuse(&mut self, trouble: &Trouble, ended: bool, rest: usize) {
+        tracing::info!(user = self.user, ?trouble, "statement not run or lost");
+        trouble.response(Severity::Error).put(&mut self.pipe.output);
+        self.session.abandon_tx();
+        self.discard = rest;
+        if ended {
+            backend::put_ready(&mut self.pipe.output, self.session.status());
+        } else {
+            self.skipping = true;
+        }
+    }
+
+    /// Whether the client is to be told of a setting; notes that it is.
+    pub(super) fn tells(&mut self, name: &str, value: &str) -> bool {
+        // The client talks to several servers; whether one of them is in recovery tells it nothing.
+        if name == "in_hot_standby" || self.told.get(name).is_some_and(|told| told == value) {
+            return false;
+        }
+        self.told.insert(name.to_owned(), value.to_owned());
+        self.note_parsing();
+        true
+    }
+
+    /// With backslashes in plain strings, texts mean something else than the classifier reads.
+    fn note_parsing(&mut self) {
+        if self.told.get("standard_conforming_strings").is_some_and(|value| value == "off") {
+            self.session.pin();
+        }
+    }
+}
+
+pub(super) fn protocol(error: &TakeError) -> Gone {
+    Gone::Trouble(Trouble::Protocol(error.to_string()))
+}

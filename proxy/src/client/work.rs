@@ -1,0 +1,65 @@
+//! Running a segment: reach a server, exchange, and decide what an unhappy end means.
+
+use std::sync::atomic::Ordering;
+
+use pgherd_common::NodeId;
+
+use crate::session::{Segment, Wanted};
+use crate::sql::Route;
+
+use super::exchange::Outcome;
+use super::state::{Client, Gone};
+
+/// A segment that may be repeated is given to so many servers at most.
+const RUNS_MAX: u32 = 5;
+
+impl Client {
+    /// Runs `segment`, and what belongs to its batch, to the end.
+    pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
+        self.reap();
+        if let Some(node) = self.session.tx_node() {
+            self.look_at(node).await;
+        }
+        if let Some(trouble) = self.session.take_lost(&segment) {
+            self.refuse(&trouble, segment.ended, segment.rest);
+            return Ok(());
+        }
+        if let Some(show) = segment.show {
+            self.answer(show, &segment);
+            return Ok(());
+        }
+        let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
+        loop {
+            let wanted = match self.session.wanted(&segment) {
+                Wanted::Reader if on_primary => Wanted::Writer,
+                wanted => wanted,
+            };
+            let node = match self.reach(&segment, wanted).await? {
+                Ok(node) => node,
+                Err(trouble) => {
+                    self.refuse(&trouble, segment.ended, segment.rest);
+                    return Ok(());
+                }
+            };
+            self.count(node, wanted, segment.route);
+            runs += 1;
+            match self.exchange(node, segment, runs < RUNS_MAX).await? {
+                Outcome::Done => return Ok(()),
+                Outcome::Elsewhere(again) => segment = again,
+                Outcome::OnPrimary(again) => (segment, on_primary) = (again, true),
+            }
+        }
+    }
+
+    fn count(&mut self, node: NodeId, wanted: Wanted, route: Route) {
+        if wanted == Wanted::Reader {
+            self.session.reads_from(node);
+        }
+        let Some(server) = self.servers.get(&node) else { return };
+        match route {
+            Route::Read | Route::ReadOnlyTransaction => server.counts.reads.fetch_add(1, Ordering::Relaxed),
+            Route::Primary => server.counts.writes.fetch_add(1, Ordering::Relaxed),
+            Route::Neutral => 0,
+        };
+    }
+}

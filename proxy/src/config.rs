@@ -1,0 +1,299 @@
+//! The proxy's configuration: read, checked as a whole, and never changed afterwards.
+//!
+//! Names no backend: those come from the agents.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret, Section};
+use pgherd_common::{ClusterName, HostPort, NodeName};
+
+use crate::routing::Shares;
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// By SCRAM-SHA-256 against the cluster's own verifiers.
+    ScramSha256,
+    /// Not at all; servers must trust the proxy too.
+    Trust,
+}
+
+/// Where verifiers come from.
+#[derive(Debug, Clone)]
+pub struct Auth {
+    /// How clients prove who they are.
+    pub method: AuthMethod,
+    /// Login that looks verifiers up; empty with [`AuthMethod::Trust`].
+    pub user: String,
+    /// Its password.
+    pub password: Secret,
+    /// Database it connects to.
+    pub database: String,
+    /// Takes a role's name, gives its verifier.
+    pub query: String,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Topologies of other clusters are refused.
+    pub cluster: ClusterName,
+    /// This proxy's name, unique among proxies.
+    pub name: String,
+    /// Where clients are accepted.
+    pub listen: Vec<HostPort>,
+    /// Where applications reach this proxy, for the agents to show.
+    pub advertise: HostPort,
+    /// Clients above this are refused.
+    pub max_client_connections: u32,
+    /// How long work is held while no server can take it.
+    pub hold_timeout: Duration,
+    /// How long a server may take to accept a connection, and again to log it in.
+    pub connect_timeout: Duration,
+    /// How long a client may take to log in.
+    pub startup_timeout: Duration,
+    /// The agents, each of which pushes the topology.
+    pub agents: Vec<HostPort>,
+    /// How clients prove who they are.
+    pub auth: Auth,
+    /// How reads are shared out.
+    pub shares: Shares,
+}
+
+const DEFAULT_QUERY: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
+
+impl Config {
+    /// Reads and checks a configuration file's text.
+    pub fn parse(text: &str) -> Result<Self, Problems> {
+        let (mut reader, root) = Reader::parse(text);
+        let config = read(&mut reader, root);
+        reader.finish(config)
+    }
+}
+
+/// Every key that a configuration can hold.
+pub fn known_keys() -> Vec<KnownKey> {
+    let (mut reader, root) = Reader::parse("");
+    // The empty configuration is refused; reading it is what makes the keys known.
+    drop(read(&mut reader, root));
+    reader.known_keys().to_vec()
+}
+
+/// The `[proxy]` table.
+struct Front {
+    name: Option<String>,
+    listen: Option<Vec<HostPort>>,
+    advertise: Option<HostPort>,
+    max_client_connections: Option<u32>,
+    hold_timeout: Option<Millis>,
+    connect_timeout: Option<Millis>,
+    startup_timeout: Option<Millis>,
+}
+
+fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
+    let mut section = root.table(r, "cluster");
+    let cluster = section.required(r, "name");
+    section.finish(r);
+    let front = read_front(r, &mut root);
+    let mut section = root.table(r, "agents");
+    let agents: Option<Vec<HostPort>> = section.required(r, "addresses");
+    section.finish(r);
+    let auth = read_auth(r, &mut root);
+    let shares = read_shares(r, &mut root);
+    root.finish(r);
+    check(r, &front, agents.as_deref());
+
+    let listen = front.listen?;
+    Some(Config {
+        cluster: cluster?,
+        name: front.name?,
+        advertise: front.advertise.or_else(|| listen.first().cloned())?,
+        listen,
+        max_client_connections: front.max_client_connections?,
+        hold_timeout: front.hold_timeout?.0,
+        connect_timeout: front.connect_timeout?.0,
+        startup_timeout: front.startup_timeout?.0,
+        agents: agents?,
+        auth: auth?,
+        shares: shares?,
+    })
+}
+
+fn read_front(r: &mut Reader, root: &mut Section) -> Front {
+    let mut section = root.table(r, "proxy");
+    let front = Front {
+        name: section.required(r, "name"),
+        listen: section.or(r, "listen", "[\"0.0.0.0:6432\"]"),
+        advertise: section.optional(r, "advertise"),
+        max_client_connections: section.or(r, "max_client_connections", "1000"),
+        hold_timeout: section.or(r, "hold_timeout", "\"10s\""),
+        connect_timeout: section.or(r, "connect_timeout", "\"2s\""),
+        startup_timeout: section.or(r, "startup_timeout", "\"10s\""),
+    };
+    section.finish(r);
+    front
+}
+
+fn read_auth(r: &mut Reader, root: &mut Section) -> Option<Auth> {
+    let mut section = root.table(r, "auth");
+    let method: Option<String> = section.or(r, "method", "\"scram-sha-256\"");
+    let user: Option<String> = section.or(r, "user", "\"\"");
+    let password = section.or(r, "password", "\"\"");
+    let database = section.or(r, "database", "\"postgres\"");
+    let query: Option<String> = section.or(r, "query", &format!("\"{DEFAULT_QUERY}\""));
+    let method = match method?.as_str() {
+        "scram-sha-256" => Some(AuthMethod::ScramSha256),
+        "trust" => Some(AuthMethod::Trust),
+        other => {
+            let path = section.path_of("method");
+            r.problem(&path, format!("unknown method {other:?}; expected \"scram-sha-256\" or \"trust\""));
+            None
+        }
+    };
+    if method == Some(AuthMethod::ScramSha256) && user.as_ref().is_some_and(String::is_empty) {
+        let path = section.path_of("user");
+        r.problem(&path, "missing; with method \"scram-sha-256\" a login is needed that may read verifiers");
+    }
+    if query.as_ref().is_some_and(|query| !query.contains("$1")) {
+        let path = section.path_of("query");
+        r.problem(&path, "must take the role's name as $1");
+    }
+    section.finish(r);
+    Some(Auth { method: method?, user: user?, password: password?, database: database?, query: query? })
+}
+
+fn read_shares(r: &mut Reader, root: &mut Section) -> Option<Shares> {
+    let mut section = root.table(r, "routing");
+    let primary_weight = section.or(r, "primary_weight", "0");
+    let named: BTreeMap<String, u32> = section.map(r, "weights");
+    let max_lag: Option<ByteSize> = section.or(r, "max_lag", "0");
+    let path = section.path_of("weights");
+    section.finish(r);
+    let mut weights = BTreeMap::new();
+    for (name, weight) in named {
+        match name.parse::<NodeName>() {
+            Ok(name) => drop(weights.insert(name, weight)),
+            Err(error) => r.problem(&path, error),
+        }
+    }
+    let lag_bytes_max = Some(max_lag?.0).filter(|bytes| *bytes > 0);
+    Some(Shares { primary_weight: primary_weight?, weights, lag_bytes_max })
+}
+
+/// Relations between values that were each fine.
+fn check(r: &mut Reader, front: &Front, agents: Option<&[HostPort]>) {
+    if front.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 63) {
+        r.problem("proxy.name", "expected 1 to 63 characters");
+    }
+    if front.listen.as_ref().is_some_and(Vec::is_empty) {
+        r.problem("proxy.listen", "empty; at least one address is needed");
+    }
+    if front.max_client_connections == Some(0) {
+        r.problem("proxy.max_client_connections", "0 would refuse every client");
+    }
+    if agents.is_some_and(<[HostPort]>::is_empty) {
+        r.problem("agents.addresses", "empty; without an agent no backend is ever known");
+    }
+    let timeouts = [
+        ("proxy.hold_timeout", &front.hold_timeout),
+        ("proxy.connect_timeout", &front.connect_timeout),
+        ("proxy.startup_timeout", &front.startup_timeout),
+    ];
+    for (path, value) in timeouts {
+        if value.is_some_and(|value| value.0.is_zero()) {
+            r.problem(path, "must be longer than 0");
+        }
+    }
+    if let (Some(connect), Some(hold)) = (front.connect_timeout, front.hold_timeout)
+        && connect.0 > hold.0
+    {
+        let (connect, hold) = (connect.0, hold.0);
+        let why = "held work would be given up before one attempt to connect is over";
+        r.problem(
+            "proxy.connect_timeout",
+            format!("{connect:?} is longer than hold_timeout, {hold:?}: {why}"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "
+        [cluster]
+        name = 'demo'
+        [proxy]
+        name = 'proxy1'
+        [agents]
+        addresses = ['10.0.0.1:7800']
+        [auth]
+        user = 'pgherd_auth'
+    ";
+
+    #[test]
+    fn defaults_fill_a_minimal_configuration() {
+        let config = Config::parse(MINIMAL).unwrap();
+        assert_eq!(config.listen, ["0.0.0.0:6432".parse().unwrap()]);
+        assert_eq!(config.advertise, config.listen[0]);
+        assert_eq!(config.hold_timeout, Duration::from_secs(10));
+        assert_eq!(
+            (config.auth.method, config.auth.query.as_str()),
+            (AuthMethod::ScramSha256, DEFAULT_QUERY)
+        );
+        assert_eq!(config.shares, Shares::default());
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_path() {
+        let text = "
+            [cluster]
+            name = 'Demo!'
+            [proxy]
+            name = ''
+            listen = []
+            max_client_connections = 0
+            hold_timeout = '1s'
+            connect_timeout = '2s'
+            startup_timeout = '0s'
+            holdtimeout = '1s'
+            [agents]
+            addresses = []
+            [auth]
+            method = 'md5'
+            query = 'SELECT 1'
+            [routing]
+            weights.Server1 = 2
+            max_lag = '3 parsecs'
+        ";
+        let problems = Config::parse(text).unwrap_err().to_string();
+        for part in [
+            "cluster.name: ",
+            "proxy.name: ",
+            "proxy.listen: empty",
+            "proxy.max_client_connections: ",
+            "proxy.connect_timeout: 2s is longer than hold_timeout, 1s",
+            "proxy.startup_timeout: ",
+            "proxy.holdtimeout: unknown key; did you mean `hold_timeout`",
+            "agents.addresses: empty",
+            "auth.method: unknown method",
+            "auth.query: ",
+            "routing.weights: ",
+            "routing.max_lag: ",
+        ] {
+            assert!(problems.contains(part), "{part} not in {problems}");
+        }
+        let needs_login = MINIMAL.replace("user = 'pgherd_auth'", "");
+        assert!(Config::parse(&needs_login).unwrap_err().to_string().contains("auth.user: missing"));
+    }
+
+    #[test]
+    fn all_keys_are_known() {
+        let keys: Vec<String> = known_keys().into_iter().map(|key| key.path).collect();
+        for key in ["cluster.name", "proxy.listen", "agents.addresses", "auth.query", "routing.weights.NAME"]
+        {
+            assert!(keys.iter().any(|known| known == key), "{key} not in {keys:?}");
+        }
+    }
+}

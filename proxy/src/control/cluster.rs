@@ -1,0 +1,208 @@
+//! What is known of the cluster, for every session to read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pgherd_common::push::BackendStatus;
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology};
+use tokio::sync::watch;
+
+use crate::topology::{Acceptance, accept};
+
+/// How long a node that could not be reached is left alone while another can take its reads.
+const AVOID: Duration = Duration::from_secs(1);
+
+/// Statuses older than this say nothing any more.
+const STATUS_LIFE: Duration = Duration::from_secs(10);
+
+/// What a link to an agent is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    /// Talking.
+    Connected,
+    /// Not talking; the text says why.
+    Down(String),
+}
+
+/// What a node has been sent by this proxy.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Observed {
+    status: BackendStatus,
+    /// When it was true, on this machine's clock.
+    at: MonoTime,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    name: ClusterName,
+    clock: RealClock,
+    topology: watch::Sender<Option<Arc<Topology>>>,
+    observed: Mutex<BTreeMap<NodeId, Observed>>,
+    lag_bytes: Mutex<Arc<BTreeMap<NodeId, u64>>>,
+    avoided: Mutex<BTreeMap<NodeId, MonoTime>>,
+    links: Mutex<BTreeMap<HostPort, LinkState>>,
+    counts: Mutex<BTreeMap<NodeId, Arc<Counts>>>,
+    refused: AtomicU64,
+}
+
+/// A lock whose holder cannot have left things half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cluster {
+    /// Nothing known yet.
+    pub(crate) fn new(name: ClusterName) -> Self {
+        Self {
+            name,
+            clock: RealClock,
+            topology: watch::Sender::new(None),
+            observed: Mutex::default(),
+            lag_bytes: Mutex::default(),
+            avoided: Mutex::default(),
+            links: Mutex::default(),
+            counts: Mutex::default(),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts a pushed topology into effect if it is newer. On return every session that looks sees it.
+    pub(crate) fn offer(&self, pushed: Topology) -> Acceptance {
+        let mut verdict = Acceptance::Known;
+        self.topology.send_if_modified(|current| {
+            verdict = accept(&self.name, current.as_deref(), &pushed);
+            let switch = verdict == Acceptance::Switch;
+            if switch {
+                *current = Some(Arc::new(pushed));
+            }
+            switch
+        });
+        if matches!(verdict, Acceptance::Older { .. }) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict
+    }
+
+    /// Follows the topology.
+    pub(crate) fn follow(&self) -> watch::Receiver<Option<Arc<Topology>>> {
+        self.topology.subscribe()
+    }
+
+    /// The topology in effect.
+    pub(crate) fn topology(&self) -> Option<Arc<Topology>> {
+        self.topology.borrow().clone()
+    }
+
+    /// Older topologies that were refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Notes what an agent saw, unless something newer is known.
+    pub(crate) fn observe(&self, statuses: Vec<BackendStatus>) {
+        let now = self.clock.now();
+        let mut observed = lock(&self.observed);
+        for status in statuses {
+            let age = Duration::from_millis(status.age_ms);
+            let at = MonoTime::since_boot(now.since(MonoTime::since_boot(age)));
+            let newer = observed.get(&status.id).is_none_or(|known| known.at <= at);
+            // An agent that got no answer knows less than one that got one a moment ago.
+            if newer && (status.in_recovery.is_some() || !observed.contains_key(&status.id)) {
+                observed.insert(status.id, Observed { status, at });
+            }
+        }
+        observed.retain(|_, known| now.since(known.at) < STATUS_LIFE);
+        let lags = observed.values().filter_map(|known| Some((known.status.id, known.status.lag_bytes?)));
+        *lock(&self.lag_bytes) = Arc::new(lags.collect());
+    }
+
+    /// The newest observation of a backend.
+    pub(crate) fn status(&self, node: NodeId) -> Option<BackendStatus> {
+        let now = self.clock.now();
+        let observed = lock(&self.observed);
+        observed.get(&node).filter(|known| now.since(known.at) < STATUS_LIFE).map(|known| known.status.clone())
+    }
+
+    /// Known lags of standbys.
+    pub(crate) fn lag_bytes(&self) -> Arc<BTreeMap<NodeId, u64>> {
+        lock(&self.lag_bytes).clone()
+    }
+
+    /// A node could not be reached.
+    pub(crate) fn avoid(&self, node: NodeId) {
+        lock(&self.avoided).insert(node, self.clock.now() + AVOID);
+    }
+
+    /// Nodes that could not be reached a moment ago.
+    pub(crate) fn avoided(&self) -> BTreeSet<NodeId> {
+        let mut avoided = lock(&self.avoided);
+        if avoided.is_empty() {
+            return BTreeSet::new();
+        }
+        let now = self.clock.now();
+        avoided.retain(|_, until| *until > now);
+        avoided.keys().copied().collect()
+    }
+
+    /// What a node has been sent.
+    pub(crate) fn counts(&self, node: NodeId) -> Arc<Counts> {
+        lock(&self.counts).entry(node).or_default().clone()
+    }
+
+    pub(crate) fn set_link(&self, agent: &HostPort, state: LinkState) {
+        lock(&self.links).insert(agent.clone(), state);
+    }
+
+    /// The links to the agents.
+    pub(crate) fn links(&self) -> BTreeMap<HostPort, LinkState> {
+        lock(&self.links).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::tests::{topology, up};
+
+    #[test]
+    fn older_topologies_are_counted_and_change_nothing() {
+        let cluster = Cluster::new("demo".parse().unwrap());
+        let (old, new) = (topology(1, Some(1), vec![up(1)]), topology(2, Some(1), vec![up(1)]));
+        assert_eq!(cluster.offer(new.clone()), Acceptance::Switch);
+        assert_eq!(cluster.offer(new.clone()), Acceptance::Known);
+        assert_eq!(cluster.offer(old), Acceptance::Older { have: new.version() });
+        assert_eq!(cluster.refused(), 1);
+        assert_eq!(cluster.topology().as_deref(), Some(&new));
+    }
+
+    #[test]
+    fn the_newest_observation_counts() {
+        let cluster = Cluster::new("demo".parse().unwrap());
+        let status = |age_ms, lag| BackendStatus {
+            id: NodeId(2),
+            age_ms,
+            in_recovery: Some(true),
+            position: None,
+            lag_bytes: Some(lag),
+            replication_state: None,
+            sync_state: None,
+        };
+        cluster.observe(vec![status(10, 5)]);
+        cluster.observe(vec![status(5_000, 7)]);
+        assert_eq!(cluster.lag_bytes().get(&NodeId(2)), Some(&5));
+        cluster.observe(vec![BackendStatus { in_recovery: None, lag_bytes: None, ..status(0, 0) }]);
+        assert_eq!(cluster.status(NodeId(2)).unwrap().lag_bytes, Some(5));
+        cluster.observe(vec![status(0, 9)]);
+        assert_eq!(cluster.lag_bytes().get(&NodeId(2)), Some(&9));
+    }
+}

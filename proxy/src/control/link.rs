@@ -1,0 +1,148 @@
+//! One link to one agent, kept up for as long as the proxy runs.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use pgherd_common::errors::Chain;
+use pgherd_common::push::{self, InvalidMessage, PROTOCOL, ToAgent, ToProxy};
+use pgherd_common::{ClusterName, HostPort};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use crate::config::Config;
+use crate::topology::Acceptance;
+
+use super::cluster::{Cluster, LinkState};
+
+/// Agents send something at least every second; this long without is a dead link.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("no connection within {CONNECT_MAX:?}")]
+    ConnectTimeout,
+    #[error("cannot connect")]
+    Connect(#[source] tungstenite::Error),
+    #[error("the link broke")]
+    Broken(#[source] tungstenite::Error),
+    #[error("the agent closed the link")]
+    Closed,
+    #[error("nothing was heard for {SILENCE_MAX:?}")]
+    Silence,
+    #[error("the agent said something that is not understood")]
+    Invalid(#[source] InvalidMessage),
+    #[error("the agent refused the link: {0}")]
+    Goodbye(String),
+    #[error("the agent serves cluster {0}")]
+    Stranger(ClusterName),
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Connects to `agent`, follows it, and connects again when that ends. Never returns.
+pub(crate) async fn keep_link(cluster: Arc<Cluster>, config: Arc<Config>, agent: HostPort) {
+    let mut backoff = BACKOFF_MIN;
+    cluster.set_link(&agent, LinkState::Down("not yet connected".to_owned()));
+    loop {
+        let error = match connect(&config, &agent).await {
+            Ok(socket) => {
+                backoff = BACKOFF_MIN;
+                cluster.set_link(&agent, LinkState::Connected);
+                tracing::info!(%agent, "link to agent is up");
+                follow(&cluster, socket).await
+            }
+            Err(error) => error,
+        };
+        let why = Chain(&error).to_string();
+        tracing::warn!(%agent, error = %why, "no link to agent; trying again");
+        cluster.set_link(&agent, LinkState::Down(why));
+        sleep(backoff.mul_f64(rand::random_range(0.5..1.0))).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+async fn connect(config: &Config, agent: &HostPort) -> Result<Socket, LinkError> {
+    let url = format!("ws://{agent}{}", push::PATH);
+    let attempt = tokio_tungstenite::connect_async_with_config(url, None, true);
+    let (mut socket, _) =
+        timeout(CONNECT_MAX, attempt).await.map_err(|_| LinkError::ConnectTimeout)?.map_err(LinkError::Connect)?;
+    let hello = ToAgent::Hello {
+        protocol: PROTOCOL,
+        cluster: config.cluster.clone(),
+        proxy: config.name.clone(),
+        listen: config.advertise.clone(),
+    };
+    send(&mut socket, &hello).await?;
+    Ok(socket)
+}
+
+async fn send(socket: &mut Socket, message: &ToAgent) -> Result<(), LinkError> {
+    let sent = timeout(SILENCE_MAX, socket.send(Message::text(message.encode()))).await;
+    sent.map_err(|_| LinkError::Silence)?.map_err(LinkError::Broken)
+}
+
+/// Takes in what the agent says until the link ends.
+async fn follow(cluster: &Cluster, mut socket: Socket) -> LinkError {
+    loop {
+        let message = match timeout(SILENCE_MAX, socket.next()).await {
+            Err(_) => return LinkError::Silence,
+            Ok(None) => return LinkError::Closed,
+            Ok(Some(Err(error))) => return LinkError::Broken(error),
+            Ok(Some(Ok(message))) => message,
+        };
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Close(_) => return LinkError::Closed,
+            Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => continue,
+        };
+        let step = match ToProxy::decode(&text) {
+            Ok(message) => on_message(cluster, message),
+            Err(error) => return LinkError::Invalid(error),
+        };
+        match step {
+            ControlFlow::Continue(None) => {}
+            ControlFlow::Continue(Some(answer)) => {
+                if let Err(error) = send(&mut socket, &answer).await {
+                    return error;
+                }
+            }
+            ControlFlow::Break(error) => return error,
+        }
+    }
+}
+
+/// Takes one message in; the answer, if there is one, says what is in effect by now.
+fn on_message(cluster: &Cluster, message: ToProxy) -> ControlFlow<LinkError, Option<ToAgent>> {
+    match message {
+        ToProxy::Reset(topology) => {
+            let pushed = topology.version();
+            let stranger = topology.cluster().clone();
+            match cluster.offer(topology) {
+                Acceptance::Switch => {
+                    tracing::info!(version = %pushed, "topology in effect");
+                    ControlFlow::Continue(Some(ToAgent::Ack(pushed)))
+                }
+                Acceptance::Known => ControlFlow::Continue(Some(ToAgent::Ack(pushed))),
+                Acceptance::Older { have } => {
+                    tracing::warn!(%pushed, %have, "older topology refused");
+                    ControlFlow::Continue(Some(ToAgent::Refused { pushed, have }))
+                }
+                Acceptance::Stranger => ControlFlow::Break(LinkError::Stranger(stranger)),
+            }
+        }
+        ToProxy::Status(statuses) => {
+            cluster.observe(statuses);
+            ControlFlow::Continue(None)
+        }
+        ToProxy::Goodbye(why) => ControlFlow::Break(LinkError::Goodbye(why)),
+    }
+}

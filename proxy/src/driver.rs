@@ -1,0 +1,119 @@
+//! The process: its listeners, its links to the agents, its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_common::HostPort;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::client;
+use crate::config::Config;
+use crate::control::{Cluster, keep_link};
+use crate::shared::Shared;
+
+/// How long sessions that are at work may go on once the process is to end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// After a failed accept (out of file descriptors, most likely) the next try waits for this.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// SQL is parsed on these stacks, which are touched only as far as they are used.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Why the proxy does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The runtime could not be started.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    /// A listen address cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// As configured.
+        address: HostPort,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the proxy until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().thread_stack_size(STACK_BYTES).build().map_err(RunError::Runtime)?;
+    runtime.block_on(async {
+        let stop = stop_signal()?;
+        serve(config, stop).await
+    })
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>, RunError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Runs the proxy on the current runtime until `stop` resolves.
+pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let config = Arc::new(config);
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
+        let listener = listener.map_err(|source| RunError::Listen { address: address.clone(), source })?;
+        tracing::info!(%address, "accepting clients");
+        listeners.push(listener);
+    }
+    let cluster = Arc::new(Cluster::new(config.cluster.clone()));
+    let mut background = JoinSet::new();
+    for agent in &config.agents {
+        background.spawn(keep_link(cluster.clone(), config.clone(), agent.clone()));
+    }
+    let (stopping, watcher) = watch::channel(false);
+    let shared = Arc::new(Shared::new(config, cluster, watcher));
+    // Every session holds a sender: when the last is dropped, all are over.
+    let (alive, mut all_over) = mpsc::channel::<()>(1);
+    for listener in listeners {
+        background.spawn(accept(listener, shared.clone(), alive.clone()));
+    }
+    drop(alive);
+    stop.await;
+    tracing::info!("stopping");
+    background.abort_all();
+    while background.join_next().await.is_some() {}
+    stopping.send_replace(true);
+    if timeout(GRACE, all_over.recv()).await.is_err() {
+        tracing::warn!(grace = ?GRACE, "sessions still at work are ended now");
+    }
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, alive: mpsc::Sender<()>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(session(shared.clone(), stream, alive.clone()));
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a client");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn session(shared: Arc<Shared>, stream: TcpStream, _alive: mpsc::Sender<()>) {
+    client::serve(shared, stream).await;
+}

@@ -1,0 +1,242 @@
+//! Which node a piece of work goes to: the primary of the newest topology, or a standby by weight.
+//!
+//! Decides from a [`View`] and a drawn number. Knows neither SQL nor connections, and never names a node
+//! for writes other than the topology's primary.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgherd_common::topology::{Availability, Backend};
+use pgherd_common::{NodeId, NodeName, Topology};
+
+/// What a piece of work needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Any node with the data.
+    Read,
+    /// The primary, with no change of primary in flight.
+    Write,
+}
+
+/// How reads are shared out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// Read weight of whichever node is primary.
+    pub primary_weight: u32,
+    /// By node name, instead of the weights that the agents push.
+    pub weights: BTreeMap<NodeName, u32>,
+    /// A standby known to lag further behind gets no reads while another node can take them.
+    pub lag_bytes_max: Option<u64>,
+}
+
+/// All that a choice rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The newest topology.
+    pub topology: &'a Topology,
+    /// How reads are shared out.
+    pub shares: &'a Shares,
+    /// Known lags.
+    pub lag_bytes: &'a BTreeMap<NodeId, u64>,
+    /// Nodes that just now could not be reached.
+    pub avoided: &'a BTreeSet<NodeId>,
+}
+
+/// Where to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice<'a> {
+    /// To the primary, on a connection opened as such.
+    Primary(&'a Backend),
+    /// To a standby.
+    Standby(&'a Backend),
+    /// Nowhere yet: wait for the next topology.
+    Wait,
+}
+
+/// The node that takes writes now, if one does.
+pub fn writable(topology: &Topology) -> Option<&Backend> {
+    let settled = topology.change().is_none();
+    topology.primary().filter(|primary| settled && primary.availability == Availability::Up)
+}
+
+/// Chooses. `draw` is a fresh random number, used for reads only.
+pub fn choose<'a>(need: Need, view: &View<'a>, draw: u64) -> Choice<'a> {
+    let primary = writable(view.topology).map_or(Choice::Wait, Choice::Primary);
+    match need {
+        Need::Write => primary,
+        Need::Read => choose_reader(view, draw).unwrap_or(primary),
+    }
+}
+
+/// Weighted choice among the nodes in good shape, then whoever is left. `None`: only the primary can
+/// take it, if anyone.
+fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
+    let primary = view.topology.primary().map(|primary| primary.id);
+    let as_choice = |backend: &'a Backend| {
+        if Some(backend.id) == primary { Choice::Primary(backend) } else { Choice::Standby(backend) }
+    };
+    let healthy = |backend: &&Backend| {
+        let lag = view.lag_bytes.get(&backend.id).copied().unwrap_or(0);
+        let lags = Some(backend.id) != primary && view.shares.lag_bytes_max.is_some_and(|max| lag > max);
+        !view.avoided.contains(&backend.id) && !lags
+    };
+    let usable = |backend: &&Backend| {
+        let settled = Some(backend.id) != primary || writable(view.topology).is_some();
+        backend.in_rotation() && settled
+    };
+    let pool: Vec<&Backend> = view.topology.backends().iter().filter(usable).collect();
+    let good: Vec<&Backend> = pool.iter().copied().filter(healthy).collect();
+    let weight = |backend: &Backend| u64::from(weight_of(view.shares, primary, backend));
+    let total: u64 = good.iter().map(|backend| weight(backend)).sum();
+    if total > 0 {
+        let mut left = draw % total;
+        for backend in &good {
+            let own = weight(backend);
+            if left < own {
+                return Some(as_choice(backend));
+            }
+            left -= own;
+        }
+    }
+    if writable(view.topology).is_some() {
+        return None;
+    }
+    good.first().or(pool.first()).map(|backend| as_choice(backend))
+}
+
+/// The weight that counts for a node's share of reads.
+pub fn weight_of(shares: &Shares, primary: Option<NodeId>, backend: &Backend) -> u32 {
+    if Some(backend.id) == primary {
+        return shares.primary_weight;
+    }
+    shares.weights.get(&backend.name).copied().unwrap_or(backend.weight)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pgherd_common::topology::{ChangeKind, Parts};
+    use pgherd_common::{Generation, Version, WallTime};
+
+    use super::*;
+
+    pub(crate) fn up(id: u64) -> Backend {
+        Backend {
+            id: NodeId(id),
+            name: format!("server{id}").parse().unwrap(),
+            address: format!("10.0.0.{id}:5432").parse().unwrap(),
+            weight: 1,
+            attached: true,
+            availability: Availability::Up,
+            changed: WallTime(0),
+        }
+    }
+
+    pub(crate) fn down(id: u64) -> Backend {
+        Backend { availability: Availability::Down { reason: "test".into() }, ..up(id) }
+    }
+
+    fn parts(generation: u64, primary: Option<u64>, backends: Vec<Backend>) -> Parts {
+        let generation = (0..generation).fold(Generation::ZERO, |generation, _| generation.next());
+        Parts {
+            cluster: "demo".parse().unwrap(),
+            version: Version { generation, revision: 1 },
+            backends,
+            primary: primary.map(NodeId),
+            change: None,
+        }
+    }
+
+    pub(crate) fn topology(generation: u64, primary: Option<u64>, backends: Vec<Backend>) -> Topology {
+        Topology::new(parts(generation, primary, backends)).unwrap()
+    }
+
+    #[derive(Default)]
+    struct World {
+        shares: Shares,
+        lag: BTreeMap<NodeId, u64>,
+        avoided: BTreeSet<NodeId>,
+    }
+
+    impl World {
+        /// Node chosen for each of many draws, with its count; 0 stands for waiting.
+        fn reads(&self, topology: &Topology) -> BTreeMap<u64, usize> {
+            let view = View { topology, shares: &self.shares, lag_bytes: &self.lag, avoided: &self.avoided };
+            let mut counts = BTreeMap::new();
+            let mut draw = 0x9E37_79B9_7F4A_7C15_u64;
+            for _ in 0..10_000 {
+                draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let node = match choose(Need::Read, &view, draw >> 33) {
+                    Choice::Primary(backend) | Choice::Standby(backend) => backend.id.0,
+                    Choice::Wait => 0,
+                };
+                *counts.entry(node).or_default() += 1;
+            }
+            counts
+        }
+
+        fn write(&self, topology: &Topology) -> u64 {
+            let view = View { topology, shares: &self.shares, lag_bytes: &self.lag, avoided: &self.avoided };
+            match choose(Need::Write, &view, 0) {
+                Choice::Primary(backend) => backend.id.0,
+                Choice::Standby(_) => panic!("a write was sent to a standby"),
+                Choice::Wait => 0,
+            }
+        }
+    }
+
+    #[test]
+    fn reads_are_shared_by_weight() {
+        let mut heavy = up(3);
+        heavy.weight = 3;
+        let cluster = topology(1, Some(1), vec![up(1), up(2), heavy]);
+        let counts = World::default().reads(&cluster);
+        assert!(!counts.contains_key(&1), "{counts:?}");
+        assert!((2_300..2_700).contains(&counts[&2]), "{counts:?}");
+
+        let weights = [("server2".parse().unwrap(), 3)].into();
+        let world =
+            World { shares: Shares { primary_weight: 2, weights, lag_bytes_max: None }, ..World::default() };
+        let counts = world.reads(&cluster);
+        assert!((2_300..2_700).contains(&counts[&1]), "{counts:?}");
+        assert!((3_500..4_000).contains(&counts[&2]), "{counts:?}");
+    }
+
+    #[test]
+    fn reads_fall_back_to_the_primary() {
+        let only = |node: u64| BTreeMap::from([(node, 10_000)]);
+        let world = World::default();
+        assert_eq!(world.reads(&topology(1, Some(1), vec![up(1), down(2)])), only(1));
+        let (mut detached, mut weightless) = (up(2), up(2));
+        (detached.attached, weightless.weight) = (false, 0);
+        assert_eq!(world.reads(&topology(1, Some(1), vec![up(1), detached.clone()])), only(1));
+        assert_eq!(world.reads(&topology(1, Some(1), vec![up(1), weightless.clone()])), only(1));
+        assert_eq!(world.reads(&topology(1, None, vec![down(1), weightless])), only(2));
+        assert_eq!(world.reads(&topology(1, None, vec![down(1), detached])), only(0));
+    }
+
+    #[test]
+    fn lagging_and_unreachable_standbys_come_last() {
+        let cluster = topology(1, Some(1), vec![up(1), up(2), up(3)]);
+        let shares = Shares { lag_bytes_max: Some(100), ..Shares::default() };
+        let mut world =
+            World { shares, lag: [(NodeId(2), 101), (NodeId(3), 100)].into(), ..World::default() };
+        assert_eq!(world.reads(&cluster), [(3, 10_000)].into());
+        world.avoided.insert(NodeId(3));
+        assert_eq!(world.reads(&cluster), [(1, 10_000)].into());
+        let orphaned = topology(1, None, vec![down(1), up(2), down(3)]);
+        assert_eq!(world.reads(&orphaned), [(2, 10_000)].into());
+    }
+
+    #[test]
+    fn writes_wait_while_the_primary_changes_and_reads_do_not() {
+        let world = World::default();
+        let backends = || vec![up(1), up(2)];
+        assert_eq!(world.write(&topology(1, Some(1), backends())), 1);
+        assert_eq!(world.write(&topology(1, None, backends())), 0);
+        assert_eq!(world.write(&topology(1, Some(1), vec![down(1), up(2)])), 0);
+        let mut changing = parts(1, Some(1), backends());
+        changing.change = Some(ChangeKind::Switchover);
+        let changing = Topology::new(changing).unwrap();
+        assert_eq!(world.write(&changing), 0);
+        assert_eq!(world.reads(&changing), [(2, 10_000)].into());
+    }
+}

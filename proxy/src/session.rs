@@ -1,0 +1,400 @@
+//! One client's session: its transaction, its prepared statements, its settings, and what of these each
+//! of its server connections knows already.
+//!
+//! Bytes in, bytes and decisions out. Knows neither sockets nor time. A statement that is not
+//! repeatable is never offered for a second run.
+
+mod reply;
+mod segment;
+mod settings;
+mod statements;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use pgherd_common::{NodeId, NodeName};
+
+use crate::sql::{Effect, Route, Verdict};
+use crate::sqlstate::Trouble;
+use crate::wire::backend::TxStatus;
+use crate::wire::frontend;
+
+pub use reply::ReplyError;
+pub use reply::{Event, Reply};
+pub use segment::{LARGE, Segment, TakeError, Taken};
+pub use settings::Seen;
+pub use statements::Definition;
+
+use segment::What;
+use settings::Settings;
+use statements::{Expected, Statements};
+
+/// An open transaction block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tx {
+    node: NodeId,
+    failed: bool,
+}
+
+/// Where a segment has to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// On the connection that holds the open transaction.
+    Stay(NodeId),
+    /// On a node that serves reads.
+    Reader,
+    /// On the primary.
+    Writer,
+    /// On any open connection; on the primary if there is none.
+    Any,
+}
+
+/// What one server connection knows of the session.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Prepared statements by name; 0 when it is uncertain what the name stands for there.
+    statements: BTreeMap<String, u64>,
+    /// Settings.
+    seen: Seen,
+}
+
+/// The session.
+#[derive(Debug, Default)]
+pub struct Session {
+    tx: Option<Tx>,
+    lost: Option<Trouble>,
+    pinned: bool,
+    statements: Statements,
+    settings: Settings,
+    last_read: Option<NodeId>,
+}
+
+impl Session {
+    /// Where `segment` has to run.
+    pub fn wanted(&self, segment: &Segment) -> Wanted {
+        if let Some(tx) = self.tx {
+            return Wanted::Stay(tx.node);
+        }
+        match segment.route {
+            Route::Primary => Wanted::Writer,
+            Route::Neutral => Wanted::Any,
+            Route::Read | Route::ReadOnlyTransaction if self.pinned => Wanted::Writer,
+            Route::Read | Route::ReadOnlyTransaction => Wanted::Reader,
+        }
+    }
+
+    /// Whether `segment` may be run a second time when nothing of its answer was passed on.
+    pub fn is_repeatable(&self, segment: &Segment) -> bool {
+        let harmless = segment.only_begins() || segment.route != Route::Primary;
+        self.tx.is_none() && harmless && segment.ended && segment.rest == 0
+    }
+
+    /// The session stays with the primary from now on.
+    pub fn pin(&mut self) {
+        self.pinned = true;
+    }
+
+    /// The node that the last read went to.
+    pub fn last_read(&self) -> Option<NodeId> {
+        self.last_read
+    }
+
+    /// A read goes to `node`.
+    pub fn reads_from(&mut self, node: NodeId) {
+        self.last_read = Some(node);
+    }
+
+    /// The transaction status as the client knows it.
+    pub fn status(&self) -> TxStatus {
+        match self.tx {
+            None => TxStatus::Idle,
+            Some(Tx { failed: false, .. }) => TxStatus::Open,
+            Some(Tx { failed: true, .. }) => TxStatus::Failed,
+        }
+    }
+
+    /// The node that holds the open transaction.
+    pub fn tx_node(&self) -> Option<NodeId> {
+        self.tx.map(|tx| tx.node)
+    }
+
+    /// Why the open transaction is lost, if it is.
+    pub fn take_trouble(&mut self) -> Option<Trouble> {
+        self.lost.take()
+    }
+
+    /// Trouble that the next statement has to be answered with, unless all it does is to roll back.
+    pub fn take_lost(&mut self, segment: &Segment) -> Option<Trouble> {
+        self.lost.take().filter(|_| !segment.only_rolls_back())
+    }
+
+    /// The connection to `server` is gone while nothing ran on it.
+    pub fn on_idle_loss(&mut self, node: NodeId, server: &NodeName, why: &str) {
+        if self.tx.is_some_and(|tx| tx.node == node) {
+            self.abandon_tx();
+            let (server, why) = (server.clone(), why.to_owned());
+            self.lost = Some(Trouble::RolledBack { server, why, transaction: true });
+        }
+    }
+
+    /// The connection to `server` is gone while `segment` (and what came before it in its batch) ran.
+    pub fn on_loss(&mut self, batch: &Batch, server: &NodeName, why: &str) -> Trouble {
+        let (server, why) = (server.clone(), why.to_owned());
+        let in_transaction = self.tx.is_some();
+        self.abandon_tx();
+        if in_transaction && !batch.may_commit {
+            Trouble::RolledBack { server, why, transaction: true }
+        } else if !in_transaction && batch.route != Route::Primary {
+            Trouble::RolledBack { server, why, transaction: false }
+        } else {
+            Trouble::OutcomeUnknown { server, why }
+        }
+    }
+
+    /// The batch came to its end without reaching its server, or its server is gone.
+    pub fn abandon_tx(&mut self) {
+        self.tx = None;
+        self.settings.rollback();
+        self.statements.forget_pending();
+    }
+
+    /// The answer is not passed on: `segment` will be run again elsewhere.
+    pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
+        for expected in reply.confirmed().into_iter().chain(reply.unconfirmed()) {
+            if let Expected::Parse { name, .. } = expected {
+                known.statements.insert(name, 0);
+            }
+        }
+    }
+
+    /// The proxy answered `segment` itself: the statements in it exist.
+    pub fn on_answered(&mut self, segment: &Segment) {
+        for part in &segment.parts {
+            match &part.what {
+                What::Parse { name, definition } => self.statements.confirm(name.clone(), definition.clone()),
+                What::CloseStatement(name) => self.statements.remove(name),
+                What::Uses(_) | What::ClosePortal | What::Query | What::Other => {}
+            }
+        }
+        self.statements.forget_pending();
+    }
+
+    /// What has to run on a connection before the session's next statement does, in order.
+    pub fn replay(&self, known: &Known) -> Vec<String> {
+        if self.tx.is_some() { Vec::new() } else { self.settings.replay(known.seen) }
+    }
+
+    /// The replay was done.
+    pub fn on_replayed(&self, known: &mut Known) {
+        known.seen = self.settings.newest();
+    }
+
+    /// What a new connection knows.
+    pub fn fresh(&self) -> Known {
+        Known { statements: BTreeMap::new(), seen: self.settings.beginning() }
+    }
+
+    /// Statements that SQL in `segment` uses by name and the connection does not know: `Parse`
+    /// messages with a `Sync` behind them, or nothing.
+    pub fn introduce(&self, segment: &Segment, known: &mut Known) -> BytesMut {
+        let mut out = BytesMut::new();
+        for name in &segment.uses {
+            let Some(definition) = self.statements.confirmed(name) else { continue };
+            if let Some(body) = &definition.body
+                && known.statements.get(name) != Some(&definition.id)
+            {
+                frontend::put_close_statement(&mut out, name);
+                frontend::put_parse(&mut out, name, body);
+                known.statements.insert(name.clone(), definition.id);
+            }
+        }
+        if !out.is_empty() {
+            frontend::put_sync(&mut out);
+        }
+        out
+    }
+
+    /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
+    /// answers to expect.
+    pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        let mut at = 0;
+        for part in &segment.parts {
+            match &part.what {
+                What::Parse { name, definition } => {
+                    self.before_parse(name, known, reply, out);
+                    reply.expect(Expected::Parse {
+                        name: name.clone(),
+                        definition: definition.clone(),
+                        injected: false,
+                    });
+                }
+                What::Uses(name) => self.before_use(name, known, reply, out),
+                What::CloseStatement(name) => {
+                    reply.expect(Expected::Close { name: Some(name.clone()), injected: false })
+                }
+                What::ClosePortal => reply.expect(Expected::Close { name: None, injected: false }),
+                What::Query => {
+                    // A simple query does away with the unnamed statement.
+                    known.statements.remove("");
+                    self.statements.remove("");
+                }
+                What::Other => {}
+            }
+            let end = at + part.len;
+            out.extend_from_slice(segment.bytes.get(at..end).unwrap_or_default());
+            at = end;
+        }
+    }
+
+    /// A client's own `Parse` must meet the same names on every server as it would on one.
+    fn before_parse(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        if name.is_empty() {
+            return;
+        }
+        match self.statements.confirmed(name) {
+            Some(_) => self.before_use(name, known, reply, out),
+            None if known.statements.remove(name).is_some() => inject_close(name, reply, out),
+            None => {}
+        }
+    }
+
+    fn before_use(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        if self.statements.is_pending(name) {
+            return;
+        }
+        let Some(definition) = self.statements.confirmed(name) else { return };
+        let there = known.statements.get(name).copied();
+        let Some(body) = &definition.body else { return };
+        if there == Some(definition.id) {
+            return;
+        }
+        if there.is_some() && !name.is_empty() {
+            inject_close(name, reply, out);
+        }
+        frontend::put_parse(out, name, body);
+        reply.expect(Expected::Parse {
+            name: name.to_owned(),
+            definition: definition.clone(),
+            injected: true,
+        });
+        known.statements.insert(name.to_owned(), definition.id);
+    }
+
+    /// A server confirmed the oldest thing expected of it.
+    fn on_confirmed(&mut self, expected: Expected, known: &mut Known) {
+        match expected {
+            Expected::Parse { name, definition, .. } => {
+                known.statements.insert(name.clone(), definition.id);
+                self.statements.confirm(name, definition);
+            }
+            Expected::Close { name: Some(name), injected: false } => {
+                known.statements.remove(&name);
+                self.statements.remove(&name);
+            }
+            Expected::Close { .. } => {}
+        }
+    }
+
+    /// The batch is over: the server is ready for the next.
+    pub fn on_ready(
+        &mut self,
+        batch: &Batch,
+        node: NodeId,
+        status: TxStatus,
+        reply: &mut Reply,
+        known: &mut Known,
+    ) {
+        for expected in reply.confirmed() {
+            self.on_confirmed(expected, known);
+        }
+        for expected in reply.unconfirmed() {
+            if let Expected::Parse { name, .. } = expected {
+                known.statements.insert(name, 0);
+            }
+        }
+        self.statements.forget_pending();
+        let was_failed = self.tx.is_some_and(|tx| tx.failed);
+        self.tx = match status {
+            TxStatus::Idle => None,
+            TxStatus::Open => Some(Tx { node, failed: false }),
+            TxStatus::Failed => Some(Tx { node, failed: true }),
+        };
+        for effect in &batch.effects {
+            match effect {
+                Effect::Pin => self.pinned = true,
+                Effect::Commit if was_failed => self.settings.rollback(),
+                other if !reply.failed() => self.apply(other, known),
+                _ => {}
+            }
+        }
+        if status == TxStatus::Idle {
+            if reply.failed() || was_failed {
+                self.settings.rollback()
+            } else {
+                self.settings.commit()
+            }
+            known.seen = self.settings.newest();
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect, known: &mut Known) {
+        match effect {
+            Effect::Set { key, sql } => self.settings.set(key, sql),
+            Effect::ResetAll => self.settings.reset_all(),
+            Effect::Savepoint(name) => self.settings.savepoint(name),
+            Effect::RollbackTo(name) => self.settings.rollback_to(name),
+            Effect::Commit => self.settings.commit(),
+            Effect::Rollback => self.settings.rollback(),
+            Effect::Pin => self.pinned = true,
+            Effect::Deallocate(name) => {
+                self.statements.remove(name);
+                known.statements.remove(name);
+            }
+            Effect::DeallocateAll => {
+                self.statements.clear();
+                known.statements.clear();
+            }
+            Effect::DiscardAll => {
+                self.statements.clear();
+                known.statements.clear();
+                self.settings.discard_all();
+                self.pinned = false;
+            }
+        }
+    }
+}
+
+fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
+    frontend::put_close_statement(out, name);
+    reply.expect(Expected::Close { name: Some(name.to_owned()), injected: true });
+}
+
+/// What is known of everything that a client sent up to the server's next `ReadyForQuery`.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Where it may run.
+    pub route: Route,
+    effects: Vec<Effect>,
+    may_commit: bool,
+}
+
+impl Batch {
+    /// A batch that begins with `segment`.
+    pub fn of(segment: &Segment) -> Self {
+        Self { route: segment.route, effects: segment.effects.clone(), may_commit: segment.may_commit }
+    }
+
+    /// The batch goes on.
+    pub fn extend(&mut self, segment: &Segment) {
+        self.route = self.route.together(segment.route);
+        self.effects.extend(segment.effects.iter().cloned());
+        self.may_commit |= segment.may_commit;
+    }
+}
+
+/// Where verdicts come from.
+pub type Judge<'a> = &'a mut dyn FnMut(&[u8]) -> Arc<Verdict>;
+
+#[cfg(test)]
+mod tests;

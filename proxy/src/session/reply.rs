@@ -1,0 +1,201 @@
+//! Reads a server's answer message by message and says what becomes of each, so that rows pass through
+//! untouched and what the proxy asked for itself does not.
+
+use std::collections::VecDeque;
+
+use crate::wire::backend::{self, ServerError, TxStatus};
+use crate::wire::frame::{self, BadFrame, Malformed};
+
+use super::segment::LARGE;
+use super::statements::Expected;
+
+/// What becomes of the next bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// More bytes are needed.
+    Incomplete,
+    /// So many bytes go to the client.
+    Forward(usize),
+    /// So many bytes are for the proxy alone.
+    Swallow(usize),
+    /// So many bytes go to the client once it is certain that the answer will come from this server.
+    Hold(usize),
+    /// It is certain: what was held goes to the client.
+    Release,
+    /// A message of so many bytes reports a setting.
+    Parameter {
+        /// The message's length.
+        len: usize,
+        /// The setting.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A message of so many bytes reports an error.
+    Error {
+        /// The message's length.
+        len: usize,
+        /// What it says.
+        error: ServerError,
+    },
+    /// The message of so many bytes asks the client for data, and goes to it.
+    CopyIn(usize),
+    /// The server is done; the message of so many bytes goes to the client.
+    Ready {
+        /// The message's length.
+        len: usize,
+        /// What it says.
+        status: TxStatus,
+    },
+}
+
+/// A server that does not speak the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// Lengths that cannot be.
+    #[error(transparent)]
+    Frame(#[from] BadFrame),
+    /// Contents that cannot be.
+    #[error(transparent)]
+    Content(#[from] Malformed),
+    /// An answer to something that was not asked.
+    #[error("message {tag:?} answers nothing that was asked", tag = char::from(*.0))]
+    Unasked(u8),
+}
+
+/// The answer to one batch.
+#[derive(Debug, Default)]
+pub struct Reply {
+    expected: VecDeque<Expected>,
+    confirmed: Vec<Expected>,
+    holding: bool,
+    held: usize,
+    rest: usize,
+    failed: bool,
+}
+
+impl Reply {
+    /// `repeatable`: the beginning of the answer is held back while it could still come from elsewhere.
+    pub fn new(repeatable: bool) -> Self {
+        Self { holding: repeatable, ..Self::default() }
+    }
+
+    pub(super) fn expect(&mut self, expected: Expected) {
+        self.expected.push_back(expected);
+    }
+
+    pub(super) fn confirmed(&mut self) -> Vec<Expected> {
+        std::mem::take(&mut self.confirmed)
+    }
+
+    pub(super) fn unconfirmed(&mut self) -> VecDeque<Expected> {
+        std::mem::take(&mut self.expected)
+    }
+
+    /// Whether an error was reported.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether nothing of the answer has been passed on, so that another server may give it.
+    pub fn is_replaceable(&self) -> bool {
+        self.holding
+    }
+
+    /// Whether the client has part of a message only: nothing else can be said to it before the rest.
+    pub fn is_mid_message(&self) -> bool {
+        self.rest > 0
+    }
+
+    /// An error goes to the client.
+    pub fn on_error(&mut self) {
+        self.failed = true;
+    }
+
+    /// Looks at what comes next in `bytes`.
+    pub fn next(&mut self, bytes: &[u8]) -> Result<Event, ReplyError> {
+        let rows = self.pass_rows(bytes)?;
+        if rows > 0 {
+            return Ok(Event::Forward(rows));
+        }
+        let Some((header, payload)) = frame::message(bytes)? else {
+            return self.pass_large(bytes);
+        };
+        let len = header.len;
+        match header.tag {
+            b'Z' if self.holding => Ok(self.release()),
+            b'Z' => Ok(Event::Ready { len, status: TxStatus::read(payload)? }),
+            b'E' => Ok(Event::Error { len, error: ServerError::read(payload)? }),
+            b'S' => {
+                let (name, value) = backend::parameter(payload)?;
+                Ok(Event::Parameter { len, name: name.to_owned(), value: value.to_owned() })
+            }
+            b'1' | b'3' => {
+                let injected = self.confirm(header.tag)?;
+                Ok(if injected { Event::Swallow(len) } else { self.hold_or_forward(len) })
+            }
+            b'2' | b'T' | b't' | b'n' | b'N' => Ok(self.hold_or_forward(len)),
+            b'A' => Ok(Event::Forward(len)),
+            _ if self.holding => Ok(self.release()),
+            b'G' => Ok(Event::CopyIn(len)),
+            _ => Ok(Event::Forward(len)),
+        }
+    }
+
+    /// The run of bytes at the front that goes through unseen: rows, COPY data, completions.
+    fn pass_rows(&mut self, bytes: &[u8]) -> Result<usize, ReplyError> {
+        let mut at = self.rest.min(bytes.len());
+        self.rest -= at;
+        while !self.holding && self.rest == 0 {
+            let Some(header) = frame::header(bytes.get(at..).unwrap_or_default())? else { break };
+            if !matches!(header.tag, b'D' | b'd' | b'C' | b'T' | b'2') || bytes.len() < at + header.len {
+                break;
+            }
+            at += header.len;
+        }
+        Ok(at)
+    }
+
+    /// A message too large to wait for goes through piece by piece.
+    fn pass_large(&mut self, bytes: &[u8]) -> Result<Event, ReplyError> {
+        let Some(header) = frame::header(bytes)? else { return Ok(Event::Incomplete) };
+        if bytes.len() < LARGE || header.tag == b'Z' {
+            return Ok(Event::Incomplete);
+        }
+        if self.holding {
+            return Ok(self.release());
+        }
+        self.failed |= header.tag == b'E';
+        self.rest = header.len - bytes.len();
+        Ok(Event::Forward(bytes.len()))
+    }
+
+    fn release(&mut self) -> Event {
+        self.holding = false;
+        Event::Release
+    }
+
+    fn hold_or_forward(&mut self, len: usize) -> Event {
+        if !self.holding {
+            return Event::Forward(len);
+        }
+        self.held += len;
+        // This much of a beginning is kept; the next message goes through.
+        self.holding = self.held <= LARGE;
+        Event::Hold(len)
+    }
+
+    fn confirm(&mut self, tag: u8) -> Result<bool, ReplyError> {
+        let expected = self.expected.pop_front().ok_or(ReplyError::Unasked(tag))?;
+        let fits = match expected {
+            Expected::Parse { .. } => tag == b'1',
+            Expected::Close { .. } => tag == b'3',
+        };
+        if !fits {
+            return Err(ReplyError::Unasked(tag));
+        }
+        let injected = expected.is_injected();
+        self.confirmed.push(expected);
+        Ok(injected)
+    }
+}

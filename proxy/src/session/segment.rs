@@ -1,0 +1,273 @@
+//! What is sent to a server in one go: one simple query, or extended-protocol messages up to a `Sync`, a
+//! `Flush` or a full buffer.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::sql::{Effect, Route, Show, Verdict};
+use crate::wire::frame::{self, BadFrame, HEADER_LEN, Header, Malformed};
+use crate::wire::frontend::{self, Parse, Subject};
+
+use super::statements::Definition;
+use super::{Judge, Session};
+
+/// Messages above this are passed on while they come in, and never held whole.
+pub const LARGE: usize = 64 << 10;
+
+/// What a message does to prepared statements.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Parse {
+        name: String,
+        definition: std::sync::Arc<Definition>,
+    },
+    /// `Bind` or `Describe` of a prepared statement.
+    Uses(String),
+    CloseStatement(String),
+    ClosePortal,
+    Query,
+    Other,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    tag: u8,
+    pub(super) len: usize,
+    pub(super) what: What,
+}
+
+/// Messages that go to one server together.
+#[derive(Debug)]
+pub struct Segment {
+    pub(super) bytes: BytesMut,
+    pub(super) parts: Vec<Part>,
+    /// Where all of them may run.
+    pub route: Route,
+    pub(super) effects: Vec<Effect>,
+    pub(super) uses: Vec<String>,
+    pub(super) may_commit: bool,
+    /// Whether all statements so far only open a transaction block; `None` before the first.
+    begins: Option<bool>,
+    /// Whether all statements so far only roll back; `None` before the first.
+    rolls_back: Option<bool>,
+    /// The proxy's own answer that is asked for.
+    pub show: Option<Show>,
+    /// Texts of the statements, to remember them by.
+    pub texts: Vec<Bytes>,
+    /// Bytes of the last message that have yet to come from the client.
+    pub rest: usize,
+    /// The server answers `ReadyForQuery` to the last message.
+    pub ended: bool,
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        Self {
+            bytes: BytesMut::new(),
+            parts: vec![],
+            route: Route::Neutral,
+            effects: vec![],
+            uses: vec![],
+            may_commit: false,
+            begins: None,
+            rolls_back: None,
+            show: None,
+            texts: vec![],
+            rest: 0,
+            ended: false,
+        }
+    }
+}
+
+/// What came of looking at the client's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// More bytes are needed.
+    Incomplete,
+    /// The segment is to be sent.
+    Complete,
+    /// The next so many bytes, still to come, are the rest of a message that nobody wants.
+    Ignored(usize),
+    /// The client says goodbye.
+    Goodbye,
+}
+
+/// A client that does not speak the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TakeError {
+    /// Lengths that cannot be.
+    #[error(transparent)]
+    Frame(#[from] BadFrame),
+    /// Contents that cannot be.
+    #[error("invalid message format in message {tag:?}", tag = char::from(*.0))]
+    Content(u8),
+    /// No such message.
+    #[error("invalid frontend message type {0}")]
+    Tag(u8),
+}
+
+impl Segment {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Its messages: tag, and whether it is about a prepared statement.
+    pub fn messages(&self) -> impl Iterator<Item = (u8, bool)> {
+        self.parts.iter().map(|part| (part.tag, matches!(part.what, What::Uses(_) | What::CloseStatement(_))))
+    }
+
+    /// Whether all it does is to open a transaction block.
+    pub(super) fn only_begins(&self) -> bool {
+        self.begins == Some(true)
+    }
+
+    /// Whether all it does is to roll back.
+    pub(super) fn only_rolls_back(&self) -> bool {
+        self.rolls_back == Some(true)
+    }
+
+    fn add(&mut self, verdict: &Verdict) {
+        self.begins = Some(verdict.begins && self.begins.unwrap_or(true));
+        self.rolls_back = Some(verdict.rolls_back && self.rolls_back.unwrap_or(true));
+        self.route = self.route.together(verdict.route);
+        self.effects.extend(verdict.effects.iter().cloned());
+        self.uses.extend(verdict.uses.iter().cloned());
+        self.may_commit |= verdict.may_commit;
+        self.show = self.show.or(verdict.show);
+    }
+}
+
+impl Session {
+    /// Moves whole messages from `input` into `segment` until it is complete or the bytes run out.
+    pub fn take(
+        &mut self,
+        input: &mut BytesMut,
+        segment: &mut Segment,
+        judge: Judge<'_>,
+    ) -> Result<Taken, TakeError> {
+        while let Some(header) = frame::header(input)? {
+            let have = input.len().min(header.len);
+            if have < header.len && have < LARGE {
+                return Ok(Taken::Incomplete);
+            }
+            if header.tag == b'X' {
+                return Ok(Taken::Goodbye);
+            }
+            let whole = have == header.len;
+            // Left over from a COPY that failed: servers ignore them too.
+            if matches!(header.tag, b'd' | b'c' | b'f') {
+                input.advance(have);
+                if !whole {
+                    return Ok(Taken::Ignored(header.len - have));
+                }
+                continue;
+            }
+            let payload = input.get(HEADER_LEN..have).unwrap_or_default();
+            let what = self.read_message(header, payload, whole, segment, judge)?;
+            segment.parts.push(Part { tag: header.tag, len: have, what });
+            segment.rest = header.len - have;
+            segment.ended = matches!(header.tag, b'Q' | b'S' | b'F');
+            append(&mut segment.bytes, input, have);
+            if segment.ended || header.tag == b'H' || !whole || segment.bytes.len() >= LARGE {
+                return Ok(Taken::Complete);
+            }
+        }
+        Ok(Taken::Incomplete)
+    }
+
+    fn read_message(
+        &mut self,
+        header: Header,
+        payload: &[u8],
+        whole: bool,
+        segment: &mut Segment,
+        judge: Judge<'_>,
+    ) -> Result<What, TakeError> {
+        let malformed = |_: Malformed| TakeError::Content(header.tag);
+        match header.tag {
+            b'Q' => {
+                let text = payload.strip_suffix(b"\0").filter(|text| whole && !text.contains(&0));
+                if whole && text.is_none() {
+                    return Err(TakeError::Content(header.tag));
+                }
+                segment.add_text(text, judge);
+                Ok(What::Query)
+            }
+            b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
+            b'B' => {
+                let (_, name) = frontend::bind(payload).map_err(malformed)?;
+                let name = name.to_owned();
+                match self.statements.find(&name) {
+                    Some(definition) => segment.add(&definition.verdict.clone()),
+                    None => segment.add(&Verdict::unknown()),
+                }
+                Ok(What::Uses(name))
+            }
+            b'D' | b'C' => match (header.tag, frontend::subject(payload).map_err(malformed)?) {
+                (b'D', Subject::Statement(name)) => {
+                    let route =
+                        self.statements.find(name).map_or(Route::Primary, |known| known.verdict.route);
+                    segment.route = segment.route.together(route);
+                    Ok(What::Uses(name.to_owned()))
+                }
+                (b'C', Subject::Statement(name)) => Ok(What::CloseStatement(name.to_owned())),
+                (b'C', Subject::Portal(_)) => Ok(What::ClosePortal),
+                (_, Subject::Portal(_)) => Ok(What::Other),
+                (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
+            },
+            b'E' | b'H' | b'S' => Ok(What::Other),
+            b'F' => {
+                segment.add(&Verdict::unknown());
+                Ok(What::Other)
+            }
+            other => Err(TakeError::Tag(other)),
+        }
+    }
+
+    fn read_parse(
+        &mut self,
+        payload: &[u8],
+        whole: bool,
+        segment: &mut Segment,
+        judge: Judge<'_>,
+    ) -> Result<What, Malformed> {
+        if !whole {
+            let name = frame::Reader(payload).text()?;
+            let verdict = std::sync::Arc::new(Verdict::unknown());
+            segment.add(&verdict);
+            let definition = self.statements.announce(name, None, verdict);
+            return Ok(What::Parse { name: name.to_owned(), definition });
+        }
+        let parse = Parse::read(payload)?;
+        let verdict = judge(parse.sql);
+        // What it does to the session it does when it is bound; preparing it only needs the right place.
+        segment.route = segment.route.together(verdict.route);
+        segment.show = segment.show.or(verdict.show);
+        segment.texts.push(Bytes::copy_from_slice(parse.sql));
+        let body = Some(Bytes::copy_from_slice(parse.body));
+        let definition = self.statements.announce(parse.name, body, verdict);
+        Ok(What::Parse { name: parse.name.to_owned(), definition })
+    }
+}
+
+impl Segment {
+    fn add_text(&mut self, text: Option<&[u8]>, judge: Judge<'_>) {
+        match text {
+            Some(text) => {
+                self.add(&judge(text));
+                self.texts.push(Bytes::copy_from_slice(text));
+            }
+            None => self.add(&Verdict::unknown()),
+        }
+    }
+}
+
+/// Moves `count` bytes, without a copy when nothing is there yet.
+fn append(to: &mut BytesMut, from: &mut BytesMut, count: usize) {
+    if to.is_empty() {
+        *to = from.split_to(count);
+    } else {
+        to.extend_from_slice(from.get(..count).unwrap_or_default());
+        from.advance(count);
+    }
+}

@@ -1,0 +1,150 @@
+//! The settings of a session, and which of them a server connection has yet to hear of.
+
+/// How far a connection has followed the session's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    epoch: u64,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sequence: u64,
+    key: String,
+    sql: String,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Set { key: String, sql: String },
+    ResetAll,
+    Savepoint(String),
+}
+
+/// Committed settings in the order of their last change, and those of the open transaction.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    entries: Vec<Entry>,
+    pending: Vec<Pending>,
+    sequence: u64,
+    /// Counts `DISCARD ALL`: what was before it is void.
+    epoch: u64,
+}
+
+impl Settings {
+    pub(super) fn set(&mut self, key: &str, sql: &str) {
+        self.pending.push(Pending::Set { key: key.to_owned(), sql: sql.to_owned() });
+    }
+
+    pub(super) fn reset_all(&mut self) {
+        self.pending.push(Pending::ResetAll);
+    }
+
+    pub(super) fn savepoint(&mut self, name: &str) {
+        self.pending.push(Pending::Savepoint(name.to_owned()));
+    }
+
+    /// Undoes what came after the newest savepoint of that name, which itself stays.
+    pub(super) fn rollback_to(&mut self, name: &str) {
+        let is_it = |pending: &Pending| matches!(pending, Pending::Savepoint(point) if point == name);
+        if let Some(position) = self.pending.iter().rposition(is_it) {
+            self.pending.truncate(position + 1);
+        }
+    }
+
+    pub(super) fn rollback(&mut self) {
+        self.pending.clear();
+    }
+
+    pub(super) fn commit(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Set { key, sql } => self.enter(key, sql),
+                Pending::ResetAll => {
+                    // Roles and the like survive it.
+                    self.entries
+                        .retain(|entry| matches!(entry.key.as_str(), "role" | "session authorization"));
+                    self.enter("all".to_owned(), "RESET ALL".to_owned());
+                }
+                Pending::Savepoint(_) => {}
+            }
+        }
+    }
+
+    fn enter(&mut self, key: String, sql: String) {
+        self.sequence += 1;
+        self.entries.retain(|entry| entry.key != key);
+        self.entries.push(Entry { sequence: self.sequence, key, sql });
+    }
+
+    pub(super) fn discard_all(&mut self) {
+        self.entries.clear();
+        self.pending.clear();
+        self.epoch += 1;
+    }
+
+    /// What a connection that has come as far as `seen` must still run.
+    pub(super) fn replay(&self, seen: Seen) -> Vec<String> {
+        let stale = seen.epoch < self.epoch;
+        let missing = self.entries.iter().filter(|entry| stale || entry.sequence > seen.sequence);
+        let discard = stale.then(|| "DISCARD ALL".to_owned());
+        discard.into_iter().chain(missing.map(|entry| entry.sql.clone())).collect()
+    }
+
+    pub(super) fn newest(&self) -> Seen {
+        Seen { epoch: self.epoch, sequence: self.sequence }
+    }
+
+    /// Where a new connection stands: nothing to discard, everything to set.
+    pub(super) fn beginning(&self) -> Seen {
+        Seen { epoch: self.epoch, sequence: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_hears_only_of_what_it_missed() {
+        let mut settings = Settings::default();
+        settings.set("a", "SET a = 1");
+        settings.set("b", "SET b = 1");
+        settings.commit();
+        let seen = settings.newest();
+        settings.set("a", "SET a = 2");
+        settings.commit();
+        assert_eq!(settings.replay(seen), ["SET a = 2"]);
+        assert_eq!(settings.replay(settings.beginning()), ["SET b = 1", "SET a = 2"]);
+        assert!(settings.replay(settings.newest()).is_empty());
+    }
+
+    #[test]
+    fn what_is_rolled_back_is_never_replayed() {
+        let mut settings = Settings::default();
+        settings.set("a", "SET a = 1");
+        settings.savepoint("s");
+        settings.set("a", "SET a = 2");
+        settings.rollback_to("s");
+        settings.commit();
+        assert_eq!(settings.replay(Seen::default()), ["SET a = 1"]);
+        settings.set("a", "SET a = 3");
+        settings.rollback();
+        settings.commit();
+        assert_eq!(settings.replay(Seen::default()), ["SET a = 1"]);
+    }
+
+    #[test]
+    fn resets_take_settings_away() {
+        let mut settings = Settings::default();
+        settings.set("a", "SET a = 1");
+        settings.set("role", "SET ROLE joe");
+        settings.reset_all();
+        settings.commit();
+        assert_eq!(settings.replay(Seen::default()), ["SET ROLE joe", "RESET ALL"]);
+        let before = settings.newest();
+        settings.discard_all();
+        assert_eq!(settings.replay(before), ["DISCARD ALL"]);
+        assert!(settings.replay(settings.beginning()).is_empty());
+    }
+}

@@ -1,0 +1,91 @@
+//! The prepared statements of a session, by the names that the client gave them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::sql::Verdict;
+
+/// A prepared statement.
+#[derive(Debug, Clone)]
+pub struct Definition {
+    /// Tells it from others that had its name; never 0.
+    pub id: u64,
+    /// Text and parameter types, to prepare it elsewhere; `None` when it is too large to keep.
+    pub body: Option<Bytes>,
+    /// What its text means.
+    pub verdict: Arc<Verdict>,
+}
+
+/// An answer that a server owes.
+#[derive(Debug, Clone)]
+pub(super) enum Expected {
+    /// `ParseComplete`.
+    Parse { name: String, definition: Arc<Definition>, injected: bool },
+    /// `CloseComplete`; of a statement when there is a name.
+    Close { name: Option<String>, injected: bool },
+}
+
+impl Expected {
+    pub(super) fn is_injected(&self) -> bool {
+        match self {
+            Self::Parse { injected, .. } | Self::Close { injected, .. } => *injected,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Statements {
+    confirmed: BTreeMap<String, Arc<Definition>>,
+    /// Sent in the current batch, not confirmed yet; they hide confirmed ones.
+    pending: BTreeMap<String, Arc<Definition>>,
+    last_id: u64,
+}
+
+impl Statements {
+    /// The statement that a message sent now would find under this name.
+    pub(super) fn find(&self, name: &str) -> Option<&Arc<Definition>> {
+        self.pending.get(name).or_else(|| self.confirmed.get(name))
+    }
+
+    pub(super) fn confirmed(&self, name: &str) -> Option<&Arc<Definition>> {
+        self.confirmed.get(name)
+    }
+
+    pub(super) fn is_pending(&self, name: &str) -> bool {
+        self.pending.contains_key(name)
+    }
+
+    /// The client prepares a statement.
+    pub(super) fn announce(
+        &mut self,
+        name: &str,
+        body: Option<Bytes>,
+        verdict: Arc<Verdict>,
+    ) -> Arc<Definition> {
+        self.last_id += 1;
+        let definition = Arc::new(Definition { id: self.last_id, body, verdict });
+        self.pending.insert(name.to_owned(), definition.clone());
+        definition
+    }
+
+    pub(super) fn confirm(&mut self, name: String, definition: Arc<Definition>) {
+        self.confirmed.insert(name, definition);
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.confirmed.remove(name);
+        self.pending.remove(name);
+    }
+
+    pub(super) fn forget_pending(&mut self) {
+        self.pending.clear();
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.confirmed.clear();
+        self.pending.clear();
+    }
+}

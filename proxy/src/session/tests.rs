@@ -1,0 +1,277 @@
+use super::*;
+use crate::sql::{FunctionFacts, classify};
+use crate::wire::backend as answer;
+use crate::wire::frame;
+
+const NODE: NodeId = NodeId(1);
+const OTHER: NodeId = NodeId(2);
+
+/// A session with the connections it has to two nodes.
+struct Fixture {
+    session: Session,
+    known: BTreeMap<NodeId, Known>,
+}
+
+fn query(sql: &str) -> BytesMut {
+    let mut out = BytesMut::new();
+    frontend::put_query(&mut out, sql);
+    out
+}
+
+fn extended(messages: &[(u8, &[u8])]) -> BytesMut {
+    let mut out = BytesMut::new();
+    for (tag, payload) in messages {
+        frame::put(&mut out, *tag, |out| out.extend_from_slice(payload));
+    }
+    out
+}
+
+fn tags(mut bytes: &[u8]) -> String {
+    let mut tags = String::new();
+    while let Some((header, _)) = frame::message(bytes).unwrap() {
+        tags.push(char::from(header.tag));
+        bytes = &bytes[header.len..];
+    }
+    tags
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let session = Session::default();
+        let known = [(NODE, session.fresh()), (OTHER, session.fresh())].into();
+        Self { session, known }
+    }
+
+    fn take(&mut self, input: &mut BytesMut) -> Segment {
+        let mut segment = Segment::default();
+        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &FunctionFacts));
+        assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
+        segment
+    }
+
+    /// Sends what is in `input` to `node`, which answers with `answer`. What the server got, and what
+    /// the client got.
+    fn run(&mut self, node: NodeId, mut input: BytesMut, answer: &[u8]) -> (String, String) {
+        let segment = self.take(&mut input);
+        let batch = Batch::of(&segment);
+        let mut reply = Reply::new(self.session.is_repeatable(&segment));
+        let known = self.known.get_mut(&node).unwrap();
+        let mut sent = BytesMut::new();
+        self.session.encode(&segment, known, &mut reply, &mut sent);
+        let (mut at, mut seen, mut held) = (0, Vec::new(), Vec::new());
+        loop {
+            let left = &answer[at..];
+            let taken = match reply.next(left).unwrap() {
+                Event::Incomplete => panic!("no ReadyForQuery in the answer"),
+                Event::Forward(len) | Event::CopyIn(len) | Event::Parameter { len, .. } => {
+                    seen.append(&mut held);
+                    seen.extend_from_slice(&left[..len]);
+                    len
+                }
+                Event::Swallow(len) => len,
+                Event::Hold(len) => {
+                    held.extend_from_slice(&left[..len]);
+                    len
+                }
+                Event::Release => {
+                    seen.append(&mut held);
+                    0
+                }
+                Event::Error { len, .. } => {
+                    reply.on_error();
+                    seen.append(&mut held);
+                    seen.extend_from_slice(&left[..len]);
+                    len
+                }
+                Event::Ready { len, status } => {
+                    seen.extend_from_slice(&left[..len]);
+                    self.session.on_ready(&batch, node, status, &mut reply, known);
+                    return (tags(&sent), tags(&seen));
+                }
+            };
+            at += taken;
+        }
+    }
+
+    fn wanted(&mut self, sql: &str) -> Wanted {
+        let segment = self.take(&mut query(sql));
+        self.session.wanted(&segment)
+    }
+}
+
+fn done(tag: &str, status: TxStatus) -> BytesMut {
+    let mut out = BytesMut::new();
+    answer::put_complete(&mut out, tag);
+    answer::put_ready(&mut out, status);
+    out
+}
+
+fn replies(tags: &str, status: TxStatus) -> BytesMut {
+    let mut out = BytesMut::new();
+    for tag in tags.bytes() {
+        match tag {
+            b'C' => answer::put_complete(&mut out, "SELECT 1"),
+            b'E' => Trouble::Cancelled.response(crate::wire::backend::Severity::Error).put(&mut out),
+            other => answer::put_empty(&mut out, other),
+        }
+    }
+    answer::put_ready(&mut out, status);
+    out
+}
+
+#[test]
+fn reads_go_to_readers_until_a_transaction_opens() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.wanted("SELECT 1"), Wanted::Reader);
+    assert_eq!(fixture.wanted("INSERT INTO t VALUES (1)"), Wanted::Writer);
+    assert_eq!(fixture.wanted("SET a.b = 'c'"), Wanted::Any);
+    fixture.run(NODE, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    assert_eq!(fixture.wanted("SELECT 1"), Wanted::Stay(NODE));
+    fixture.run(NODE, query("COMMIT"), &done("COMMIT", TxStatus::Idle));
+    assert_eq!(fixture.wanted("SELECT 1"), Wanted::Reader);
+    fixture.run(NODE, query("CREATE TEMP TABLE x (a int)"), &done("CREATE TABLE", TxStatus::Idle));
+    assert_eq!(fixture.wanted("SELECT 1"), Wanted::Writer);
+}
+
+#[test]
+fn only_what_does_no_harm_twice_is_repeatable() {
+    let mut fixture = Fixture::new();
+    let mut repeatable = |sql: &str| {
+        let segment = fixture.take(&mut query(sql));
+        fixture.session.is_repeatable(&segment)
+    };
+    assert!(repeatable("SELECT 1") && repeatable("BEGIN") && repeatable("SET a.b = 'c'"));
+    assert!(!repeatable("INSERT INTO t VALUES (1)") && !repeatable("SELECT nextval('s')"));
+    assert!(!repeatable("BEGIN; INSERT INTO t VALUES (1)"));
+}
+
+const PARSE: (u8, &[u8]) = (b'P', b"s1\0SELECT a FROM t\0\0\0");
+const BIND: (u8, &[u8]) = (b'B', b"\0s1\0\0\0\0\0\0\0");
+const EXECUTE: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");
+const SYNC: (u8, &[u8]) = (b'S', b"");
+
+#[test]
+fn a_prepared_statement_is_introduced_where_it_is_not_known() {
+    let mut fixture = Fixture::new();
+    let (sent, seen) = fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PS", "1Z"));
+    let batch = || extended(&[BIND, EXECUTE, SYNC]);
+    let (sent, seen) = fixture.run(OTHER, batch(), &replies("12C", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PBES", "2CZ"));
+    let (sent, seen) = fixture.run(OTHER, batch(), &replies("2C", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("BES", "2CZ"));
+    let (sent, _) = fixture.run(NODE, batch(), &replies("2C", TxStatus::Idle));
+    assert_eq!(sent, "BES");
+}
+
+#[test]
+fn a_name_that_means_something_else_now_is_closed_first() {
+    let mut fixture = Fixture::new();
+    fixture.run(OTHER, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    fixture.run(NODE, extended(&[(b'C', b"Ss1\0"), SYNC]), &replies("3", TxStatus::Idle));
+    let (sent, seen) = fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PS", "1Z"));
+    let (sent, seen) = fixture.run(OTHER, extended(&[BIND, SYNC]), &replies("312", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("CPBS", "2Z"));
+}
+
+#[test]
+fn a_failed_parse_defines_nothing() {
+    let mut fixture = Fixture::new();
+    let (_, seen) = fixture.run(NODE, extended(&[PARSE, BIND, SYNC]), &replies("E", TxStatus::Idle));
+    assert_eq!(seen, "EZ");
+    let segment = fixture.take(&mut extended(&[BIND, EXECUTE, SYNC]));
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "an unknown statement is no read");
+}
+
+#[test]
+fn settings_reach_the_other_connection_before_its_next_statement() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("SET a.b = 'c'"), &done("SET", TxStatus::Idle));
+    assert!(fixture.session.replay(&fixture.known[&NODE]).is_empty());
+    assert_eq!(fixture.session.replay(&fixture.known[&OTHER]), ["SET a.b = 'c'"]);
+    fixture.run(NODE, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    fixture.run(NODE, query("SET a.d = 'e'"), &done("SET", TxStatus::Open));
+    fixture.run(NODE, query("ROLLBACK"), &done("ROLLBACK", TxStatus::Idle));
+    assert_eq!(fixture.session.replay(&fixture.known[&OTHER]), ["SET a.b = 'c'"]);
+}
+
+#[test]
+fn a_lost_connection_is_told_by_what_was_at_stake() {
+    let mut fixture = Fixture::new();
+    let server: NodeName = "server1".parse().unwrap();
+    let lose = |fixture: &mut Fixture, sql: &str| {
+        let segment = fixture.take(&mut query(sql));
+        fixture.session.on_loss(&Batch::of(&segment), &server, "gone")
+    };
+    assert!(matches!(lose(&mut fixture, "INSERT INTO t VALUES (1)"), Trouble::OutcomeUnknown { .. }));
+    assert!(matches!(lose(&mut fixture, "SELECT 1"), Trouble::RolledBack { transaction: false, .. }));
+    let begin = |fixture: &mut Fixture| fixture.run(NODE, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    begin(&mut fixture);
+    assert!(matches!(
+        lose(&mut fixture, "INSERT INTO t VALUES (1)"),
+        Trouble::RolledBack { transaction: true, .. }
+    ));
+    assert_eq!(fixture.session.status(), TxStatus::Idle);
+    begin(&mut fixture);
+    assert!(matches!(lose(&mut fixture, "COMMIT"), Trouble::OutcomeUnknown { .. }));
+
+    begin(&mut fixture);
+    fixture.session.on_idle_loss(NODE, &server, "gone");
+    let rollback = fixture.take(&mut query("ROLLBACK"));
+    assert_eq!(fixture.session.take_lost(&rollback), None, "a rollback has nothing left to do");
+    begin(&mut fixture);
+    fixture.session.on_idle_loss(NODE, &server, "gone");
+    let commit = fixture.take(&mut query("COMMIT"));
+    assert!(matches!(fixture.session.take_lost(&commit), Some(Trouble::RolledBack { .. })));
+}
+
+#[test]
+fn a_beginning_is_held_while_the_answer_could_come_from_elsewhere() {
+    let mut reply = Reply::new(true);
+    let bytes = replies("2C", TxStatus::Idle);
+    assert_eq!(reply.next(&bytes).unwrap(), Event::Hold(5));
+    assert!(reply.is_replaceable());
+    assert_eq!(reply.next(&bytes[5..]).unwrap(), Event::Release);
+    assert!(!reply.is_replaceable());
+}
+
+#[test]
+fn large_rows_pass_piece_by_piece_and_small_ones_whole() {
+    let mut bytes = BytesMut::new();
+    answer::put_row(&mut bytes, &["x".repeat(10)]);
+    let small = bytes.len();
+    answer::put_row(&mut bytes, &["x".repeat(3 * LARGE)]);
+    let large = bytes.len() - small;
+    let mut reply = Reply::new(false);
+    assert_eq!(reply.next(&bytes[..small + 100]).unwrap(), Event::Forward(small));
+    assert_eq!(reply.next(&bytes[small..small + 100]).unwrap(), Event::Incomplete);
+    assert_eq!(reply.next(&bytes[small..small + LARGE]).unwrap(), Event::Forward(LARGE));
+    assert!(reply.is_mid_message());
+    assert_eq!(reply.next(&bytes[small + LARGE..]).unwrap(), Event::Forward(large - LARGE));
+    assert!(!reply.is_mid_message());
+}
+
+#[test]
+fn a_large_parse_is_passed_on_without_being_kept() {
+    let mut fixture = Fixture::new();
+    let mut payload = b"s1\0SELECT '".to_vec();
+    payload.extend(vec![b'x'; 3 * LARGE]);
+    let mut input = extended(&[(b'P', &payload)]);
+    input.truncate(LARGE);
+    let segment = fixture.take(&mut input);
+    assert_eq!((segment.route, segment.rest), (Route::Primary, payload.len() + 5 - LARGE));
+    assert!(input.is_empty());
+}
+
+#[test]
+fn strangers_are_refused() {
+    let mut fixture = Fixture::new();
+    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &FunctionFacts));
+    for bad in
+        [&b"\0\0\0\0\x04"[..], b"Q\xff\xff\xff\xff", b"Q\0\0\0\x05x", b"B\0\0\0\x06ab", b"DX\0\0\0\x04"]
+    {
+        let result = fixture.session.take(&mut BytesMut::from(bad), &mut Segment::default(), &mut judge);
+        assert!(result.is_err(), "{bad:?}: {result:?}");
+    }
+}

@@ -1,0 +1,53 @@
+//! What all sessions of the process share.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Config;
+use crate::control::{Cluster, lock};
+use crate::sql::{Verdict, VerdictCache};
+use crate::upstream::{Cancels, Verifiers};
+
+/// Memory for verdicts.
+const VERDICTS_BYTES: usize = 16 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Arc<Config>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) verifiers: Verifiers,
+    pub(crate) cancels: Cancels,
+    /// One permit for each client that may be logged in.
+    pub(crate) places: Arc<Semaphore>,
+    /// Turns true when the process is to end.
+    pub(crate) stopping: watch::Receiver<bool>,
+    verdicts: Mutex<VerdictCache>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Arc<Config>, cluster: Arc<Cluster>, stopping: watch::Receiver<bool>) -> Self {
+        let places = usize::try_from(config.max_client_connections).unwrap_or(usize::MAX);
+        Self {
+            verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
+            cancels: Cancels::default(),
+            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            stopping,
+            verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),
+            config,
+            cluster,
+        }
+    }
+
+    /// What a text means.
+    pub(crate) fn verdict(&self, sql: &[u8]) -> Arc<Verdict> {
+        lock(&self.verdicts).verdict(sql)
+    }
+
+    /// A standby refused to run these texts in recovery.
+    pub(crate) fn refused_by_standby<'a>(&self, texts: impl Iterator<Item = &'a [u8]>) {
+        let mut verdicts = lock(&self.verdicts);
+        texts.for_each(|text| verdicts.refused_by_standby(text));
+    }
+}

@@ -1,0 +1,113 @@
+//! What a piece of SQL means for routing: whether it can only read, what it does to the session, and
+//! whether the proxy answers it itself.
+//!
+//! Decides from the text alone. Knows neither nodes nor connections. Safe by default: what is not
+//! *known* to be a read is none.
+
+mod cache;
+mod classify;
+mod functions;
+mod settings;
+mod show;
+mod walk;
+
+pub use cache::VerdictCache;
+pub use classify::classify;
+pub use functions::FunctionFacts;
+pub use show::Show;
+
+/// Where a text may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Anywhere: it reads, and gives the same on every node that has the same data.
+    Read,
+    /// It opens a read-only transaction and only reads in it: the whole of it may run on one standby.
+    ReadOnlyTransaction,
+    /// It neither reads nor writes data (SET, COMMIT, an empty text): any server will do.
+    Neutral,
+    /// Only where writes run.
+    Primary,
+}
+
+impl Route {
+    /// Where two things that must run on one server may run.
+    #[must_use]
+    pub fn together(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Primary, _) | (_, Self::Primary) => Self::Primary,
+            (Self::Neutral, other) | (other, Self::Neutral) => other,
+            (Self::Read, Self::Read) => Self::Read,
+            (Self::ReadOnlyTransaction, Self::Read | Self::ReadOnlyTransaction)
+            | (Self::Read, Self::ReadOnlyTransaction) => Self::ReadOnlyTransaction,
+        }
+    }
+}
+
+/// What a text does to the session once it succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// A setting changed; `sql` makes the same change elsewhere.
+    Set {
+        /// Later changes under the same key replace this one.
+        key: String,
+        /// The statement.
+        sql: String,
+    },
+    /// `RESET ALL`.
+    ResetAll,
+    /// `DISCARD ALL`.
+    DiscardAll,
+    /// `DEALLOCATE ALL` (also as part of `DISCARD ALL`).
+    DeallocateAll,
+    /// `DEALLOCATE name`.
+    Deallocate(String),
+    /// Settings changed from here on can be undone by [`Effect::RollbackTo`].
+    Savepoint(String),
+    /// Settings changed since that savepoint are undone.
+    RollbackTo(String),
+    /// A transaction block ends, and its settings stay.
+    Commit,
+    /// A transaction block ends, and its settings are undone.
+    Rollback,
+    /// State came to be that cannot be had on another server: the session stays with the primary.
+    Pin,
+}
+
+/// Everything about a text that routing needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Where it may run.
+    pub route: Route,
+    /// What it does to the session, in order.
+    pub effects: Vec<Effect>,
+    /// Prepared statements it uses by name (`EXECUTE`, `DEALLOCATE`).
+    pub uses: Vec<String>,
+    /// Whether it may end a transaction block with a commit.
+    pub may_commit: bool,
+    /// Whether it only opens a transaction block, so that running it twice does no harm.
+    pub begins: bool,
+    /// Whether it only rolls a transaction back.
+    pub rolls_back: bool,
+    /// The proxy's own answer is asked for.
+    pub show: Option<Show>,
+}
+
+impl Verdict {
+    /// Of a text about which nothing more is known than where it may run.
+    pub fn plain(route: Route) -> Self {
+        Self {
+            route,
+            effects: vec![],
+            uses: vec![],
+            may_commit: false,
+            begins: false,
+            rolls_back: false,
+            show: None,
+        }
+    }
+
+    /// Of a text that could do anything.
+    pub fn unknown() -> Self {
+        Self { may_commit: true, ..Self::plain(Route::Primary) }
+    }
+}

@@ -1,0 +1,231 @@
+//! From a text to its verdict.
+
+use sqlparser::ast::{
+    ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, Reset, Set, Statement,
+    TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
+};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+
+use super::functions::FunctionFacts;
+use super::settings::same_everywhere;
+use super::show::Show;
+use super::walk::{Walk, is_plain_name};
+use super::{Effect, Route, Verdict};
+
+/// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
+/// that is worth it.
+pub(super) const TEXT_MAX: usize = 16 << 10;
+
+/// What `sql` means for routing.
+pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
+    let text = match std::str::from_utf8(sql) {
+        Ok(text) if text.len() <= TEXT_MAX => text,
+        Ok(_) | Err(_) => return Verdict::unknown(),
+    };
+    if let Some(show) = Show::parse(text) {
+        return Verdict { show: Some(show), ..Verdict::plain(Route::Neutral) };
+    }
+    match Parser::parse_sql(&PostgreSqlDialect {}, text) {
+        Ok(statements) => combine(&statements, text, facts),
+        Err(_) => bare_table(text, facts).unwrap_or_else(|| unparsed(text)),
+    }
+}
+
+fn combine(statements: &[Statement], text: &str, facts: &FunctionFacts) -> Verdict {
+    if let [statement] = statements {
+        let own_text = text.trim().trim_end_matches(';');
+        return single(statement, own_text, facts);
+    }
+    let verdicts: Vec<Verdict> =
+        statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect();
+    let mut all = Verdict::plain(Route::Neutral);
+    for verdict in verdicts {
+        all.route = all.route.together(verdict.route);
+        all.effects.extend(verdict.effects);
+        all.uses.extend(verdict.uses);
+        all.may_commit |= verdict.may_commit;
+    }
+    all
+}
+
+/// `TABLE t`, which the parser does not know as a statement of its own, stands for `SELECT * FROM t`.
+fn bare_table(text: &str, facts: &FunctionFacts) -> Option<Verdict> {
+    let (first, rest) = text.trim().split_once(|c: char| c.is_ascii_whitespace())?;
+    if !first.eq_ignore_ascii_case("table") {
+        return None;
+    }
+    let statements = Parser::parse_sql(&PostgreSqlDialect {}, &format!("SELECT * FROM {rest}")).ok()?;
+    Some(combine(&statements, text, facts))
+}
+
+/// A text that the parser does not understand. PostgreSQL may.
+fn unparsed(text: &str) -> Verdict {
+    let mut verdict = Verdict::unknown();
+    let mut words =
+        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    let first = words.next().unwrap_or_default().to_ascii_lowercase();
+    let body = text.trim().trim_end_matches(';');
+    let one_statement = !body.contains(';');
+    let local = words.clone().next().is_some_and(|word| word.eq_ignore_ascii_case("local"));
+    if matches!(first.as_str(), "set" | "reset") && one_statement {
+        verdict.route = Route::Neutral;
+        verdict.may_commit = false;
+        if !local {
+            verdict.effects.push(Effect::Set { key: body.to_ascii_lowercase(), sql: body.to_owned() });
+        }
+        return verdict;
+    }
+    let leaves_state = |word: &str| {
+        let word = word.to_ascii_lowercase();
+        matches!(word.as_str(), "temp" | "temporary" | "pg_temp" | "set_config" | "set")
+    };
+    if words.any(leaves_state) {
+        verdict.effects.push(Effect::Pin);
+    }
+    verdict
+}
+
+fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
+    match statement {
+        Statement::Query(_) => {
+            let walk = Walk::through(statement, facts);
+            let mut verdict = Verdict::plain(if walk.reads { Route::Read } else { Route::Primary });
+            verdict.effects.extend(walk.pins.then_some(Effect::Pin));
+            verdict
+        }
+        Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
+            Verdict::plain(if utility_reads(statement, facts) { Route::Read } else { Route::Primary })
+        }
+        Statement::StartTransaction { modes, statements, .. } if statements.is_empty() => {
+            let route = if read_only(modes) { Route::ReadOnlyTransaction } else { Route::Primary };
+            Verdict { begins: true, ..Verdict::plain(route) }
+        }
+        Statement::Commit { .. } => Verdict { may_commit: true, ..neutral(Effect::Commit) },
+        Statement::Rollback { savepoint: None, .. } => {
+            Verdict { rolls_back: true, ..neutral(Effect::Rollback) }
+        }
+        Statement::Rollback { savepoint: Some(name), .. } => neutral(Effect::RollbackTo(folded(name))),
+        Statement::Savepoint { name } => neutral(Effect::Savepoint(folded(name))),
+        Statement::ReleaseSavepoint { .. } => Verdict::plain(Route::Neutral),
+        Statement::Set(set) => set_verdict(set, text),
+        Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
+        Statement::Deallocate { name, .. } if name.value.eq_ignore_ascii_case("all") => {
+            Verdict { effects: vec![Effect::DeallocateAll], ..Verdict::plain(Route::Primary) }
+        }
+        Statement::Deallocate { name, .. } => {
+            let name = folded(name);
+            let effects = vec![Effect::Deallocate(name.clone())];
+            Verdict { effects, uses: vec![name], ..Verdict::plain(Route::Primary) }
+        }
+        Statement::Execute { name, .. } => {
+            let uses = name.as_ref().and_then(last_part).into_iter().collect();
+            Verdict { uses, ..Verdict::plain(Route::Primary) }
+        }
+        Statement::Call(_) => Verdict::unknown(),
+        other => {
+            let pins = makes_temporary(other) || Walk::through(other, facts).pins;
+            let effects = pins.then_some(Effect::Pin).into_iter().collect();
+            Verdict { effects, ..Verdict::plain(Route::Primary) }
+        }
+    }
+}
+
+fn neutral(effect: Effect) -> Verdict {
+    Verdict { effects: vec![effect], ..Verdict::plain(Route::Neutral) }
+}
+
+fn folded(ident: &Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_ascii_lowercase() }
+}
+
+fn last_part(name: &ObjectName) -> Option<String> {
+    name.0.last().and_then(|part| part.as_ident()).map(folded)
+}
+
+/// Whether EXPLAIN, SHOW or COPY only reads.
+fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
+    match statement {
+        Statement::Explain { analyze, options, statement, .. } => {
+            let analyzes = |name: &Ident| name.value.eq_ignore_ascii_case("analyze");
+            let options_analyze = options.iter().flatten().any(|option| analyzes(&option.name));
+            !analyze && !options_analyze && Walk::through(statement.as_ref(), facts).reads
+        }
+        Statement::ShowVariable { variable } => {
+            let name: Vec<&str> = variable.iter().map(|ident| ident.value.as_str()).collect();
+            same_everywhere(&name.join("."))
+        }
+        Statement::Copy { source, to: true, target: CopyTarget::Stdout, .. } => match source {
+            sqlparser::ast::CopySource::Table { table_name, .. } => is_plain_name(table_name),
+            sqlparser::ast::CopySource::Query(query) => Walk::through(query.as_ref(), facts).reads,
+        },
+        _ => false,
+    }
+}
+
+/// A transaction that a standby can run: it says so, and it does not ask for what only a primary has.
+fn read_only(modes: &[TransactionMode]) -> bool {
+    let mut said = false;
+    for mode in modes {
+        match mode {
+            TransactionMode::AccessMode(TransactionAccessMode::ReadOnly) => said = true,
+            TransactionMode::AccessMode(TransactionAccessMode::ReadWrite) => return false,
+            TransactionMode::IsolationLevel(TransactionIsolationLevel::Serializable) => return false,
+            TransactionMode::IsolationLevel(_) => {}
+        }
+    }
+    said
+}
+
+fn set_verdict(set: &Set, text: &str) -> Verdict {
+    let local = |scope: &Option<ContextModifier>| matches!(scope, Some(ContextModifier::Local));
+    let key = match set {
+        Set::SingleAssignment { scope, .. } if local(scope) => None,
+        Set::SetRole { context_modifier, .. } if local(context_modifier) => None,
+        Set::SetTimeZone { local: true, .. } => None,
+        Set::SetTransaction { session: false, .. } => None,
+        Set::SingleAssignment { variable, .. } => Some(variable.to_string().to_ascii_lowercase()),
+        Set::SetTimeZone { value: Expr::Identifier(_) | Expr::Value(_), .. } => Some("timezone".to_owned()),
+        Set::SetNames { .. } | Set::SetNamesDefault { .. } => Some("client_encoding".to_owned()),
+        Set::SetRole { .. } => Some("role".to_owned()),
+        Set::SetSessionAuthorization(_) => Some("session authorization".to_owned()),
+        // Anything else is remembered under its own text.
+        _ => Some(text.to_ascii_lowercase()),
+    };
+    let effects = key.map(|key| Effect::Set { key, sql: text.to_owned() }).into_iter().collect();
+    Verdict { effects, ..Verdict::plain(Route::Neutral) }
+}
+
+fn reset_verdict(statement: &Statement, text: &str) -> Verdict {
+    let set = |key: String| neutral(Effect::Set { key, sql: text.to_owned() });
+    match statement {
+        Statement::Reset(statement) => match &statement.reset {
+            Reset::ALL => neutral(Effect::ResetAll),
+            Reset::SessionAuthorization => set("session authorization".to_owned()),
+            Reset::ConfigurationParameter(name) => set(name.to_string().to_ascii_lowercase()),
+        },
+        Statement::Discard { object_type: DiscardObject::ALL } => {
+            Verdict { effects: vec![Effect::DiscardAll], ..Verdict::plain(Route::Primary) }
+        }
+        _ => Verdict::plain(Route::Primary),
+    }
+}
+
+fn makes_temporary(statement: &Statement) -> bool {
+    let in_temporary_schema = |name: &ObjectName| {
+        name.0
+            .first()
+            .and_then(|part| part.as_ident())
+            .is_some_and(|ident| folded(ident).starts_with("pg_temp"))
+    };
+    match statement {
+        Statement::CreateTable(table) => table.temporary || in_temporary_schema(&table.name),
+        Statement::CreateView(view) => view.temporary || in_temporary_schema(&view.name),
+        Statement::CreateSequence { temporary, name, .. } => *temporary || in_temporary_schema(name),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "classify_tests.rs"]
+mod tests;

@@ -1,0 +1,235 @@
+//! The one table from what goes wrong inside the proxy to what a client is told.
+//!
+//! Texts are safe for clients: no addresses of backends, no paths, no secrets.
+
+use pgherd_common::NodeName;
+
+use crate::wire::backend::{ServerError, Severity};
+
+/// Everything that the proxy itself tells a client, besides answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// The client broke the protocol.
+    Protocol(String),
+    /// Something of the protocol that is not offered.
+    NotOffered(&'static str),
+    /// Too many clients.
+    TooManyClients,
+    /// The login took too long.
+    LoginTimeout,
+    /// Wrong password, or no such role.
+    WrongPassword {
+        /// As given.
+        user: String,
+    },
+    /// Roles could not be looked up.
+    NoVerifiers,
+    /// Nothing in the cluster took the work in time.
+    NoServer {
+        /// A primary was needed.
+        primary: bool,
+        /// How long the work was held.
+        held_ms: u128,
+    },
+    /// The connection broke while a statement ran that may have taken effect.
+    OutcomeUnknown {
+        /// Where it ran.
+        server: NodeName,
+        /// What became of the connection.
+        why: String,
+    },
+    /// The connection broke, and what ran on it certainly took no effect.
+    RolledBack {
+        /// Where it ran.
+        server: NodeName,
+        /// What became of the connection.
+        why: String,
+        /// It was a transaction block and not a single read.
+        transaction: bool,
+    },
+    /// A server ended the connection for a reason of its own.
+    ServerEnded(ServerError),
+    /// A new connection to a server was refused.
+    ConnectionRefused(ServerError),
+    /// The server wants something for a login that the proxy does not have.
+    ServerLogin {
+        /// Which.
+        server: NodeName,
+        /// For people.
+        why: String,
+    },
+    /// The server broke the protocol.
+    ServerProtocol {
+        /// Which.
+        server: NodeName,
+    },
+    /// The client asked to cancel what was waiting for a server.
+    Cancelled,
+    /// The proxy is being stopped.
+    ShuttingDown,
+}
+
+impl Trouble {
+    /// What the client is told. During a login everything is fatal.
+    pub fn response(&self, severity: Severity) -> ServerError {
+        match self {
+            Self::ServerEnded(error) | Self::ConnectionRefused(error) => {
+                ServerError { severity, ..error.clone() }
+            }
+            own => ServerError {
+                severity,
+                code: own.code().to_owned(),
+                message: own.message(),
+                detail: own.detail(),
+                hint: own.hint().map(str::to_owned),
+            },
+        }
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Self::Protocol(_) | Self::LoginTimeout | Self::ServerProtocol { .. } => "08P01",
+            Self::NotOffered(_) => "0A000",
+            Self::TooManyClients => "53300",
+            Self::WrongPassword { .. } => "28P01",
+            Self::NoVerifiers | Self::NoServer { .. } => "57P03",
+            Self::OutcomeUnknown { .. } => "08007",
+            Self::RolledBack { .. } => "40001",
+            Self::ServerLogin { .. } => "08001",
+            Self::Cancelled => "57014",
+            Self::ShuttingDown => "57P01",
+            Self::ServerEnded(error) | Self::ConnectionRefused(error) => &error.code,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Protocol(what) => what.clone(),
+            Self::NotOffered(what) => (*what).to_owned(),
+            Self::TooManyClients => "sorry, too many clients already".to_owned(),
+            Self::LoginTimeout => "the login was not completed in time".to_owned(),
+            Self::WrongPassword { user } => format!("password authentication failed for user \"{user}\""),
+            Self::NoVerifiers => "the password cannot be checked: no server answered".to_owned(),
+            Self::NoServer { primary: true, .. } => "no primary is available".to_owned(),
+            Self::NoServer { primary: false, .. } => "no server is available".to_owned(),
+            Self::OutcomeUnknown { server, .. } => format!(
+                "the connection to server {server} was lost while the statement ran; whether it took effect is unknown"
+            ),
+            Self::RolledBack { server, transaction: true, .. } => {
+                format!("the transaction was rolled back: the connection to server {server} was lost")
+            }
+            Self::RolledBack { server, transaction: false, .. } => {
+                format!("the connection to server {server} was lost while it answered")
+            }
+            Self::ServerLogin { server, why } => format!("cannot log in to server {server}: {why}"),
+            Self::ServerProtocol { server } => format!("server {server} broke the protocol"),
+            Self::Cancelled => "canceling statement due to user request".to_owned(),
+            Self::ShuttingDown => "terminating connection due to administrator command".to_owned(),
+            Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.message.clone(),
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::OutcomeUnknown { why, .. } | Self::RolledBack { why, .. } => Some(why.clone()),
+            Self::NoServer { held_ms, .. } => {
+                Some(format!("The work was held for {held_ms} ms and was not run."))
+            }
+            Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.detail.clone(),
+            Self::Protocol(_)
+            | Self::NotOffered(_)
+            | Self::TooManyClients
+            | Self::LoginTimeout
+            | Self::WrongPassword { .. }
+            | Self::NoVerifiers
+            | Self::ServerLogin { .. }
+            | Self::ServerProtocol { .. }
+            | Self::Cancelled
+            | Self::ShuttingDown => None,
+        }
+    }
+
+    fn hint(&self) -> Option<&str> {
+        match self {
+            Self::TooManyClients => Some("The proxy's max_client_connections is reached."),
+            Self::NoVerifiers => Some(
+                "Try again in a moment. If it persists, check [auth] in the proxy's configuration, and its log.",
+            ),
+            Self::NoServer { .. } => Some(
+                "It is safe to try again. `pgherd cluster-status` tells an operator why no node is in service.",
+            ),
+            Self::OutcomeUnknown { .. } => {
+                Some("Check whether the change is there before running it again. No transaction is open now.")
+            }
+            Self::RolledBack { transaction: true, .. } => {
+                Some("Nothing of it took effect: it is safe to run the whole transaction again.")
+            }
+            Self::RolledBack { transaction: false, .. } => Some("It only read: it is safe to run it again."),
+            Self::ServerLogin { .. } => Some("Servers must ask for scram-sha-256, or trust the proxy."),
+            Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
+            Self::Protocol(_)
+            | Self::NotOffered(_)
+            | Self::LoginTimeout
+            | Self::WrongPassword { .. }
+            | Self::ServerProtocol { .. }
+            | Self::Cancelled
+            | Self::ShuttingDown => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_trouble() -> Vec<Trouble> {
+        let server: NodeName = "server1".parse().unwrap();
+        let error = ServerError {
+            severity: Severity::Fatal,
+            code: "3D000".into(),
+            message: "database \"x\" does not exist".into(),
+            detail: None,
+            hint: None,
+        };
+        vec![
+            Trouble::Protocol("bad".into()),
+            Trouble::NotOffered("replication"),
+            Trouble::TooManyClients,
+            Trouble::LoginTimeout,
+            Trouble::WrongPassword { user: "ann".into() },
+            Trouble::NoVerifiers,
+            Trouble::NoServer { primary: true, held_ms: 7 },
+            Trouble::NoServer { primary: false, held_ms: 7 },
+            Trouble::OutcomeUnknown { server: server.clone(), why: "gone".into() },
+            Trouble::RolledBack { server: server.clone(), why: "gone".into(), transaction: true },
+            Trouble::RolledBack { server: server.clone(), why: "gone".into(), transaction: false },
+            Trouble::ServerEnded(error.clone()),
+            Trouble::ConnectionRefused(error),
+            Trouble::ServerLogin { server: server.clone(), why: "md5".into() },
+            Trouble::ServerProtocol { server },
+            Trouble::Cancelled,
+            Trouble::ShuttingDown,
+        ]
+    }
+
+    #[test]
+    fn every_trouble_has_a_code_and_a_text() {
+        for trouble in every_trouble() {
+            let told = trouble.response(Severity::Error);
+            assert_eq!(told.severity, Severity::Error);
+            assert_eq!(told.code.len(), 5, "{trouble:?}");
+            assert!(told.code.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{trouble:?}");
+            assert!(!told.message.is_empty() && !told.message.ends_with('.'), "{trouble:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_certainly_took_no_effect_is_called_safe_to_repeat() {
+        for trouble in every_trouble() {
+            let told = trouble.response(Severity::Error);
+            let safe = told.hint.as_deref().is_some_and(|hint| hint.contains("safe"));
+            let certain = matches!(trouble, Trouble::RolledBack { .. } | Trouble::NoServer { .. });
+            assert_eq!(safe, certain, "{trouble:?}");
+        }
+    }
+}

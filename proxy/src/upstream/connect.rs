@@ -1,0 +1,193 @@
+//! Opening a connection to a server and logging in to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use bytes::Buf;
+use pgherd_common::topology::Backend;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::control::Counts;
+use crate::pipe::Pipe;
+use crate::session::Known;
+use crate::topology::Role;
+use crate::wire::backend::{self, Authentication, ServerError};
+use crate::wire::frame::{self, BadFrame, Malformed};
+use crate::wire::frontend;
+use crate::wire::scram::{self, ClientExchange, Keys, ScramError};
+use crate::wire::startup::{self, CancelKey};
+
+use super::server::{QueryError, Server};
+
+/// As whom, and with which parameters.
+#[derive(Debug)]
+pub(crate) struct Login {
+    /// As the client gave them, user and database among them.
+    pub(crate) parameters: Vec<(String, String)>,
+    /// What answers a SCRAM exchange; `None` when clients are trusted.
+    pub(crate) keys: Option<Keys>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot connect")]
+    Io(#[from] io::Error),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Refused(ServerError),
+    #[error("the server broke the protocol")]
+    Frame(#[from] BadFrame),
+    #[error("the server broke the protocol")]
+    Content(#[from] Malformed),
+    #[error("the server asks for {0}, which needs a password that is not stored here")]
+    Method(&'static str),
+    #[error("the SCRAM exchange failed")]
+    Scram(#[from] ScramError),
+    #[error("the server is still in recovery, though it is to be primary")]
+    InRecovery,
+    #[error("cannot find out whether the server is in recovery")]
+    Recovery(#[source] QueryError),
+}
+
+impl ConnectError {
+    /// Whether the same attempt may well succeed a moment later, or on another node.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Io(_) | Self::Timeout(_) | Self::InRecovery | Self::Recovery(_) => true,
+            // Starting up, shutting down, crashed.
+            Self::Refused(error) => error.code.starts_with("57P"),
+            Self::Frame(_) | Self::Content(_) | Self::Method(_) | Self::Scram(_) => false,
+        }
+    }
+}
+
+/// Opens a connection to `backend` for `role`. Bounded by `limit` for the socket and again for the login.
+pub(crate) async fn connect(
+    backend: &Backend,
+    role: Role,
+    login: &Login,
+    known: Known,
+    counts: Arc<Counts>,
+    limit: Duration,
+) -> Result<Server, ConnectError> {
+    let address = (backend.address.host.as_str(), backend.address.port);
+    let stream = timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout(limit))??;
+    let mut server = Server {
+        node: backend.id,
+        name: backend.name.clone(),
+        address: backend.address.clone(),
+        role,
+        pipe: Pipe::new(stream)?,
+        key: CancelKey { pid: 0, secret: 0 },
+        parameters: BTreeMap::new(),
+        known,
+        counts,
+    };
+    let prepared = async {
+        log_in(&mut server, login).await?;
+        match role {
+            Role::Primary(_) => out_of_recovery(&mut server).await,
+            Role::Standby => Ok(()),
+        }
+    };
+    timeout(limit, prepared).await.map_err(|_| ConnectError::Timeout(limit))??;
+    Ok(server)
+}
+
+/// The next message: its tag and payload.
+async fn message(pipe: &mut Pipe) -> Result<(u8, Vec<u8>), ConnectError> {
+    loop {
+        if let Some((header, payload)) = frame::message(&pipe.input)? {
+            let found = (header.tag, payload.to_vec());
+            pipe.input.advance(header.len);
+            return Ok(found);
+        }
+        pipe.fill().await?;
+    }
+}
+
+async fn log_in(server: &mut Server, login: &Login) -> Result<(), ConnectError> {
+    let parameters = login.parameters.iter().filter(|(name, _)| !name.starts_with("_pq_."));
+    startup::put_start(&mut server.pipe.output, parameters.map(|(name, value)| (name.as_str(), value.as_str())));
+    server.pipe.flush().await?;
+    loop {
+        let (tag, payload) = message(&mut server.pipe).await?;
+        match tag {
+            b'R' => authenticate(&mut server.pipe, &payload, login).await?,
+            b'S' => {
+                let (name, value) = backend::parameter(&payload)?;
+                server.parameters.insert(name.to_owned(), value.to_owned());
+            }
+            b'K' => server.key = backend::key(&payload)?,
+            b'E' => return Err(ConnectError::Refused(ServerError::read(&payload)?)),
+            b'Z' => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+async fn authenticate(pipe: &mut Pipe, payload: &[u8], login: &Login) -> Result<(), ConnectError> {
+    match Authentication::read(payload)? {
+        Authentication::Ok => Ok(()),
+        Authentication::Sasl(offered) => {
+            if !offered.iter().any(|name| name == scram::MECHANISM) {
+                return Err(ConnectError::Method("a SASL mechanism other than SCRAM-SHA-256"));
+            }
+            match &login.keys {
+                Some(keys) => prove(pipe, keys).await,
+                None => Err(ConnectError::Method("scram-sha-256")),
+            }
+        }
+        Authentication::Other(3) => Err(ConnectError::Method("a password in clear text")),
+        Authentication::Other(5) => Err(ConnectError::Method("md5")),
+        Authentication::Other(_) => Err(ConnectError::Method("an unknown authentication method")),
+        Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => Err(ConnectError::Content(Malformed)),
+    }
+}
+
+async fn sasl_turn(pipe: &mut Pipe) -> Result<Authentication, ConnectError> {
+    pipe.flush().await?;
+    match message(pipe).await? {
+        (b'R', payload) => Ok(Authentication::read(&payload)?),
+        (b'E', payload) => Err(ConnectError::Refused(ServerError::read(&payload)?)),
+        _ => Err(ConnectError::Content(Malformed)),
+    }
+}
+
+async fn prove(pipe: &mut Pipe, keys: &Keys) -> Result<(), ConnectError> {
+    let (exchange, first) = ClientExchange::begin(&nonce());
+    frontend::put_sasl_initial(&mut pipe.output, scram::MECHANISM, &first);
+    let Authentication::SaslContinue(answer) = sasl_turn(pipe).await? else {
+        return Err(ConnectError::Content(Malformed));
+    };
+    let (exchange, proof) = exchange.answer(&answer, keys)?;
+    frontend::put_sasl_response(&mut pipe.output, &proof);
+    let Authentication::SaslFinal(last) = sasl_turn(pipe).await? else {
+        return Err(ConnectError::Content(Malformed));
+    };
+    Ok(exchange.verify(&last)?)
+}
+
+/// A fresh nonce for a SCRAM exchange.
+pub(crate) fn nonce() -> String {
+    base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 18]>())
+}
+
+/// A promotion takes its time: until it is through, the server is no primary.
+async fn out_of_recovery(server: &mut Server) -> Result<(), ConnectError> {
+    let in_recovery = match server.parameters.get("in_hot_standby") {
+        Some(value) => value == "on",
+        // Before PostgreSQL 14 it has to be asked.
+        None => {
+            let row = server.query("SELECT pg_catalog.pg_is_in_recovery()").await.map_err(ConnectError::Recovery)?;
+            row.is_none_or(|row| row.last() != Some(&b'f'))
+        }
+    };
+    if in_recovery { Err(ConnectError::InRecovery) } else { Ok(()) }
+}

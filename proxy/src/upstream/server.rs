@@ -1,0 +1,84 @@
+//! A connection to a server, logged in.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Buf;
+use pgherd_common::{HostPort, NodeId, NodeName};
+
+use crate::control::Counts;
+use crate::pipe::Pipe;
+use crate::session::Known;
+use crate::topology::Role;
+use crate::wire::backend::{ServerError, Severity};
+use crate::wire::frame::{self, BadFrame};
+use crate::wire::frontend;
+use crate::wire::startup::CancelKey;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) node: NodeId,
+    pub(crate) name: NodeName,
+    pub(crate) address: HostPort,
+    pub(crate) role: Role,
+    pub(crate) pipe: Pipe,
+    pub(crate) key: CancelKey,
+    pub(crate) parameters: BTreeMap<String, String>,
+    pub(crate) known: Known,
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// Why a query of the proxy's own failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueryError {
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    #[error("the server broke the protocol")]
+    Frame(#[from] BadFrame),
+    #[error("the server refused: {0}")]
+    Refused(ServerError),
+}
+
+impl Server {
+    /// Sends what is in `pipe.output` and waits for `ReadyForQuery`. Every message of the answer is for
+    /// the proxy alone; the payload of the last row is returned.
+    pub(crate) async fn ask(&mut self) -> Result<Option<Vec<u8>>, QueryError> {
+        self.pipe.flush().await?;
+        let (mut row, mut refused) = (None, None);
+        loop {
+            while let Some((header, payload)) = frame::message(&self.pipe.input)? {
+                match header.tag {
+                    b'D' => row = Some(payload.to_vec()),
+                    b'E' => refused = refused.or(ServerError::read(payload).ok()),
+                    _ => {}
+                }
+                let fatal = refused.as_ref().is_some_and(|error| error.severity == Severity::Fatal);
+                self.pipe.input.advance(header.len);
+                match refused {
+                    Some(error) if fatal || header.tag == b'Z' => return Err(QueryError::Refused(error)),
+                    None if header.tag == b'Z' => return Ok(row),
+                    _ => {}
+                }
+            }
+            self.pipe.fill().await?;
+        }
+    }
+
+    /// Runs a query of the proxy's own.
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Option<Vec<u8>>, QueryError> {
+        frontend::put_query(&mut self.pipe.output, sql);
+        self.ask().await
+    }
+
+    /// Says goodbye, as far as that is possible without waiting.
+    pub(crate) fn close(mut self) {
+        self.pipe.output.clear();
+        frontend::put_terminate(&mut self.pipe.output);
+        tokio::spawn(async move {
+            // A server that is gone needs no goodbye.
+            drop(tokio::time::timeout(std::time::Duration::from_secs(1), self.pipe.flush()).await);
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! A proxy in this process.
+
+use pgherd_common::push::ToAgent;
+use pgherd_proxy::Config;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+
+use super::{Access, Agent, free_port, soon};
+
+/// Serves on a port of its own.
+pub struct Proxy {
+    port: u16,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts it; returns when it is linked to `agent`.
+    pub async fn start(agent: &mut Agent, access: Access) -> Self {
+        Self::start_with(agent, access, "").await
+    }
+
+    /// With further lines for the `[proxy]` section.
+    pub async fn start_with(agent: &mut Agent, access: Access, lines: &str) -> Self {
+        let port = free_port();
+        let method = match access {
+            Access::Trust => "trust",
+            Access::Scram => "scram-sha-256",
+        };
+        let text = format!(
+            "[cluster]
+            name = 'demo'
+            [proxy]
+            name = 'proxy1'
+            listen = ['127.0.0.1:{port}']
+            {lines}
+            [agents]
+            addresses = ['{agent}']
+            [auth]
+            method = '{method}'
+            user = 'postgres'
+            password = 'secret'",
+            agent = agent.address()
+        );
+        let config = Config::parse(&text).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            pgherd_proxy::serve(config, async { drop(stopped.await) }).await.unwrap();
+        });
+        let hello = agent.hear().await;
+        assert!(matches!(&hello, ToAgent::Hello { proxy, .. } if proxy == "proxy1"), "{hello:?}");
+        Self { port, stop: Some(stop), task }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Parameters for a login.
+    pub fn login(&self, user: &str, password: &str, database: &str) -> String {
+        format!("host=127.0.0.1 port={} user={user} password={password} dbname={database}", self.port)
+    }
+
+    /// A session.
+    pub async fn connect(&self) -> Client {
+        let login = self.login("postgres", "secret", "postgres");
+        let (client, connection) = soon(tokio_postgres::connect(&login, NoTls)).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Stops it and waits until it is gone.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        soon(&mut self.task).await.unwrap();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

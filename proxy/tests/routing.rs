@@ -1,0 +1,232 @@
+//! Statements end up on the right server, in both protocols, and sessions keep their state on all of them.
+
+mod harness;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt, TryStreamExt, future};
+use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+struct World {
+    primary: Postgres,
+    standby: Postgres,
+    _agent: Agent,
+    proxy: Proxy,
+}
+
+async fn world() -> World {
+    let primary = Postgres::primary(Access::Trust);
+    primary.direct().await.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").await.unwrap();
+    let standby = primary.standby();
+    standby.caught_up_with(&primary).await;
+    let mut agent = Agent::start(Some(Script::new(&[&primary, &standby]).steady())).await;
+    let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    World { primary, standby, _agent: agent, proxy }
+}
+
+fn texts(messages: &[SimpleQueryMessage]) -> Vec<String> {
+    let row = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+        _ => None,
+    };
+    messages.iter().filter_map(row).collect()
+}
+
+async fn simple(client: &Client, sql: &str) -> Vec<String> {
+    texts(&soon(client.simple_query(sql)).await.unwrap())
+}
+
+/// The port of the server that runs a read.
+const WHERE: &str = "SELECT current_setting('pgherd.port')";
+
+/// The same on whichever server takes writes.
+const WHERE_WRITES: &str = "SELECT current_setting('pgherd.port') FROM (SELECT random()) r";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_span_servers() {
+    let world = world().await;
+    reads_and_writes(&world).await;
+    prepared_statements(&world).await;
+    session_state(&world).await;
+    copies(&world).await;
+    cancels(&world).await;
+    refused_reads(&world).await;
+    pipelines(&world).await;
+    own_answers(&world).await;
+    large_messages(&world).await;
+}
+
+async fn reads_and_writes(world: &World) {
+    let client = world.proxy.connect().await;
+    let (primary, standby) = (world.primary.port().to_string(), world.standby.port().to_string());
+    assert_eq!(simple(&client, WHERE).await, [standby.clone()]);
+    assert_eq!(simple(&client, WHERE_WRITES).await, [primary.clone()]);
+    let row = soon(client.query_one(WHERE, &[])).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), standby);
+    assert_eq!(simple(&client, &format!("BEGIN; {WHERE}; COMMIT")).await, [primary.clone()]);
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(simple(&client, WHERE).await, [primary.clone()]);
+    client.batch_execute("COMMIT").await.unwrap();
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    assert_eq!(simple(&client, WHERE_WRITES).await, [standby]);
+    client.batch_execute("COMMIT").await.unwrap();
+    client.batch_execute("CREATE TEMP TABLE x AS SELECT 1 AS a").await.unwrap();
+    assert_eq!(simple(&client, "SELECT a FROM x").await, ["1"]);
+    assert_eq!(simple(&client, WHERE).await, [primary]);
+}
+
+async fn prepared_statements(world: &World) {
+    let client = world.proxy.connect().await;
+    let read = client.prepare("SELECT a, current_setting('pgherd.port') FROM t WHERE a = $1").await.unwrap();
+    let write = client.prepare("INSERT INTO t VALUES ($1)").await.unwrap();
+    let run = async |expected: u16| {
+        let row = soon(client.query_one(&read, &[&2i32])).await.unwrap();
+        assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1)), (2, expected.to_string()));
+    };
+    run(world.standby.port()).await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(client.execute(&write, &[&10i32]).await.unwrap(), 1);
+    run(world.primary.port()).await;
+    client.batch_execute("ROLLBACK").await.unwrap();
+    run(world.standby.port()).await;
+    let error = client.prepare("SELECT nonsense FROM t").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42703");
+    client.batch_execute("DEALLOCATE ALL").await.unwrap();
+    let error = client.query(&read, &[&2i32]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "26000");
+}
+
+async fn session_state(world: &World) {
+    let client = world.proxy.connect().await;
+    simple(&client, WHERE).await;
+    client.batch_execute("SET my.flag = 'up'").await.unwrap();
+    assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
+    client.batch_execute("BEGIN; SET my.flag = 'down'; ROLLBACK").await.unwrap();
+    assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
+    client.batch_execute("SET search_path TO nowhere").await.unwrap();
+    let error = client.simple_query("SELECT a FROM t").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42P01");
+    client.batch_execute("DISCARD ALL").await.unwrap();
+    assert!(!simple(&client, "SELECT a FROM t").await.is_empty());
+    let (other, mut connection) = {
+        let login = world.proxy.login("postgres", "secret", "postgres");
+        tokio_postgres::connect(&login, tokio_postgres::NoTls).await.unwrap()
+    };
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let listener = tokio::spawn(async move {
+        while let Some(Ok(message)) = future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(notification) = message {
+                tell.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    other.batch_execute("LISTEN news").await.unwrap();
+    client.batch_execute("NOTIFY news, 'hello'").await.unwrap();
+    assert_eq!(soon(told.recv()).await.unwrap(), "hello", "notifications reach an idle session");
+    listener.abort();
+}
+
+async fn copies(world: &World) {
+    let client = world.proxy.connect().await;
+    client.batch_execute("CREATE TABLE c (a int, b text)").await.unwrap();
+    let sink = client.copy_in::<_, Bytes>("COPY c FROM STDIN").await.unwrap();
+    let mut sink = std::pin::pin!(sink);
+    for chunk in 0..200 {
+        let lines: String = (0..100).map(|n| format!("{}\t{}\n", chunk * 100 + n, "x".repeat(100))).collect();
+        sink.send(Bytes::from(lines)).await.unwrap();
+    }
+    assert_eq!(soon(sink.finish()).await.unwrap(), 20_000);
+    world.standby.caught_up_with(&world.primary).await;
+    let out = client.copy_out("COPY c TO STDOUT").await.unwrap();
+    let bytes: usize = soon(out.map_ok(|chunk| chunk.len()).try_fold(0, async |sum, len| Ok(sum + len))).await.unwrap();
+    assert!(bytes > 2_000_000);
+    let sink = client.copy_in::<_, Bytes>("COPY c FROM STDIN").await.unwrap();
+    let mut sink = std::pin::pin!(sink);
+    sink.send(Bytes::from("not a number\tx\n")).await.unwrap();
+    let error = soon(sink.finish()).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "22P02");
+    assert_eq!(simple(&client, "SELECT count(*) FROM c").await, ["20000"], "the session goes on");
+}
+
+async fn cancels(world: &World) {
+    let client = world.proxy.connect().await;
+    let token = client.cancel_token();
+    let query = client.batch_execute("SELECT pg_sleep(60)");
+    let cancel = async {
+        // The query has to be there before it can be cancelled.
+        let watcher = world.primary.direct().await;
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND state = 'active' AND pid <> pg_backend_pid()";
+        while watcher.query_one(running, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+    };
+    let (result, ()) = soon(future::join(query, cancel)).await;
+    assert_eq!(result.unwrap_err().code().unwrap().code(), "57014");
+    assert_eq!(simple(&client, "SELECT 1").await, ["1"]);
+}
+
+/// What looks like a read and is none is run on the primary, and remembered.
+async fn refused_reads(world: &World) {
+    let client = world.proxy.connect().await;
+    let setup = "CREATE SEQUENCE q; CREATE VIEW hidden AS SELECT nextval('q') AS n";
+    client.batch_execute(setup).await.unwrap();
+    world.standby.caught_up_with(&world.primary).await;
+    assert_eq!(simple(&client, "SELECT n FROM hidden").await, ["1"]);
+    assert_eq!(simple(&client, "SELECT n FROM hidden").await, ["2"]);
+    let row = soon(client.query_one("SELECT n + 0 FROM hidden", &[])).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 3);
+    let error = client.simple_query("SELECT nothing FROM nowhere").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "42P01");
+}
+
+async fn pipelines(world: &World) {
+    let client = world.proxy.connect().await;
+    let read = client.prepare("SELECT a FROM t WHERE a = $1").await.unwrap();
+    let write = client.prepare("INSERT INTO t SELECT $1 WHERE false").await.unwrap();
+    let one = |a: i32| {
+        let (client, read, write) = (&client, &read, &write);
+        async move {
+            let read = client.query(read, &[&1i32]);
+            let failing = client.query("SELECT 1 / (a - 1) FROM t WHERE a = 1", &[]);
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&a];
+            let write = client.execute(write, &parameters);
+            let (read, failing, write) = future::join3(read, failing, write).await;
+            assert_eq!(read.unwrap().len(), 1);
+            assert_eq!(failing.unwrap_err().code().unwrap().code(), "22012");
+            assert_eq!(write.unwrap(), 0);
+        }
+    };
+    soon(future::join_all((0..50).map(one))).await;
+}
+
+async fn own_answers(world: &World) {
+    let client = world.proxy.connect().await;
+    simple(&client, "SELECT 1").await;
+    let rows = soon(client.query("SHOW POOL_NODES", &[])).await.unwrap();
+    assert_eq!((rows.len(), rows[0].columns().len()), (2, 14));
+    assert_eq!(rows[1].get::<_, String>("role"), "standby");
+    assert_eq!(rows[1].get::<_, String>("load_balance_node"), "true");
+    assert_eq!(simple(&client, "show nodes;").await, ["1", "2"]);
+    assert_eq!(simple(&client, "SHOW TOPOLOGY").await[..3], ["version", "primary", "change"]);
+    assert_eq!(simple(&client, "SHOW POOL_VERSION").await.len(), 1);
+}
+
+async fn large_messages(world: &World) {
+    let client = world.proxy.connect().await;
+    let megabytes = "x".repeat(3 << 20);
+    let row = soon(client.query_one("SELECT $1::text", &[&megabytes])).await.unwrap();
+    assert!(row.get::<_, &str>(0) == megabytes);
+    let sql = format!("SELECT length('{megabytes}')");
+    assert_eq!(simple(&client, &sql).await, [megabytes.len().to_string()]);
+    let row = soon(client.query_one(&sql, &[])).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 3 << 20);
+    let rows = client.query_raw("SELECT repeat('y', 1000) FROM generate_series(1, 20000)", &[] as &[i32]).await.unwrap();
+    let mut rows = std::pin::pin!(rows);
+    let mut count = 0;
+    while let Some(row) = soon(rows.next()).await {
+        assert_eq!(row.unwrap().get::<_, &str>(0).len(), 1000);
+        count += 1;
+    }
+    assert_eq!(count, 20_000);
+}

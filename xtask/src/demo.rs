@@ -1,0 +1,67 @@
+//! Builds the programs for real use and becomes the demo.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use crate::{built, cargo};
+
+/// Runs the demo with these options.
+pub(crate) fn run(options: &[OsString]) -> ExitCode {
+    if options.iter().any(|option| option == "--help" || option == "-h") {
+        let mut help = cargo();
+        help.args([
+            "run",
+            "--quiet",
+            "--package",
+            "pgherd-cluster-tests",
+            "--bin",
+            "pgherd-demo",
+            "--",
+            "--help",
+        ]);
+        return becomes(help);
+    }
+    if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
+        println!(
+            "The demo needs root: PostgreSQL must run as user `postgres`, and missing packages are installed.\n\
+             Run it with sudo, or as root in a container."
+        );
+        return ExitCode::FAILURE;
+    }
+    println!("building the programs (this takes some minutes the first time)");
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--release",
+        "--bins",
+        "-p",
+        "pgherd-agent",
+        "-p",
+        "pgherd-proxy",
+        "-p",
+        "pgherd-cluster-tests",
+    ]);
+    match build.status() {
+        Ok(status) if status.success() => (),
+        Ok(status) => {
+            println!("the programs cannot be built: cargo ended with {status}");
+            return ExitCode::FAILURE;
+        }
+        Err(error) => {
+            println!("cargo cannot be run: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let mut demo = Command::new(built("release/pgherd-demo"));
+    demo.args(options);
+    becomes(demo)
+}
+
+/// Replaces this process, so that a Ctrl-C or a `kill` meets the program itself.
+fn becomes(mut command: Command) -> ExitCode {
+    let error = command.exec();
+    println!("{} cannot be run: {error}", command.get_program().display());
+    ExitCode::FAILURE
+}

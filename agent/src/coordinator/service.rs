@@ -95,7 +95,11 @@ impl View<'_> {
                 because("PostgreSQL is starting")
             }
             PostgresState::Starting { .. } => None,
-            PostgresState::Unresponsive { .. } => because("PostgreSQL does not answer"),
+            // A busy machine lets a single look fail.
+            PostgresState::Unresponsive { for_ms, .. } => {
+                let silent = Duration::from_millis(*for_ms) >= self.policy.node_timeout;
+                silent.then(|| because("PostgreSQL does not answer")).flatten()
+            }
             PostgresState::Unusable(reason) => because(reason),
         }
     }

@@ -577,6 +577,18 @@ fn members_go_in_and_out_of_service() {
 }
 
 #[test]
+fn one_missed_look_at_a_standby_is_nothing_yet() {
+    let mut rig = Rig::formed();
+    let hung = |for_ms| PostgresState::Unresponsive { for_ms, reason: "timeout".to_owned() };
+    rig.postgres(2).state = hung(2_999);
+    rig.settle();
+    assert_eq!(rig.state.members[&NodeId(2)].service, Service::Up);
+    rig.postgres(2).state = hung(3_000);
+    rig.settle();
+    assert!(matches!(rig.state.members[&NodeId(2)].service, Service::Failed(_)));
+}
+
+#[test]
 fn a_standby_that_receives_nothing_leaves_service_after_a_while() {
     let mut rig = Rig::formed();
     let PostgresState::Running(standby) = &mut rig.postgres(2).state else { unreachable!() };

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::types::{PromoteRequest, Refusal};
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
-use crate::cluster::{Applied, ClusterState, Command};
+use crate::cluster::{Applied, ChangePhase, ClusterState, Command};
 use crate::config::Config;
 use crate::consensus::{Consensus, ProposeError, Standing};
 use crate::coordinator::{Action, Coordinator, Policy, Seen};
@@ -108,6 +108,8 @@ pub struct Driver {
     started: MonoTime,
     /// Since when this node is known to be primary of this generation.
     primary_since: Option<(Generation, MonoTime)>,
+    /// Since when a switchover is known to want new work held.
+    holding_since: Option<MonoTime>,
     incarnation: u64,
     own: Option<PostgresObservation>,
     duty: Duty,
@@ -163,6 +165,7 @@ impl Driver {
             promise: Promise::unknown(terms, now),
             started: now,
             primary_since: None,
+            holding_since: None,
             incarnation: rand::random(),
             own: None,
             duty: Duty::default(),
@@ -228,6 +231,8 @@ impl Driver {
         let generation = self.state.generation;
         let known = self.primary_since.filter(|(since, _)| *since == generation);
         self.primary_since = self.is_primary().then(|| known.unwrap_or((generation, now)));
+        let stopping = self.state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Stopping);
+        self.holding_since = stopping.then(|| self.holding_since.unwrap_or(now));
         if self.state.change.is_none() {
             // A later switchover may have the same generation.
             self.duty.prepared = None;
@@ -302,7 +307,7 @@ impl Driver {
                 match &done.action {
                     LocalAction::Recruit(generation) => self.duty.recruited = Some(*generation),
                     LocalAction::Prepare(generation) => self.duty.prepared = Some(*generation),
-                    LocalAction::Fence { .. } | LocalAction::StopFast { .. } => {
+                    LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop => {
                         self.duty.released = done.before.primary_of.or(self.duty.released);
                         self.duty.stopped_here |= done.before.ran;
                     }
@@ -394,6 +399,7 @@ impl Driver {
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
             fence_at: self.fence_at(now),
             since: self.primary_since.map_or(self.started, |(_, since)| since),
+            work_is_held: self.work_is_held(now),
             stopped_here: self.duty.stopped_here,
             now,
         };
@@ -422,6 +428,16 @@ impl Driver {
             let _ = events.send(Event::Acted(done)).await;
         });
         self.acting = Some((action, task));
+    }
+
+    /// A proxy that does not answer delays a switchover by this much, no more: its sessions lose their
+    /// statements in flight.
+    fn work_is_held(&self, now: MonoTime) -> bool {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let newest = version(&self.state);
+        let mut proxies = self.parts.hub.proxies().into_values();
+        let patience_is_over = self.holding_since.is_some_and(|since| now.since(since) >= PATIENCE);
+        patience_is_over || proxies.all(|proxy| proxy.acknowledged >= Some(newest))
     }
 
     fn heard(&self, id: NodeId, now: MonoTime) -> Option<&Seen> {

@@ -37,11 +37,13 @@ pub enum LocalAction {
         /// What that primary last said of itself.
         running: Running,
     },
-    /// Stop it cleanly, for a switchover or before a rejoin.
+    /// Stop it cleanly, before a rejoin.
     StopFast {
         /// Why.
         reason: String,
     },
+    /// Let running transactions end, for a moment, then stop it cleanly: a switchover.
+    DrainAndStop,
     /// Checkpoint ahead of the switchover to a generation.
     Prepare(Generation),
     /// Checkpoint after a promotion, so that others can rewind to this server.
@@ -92,6 +94,8 @@ pub struct Situation<'a> {
     /// Since when this agent knows this node as primary of the present generation: a lease that is not
     /// yet won is given as long as one lasts.
     pub since: MonoTime,
+    /// Every proxy has put the topology in effect in which new work is held, or was given the time to.
+    pub work_is_held: bool,
     /// PostgreSQL is down because this agent stopped or killed it.
     pub stopped_here: bool,
     /// Now.
@@ -172,13 +176,16 @@ impl Reconciler {
     pub fn decide(&self, s: &Situation<'_>) -> Reconciliation {
         let wanted = self.wanted(s);
         let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }));
-        let kind = wanted.action.as_ref().map(discriminant);
+        let resting = wanted.action.as_ref().is_some_and(|action| self.is_resting(action, s.now));
         match self.failed {
-            Some((failed, _, at)) if !urgent && kind == Some(failed) && s.now < at => {
-                Reconciliation { action: None, ..wanted }.at(at)
-            }
+            Some((_, _, at)) if !urgent && resting => Reconciliation { action: None, ..wanted }.at(at),
             Some(_) | None => wanted,
         }
+    }
+
+    /// Whether an action of this kind failed a moment ago.
+    fn is_resting(&self, action: &LocalAction, now: MonoTime) -> bool {
+        self.failed.is_some_and(|(failed, _, at)| failed == discriminant(action) && now < at)
     }
 
     fn wanted(&self, s: &Situation<'_>) -> Reconciliation {
@@ -256,10 +263,10 @@ impl Reconciler {
         if promoting {
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
-        if running.checkpoint_timeline != running.timeline {
-            return wake(Reconciliation::act(LocalAction::Checkpoint));
-        }
-        wake(Reconciliation { action: self.slots_action(s, false), ..Reconciliation::default() })
+        // The checkpoint removes WAL, so the slots come first, unless they cannot be had for now.
+        let slots = self.slots_action(s, false).filter(|action| !self.is_resting(action, s.now));
+        let checkpoint = (running.checkpoint_timeline != running.timeline).then_some(LocalAction::Checkpoint);
+        wake(Reconciliation { action: slots.or(checkpoint), ..Reconciliation::default() })
     }
 
     /// A primary without a lease must not be writable. One that this agent found running when it
@@ -403,8 +410,11 @@ fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
         (ChangePhase::Preparing, PostgresState::Running(_)) if s.own.prepared != Some(change.generation) => {
             Reconciliation::act(LocalAction::Prepare(change.generation))
         }
+        (ChangePhase::Stopping, PostgresState::Running(_)) if !s.work_is_held => {
+            Reconciliation::wait("waiting for the proxies to hold new work")
+        }
         (ChangePhase::Stopping, PostgresState::Running(_) | PostgresState::Starting { .. }) => {
-            Reconciliation::act(LocalAction::StopFast { reason: "switchover".to_owned() })
+            Reconciliation::act(LocalAction::DrainAndStop)
         }
         (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
         (_, _) => Reconciliation::default(),

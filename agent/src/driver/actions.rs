@@ -13,6 +13,9 @@ use crate::observation::PostgresObservation;
 use crate::postgres::Instance;
 use crate::reconcile::LocalAction;
 
+/// How long running transactions may take to end before a switchover ends them.
+const DRAIN: Duration = Duration::from_millis(500);
+
 /// A local action that has ended.
 #[derive(Debug)]
 pub struct Done {
@@ -60,6 +63,13 @@ async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) 
         LocalAction::StartStandby(upstream) => text(instance.start_standby(upstream.as_ref()).await),
         LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
         LocalAction::StopFast { .. } => text(instance.stop_fast(stop_timeout).await),
+        LocalAction::DrainAndStop => {
+            // With new work held, what runs ends in milliseconds, unless it is long.
+            if let Err(error) = instance.drain(DRAIN).await {
+                tracing::warn!("stopping without waiting for transactions: {}", Chain(&error));
+            }
+            text(instance.stop_fast(stop_timeout).await)
+        }
         LocalAction::Prepare(_) | LocalAction::Checkpoint => text(instance.checkpoint().await),
         LocalAction::Recruit(_) => text(instance.recruit().await),
         // After a clean switchover the walreceiver still looks for the old primary.
@@ -89,6 +99,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
             format!("rejoining the cluster as a standby of {}", upstream.node)
         }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
+        LocalAction::DrainAndStop => "stopping PostgreSQL: switchover".to_owned(),
         LocalAction::Prepare(generation) => {
             format!("checkpoint before the switchover to generation {generation}")
         }

@@ -169,6 +169,17 @@ impl Instance {
         stopped.map_err(|_| StopError::Killed { after: deadline })
     }
 
+    /// Waits until no client's statement or transaction runs, no longer than `patience`. PostgreSQL
+    /// announces that to nobody.
+    pub async fn drain(&self, patience: Duration) -> Result<(), SessionError> {
+        const BUSY: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+             AND state <> 'idle' AND application_name <> 'pgherd-agent'";
+        let session = self.session().await?;
+        let patience = Patience::new(patience, Duration::from_millis(3));
+        while session.value::<i64>(BUSY).await? > 0 && patience.next().await {}
+        Ok(())
+    }
+
     /// Makes PostgreSQL write all it has in memory, so that a stop soon after is quick and pg_rewind
     /// sees the newest timeline.
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {

@@ -178,6 +178,7 @@ impl Instance {
         // Whoever starts it from here on gets a standby, and one with its own name.
         files::create_standby_signal(self.data_dir(), &self.shared.owner)?;
         Following::new(self.settings(), Some(upstream)).write(self.data_dir(), &self.shared.owner)?;
+        self.fill_gaps(&running.history)?;
         self.finish_rewind()?;
         if kinship != Kinship::Ancestor {
             let timeline = control.timeline();

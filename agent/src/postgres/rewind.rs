@@ -13,6 +13,8 @@ use std::process::Output;
 use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
+use pgherd_common::wal::TimelineHistory;
+
 use super::configuration::included;
 use super::conninfo::Conninfo;
 use super::controldata::{ClusterState, ControlData, ControlDataError};
@@ -119,6 +121,17 @@ impl Instance {
         }
         self.keep_wal().await?;
         self.pg_rewind(upstream).await
+    }
+
+    /// Gives back the WAL of the shared past that the source no longer has.
+    pub(super) fn fill_gaps(&self, history: &TimelineHistory) -> Result<(), FileError> {
+        let (data_dir, kept) = (self.data_dir(), wal_dir(self.settings()));
+        let filled = saved_wal::fill_gaps(data_dir, &kept, history, &self.shared.owner);
+        let filled = filled.map_err(failed("complete the WAL in", data_dir))?;
+        if filled > 0 {
+            tracing::info!(segments = filled, "kept WAL that the new primary no longer has");
+        }
+        Ok(())
     }
 
     /// Brings the DBA's files back and lifts the ban on starting.

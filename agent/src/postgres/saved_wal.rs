@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use pgherd_common::Lsn;
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{Lsn, Timeline};
 
 use super::command::OsUser;
 
@@ -46,14 +47,45 @@ pub(super) fn restore(data_dir: &Path, from: &Path, owner: &OsUser) -> io::Resul
     }
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let target = data_dir.join("pg_wal").join(entry.file_name());
-        fs::copy(entry.path(), &target)?;
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o600))?;
-        if owner.switch {
-            chown(&target, Some(owner.uid), Some(owner.gid))?;
-        }
+        put(&entry.path(), &data_dir.join("pg_wal").join(entry.file_name()), owner)?;
     }
     Ok(true)
+}
+
+/// Gives the rewound data directory the segments that its source no longer has, so far as they are of
+/// the past that both share: recovery begins at the last checkpoint before the fork. Returns how many.
+pub(super) fn fill_gaps(
+    data_dir: &Path,
+    from: &Path,
+    history: &TimelineHistory,
+    owner: &OsUser,
+) -> io::Result<usize> {
+    if !from.exists() {
+        return Ok(0);
+    }
+    let mut filled = 0;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = data_dir.join("pg_wal").join(entry.file_name());
+        let length = entry.metadata()?.len();
+        let shared =
+            entry.file_name().to_str().and_then(|name| Some((timeline(name)?, begin(name, length)?)));
+        let shared = shared.and_then(|(timeline, begin)| Some(begin + length <= history.left(timeline)?.0));
+        if shared == Some(true) && !target.exists() {
+            put(&entry.path(), &target, owner)?;
+            filled += 1;
+        }
+    }
+    Ok(filled)
+}
+
+fn put(from: &Path, target: &Path, owner: &OsUser) -> io::Result<()> {
+    fs::copy(from, target)?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o600))?;
+    if owner.switch {
+        chown(target, Some(owner.uid), Some(owner.gid))?;
+    }
+    Ok(())
 }
 
 /// History files, then segments, newest first. Segments past `end` are empty ones kept for reuse.
@@ -72,13 +104,19 @@ fn wanted(data_dir: &Path, end: Lsn) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found.into_iter().map(|(_, name, path)| (name, path)).collect())
 }
 
-/// Whether the segment `TTTTTTTTHHHHHHHHLLLLLLLL` of `length` bytes begins before `end`.
+/// Whether the segment of `length` bytes begins before `end`.
 fn begins_before(name: &str, length: u64, end: Lsn) -> bool {
+    begin(name, length).is_some_and(|begin| begin <= end.0)
+}
+
+/// Where the segment `TTTTTTTTHHHHHHHHLLLLLLLL` of `length` bytes begins.
+fn begin(name: &str, length: u64) -> Option<u64> {
     let part = |range| name.get(range).and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    match (part(8..16), part(16..24)) {
-        (Some(high), Some(low)) => (high << 32) + low * length <= end.0,
-        _ => false,
-    }
+    Some((part(8..16)? << 32) + part(16..24)? * length)
+}
+
+fn timeline(name: &str) -> Option<Timeline> {
+    name.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok()).map(Timeline)
 }
 
 #[cfg(test)]
@@ -109,5 +147,13 @@ mod tests {
         let lengths = names.map(|name| fs::metadata(wal.join(name)).unwrap().len());
         assert_eq!(lengths, [16, 16, 0, 16]);
         assert!(!restore(&data, &dir.path().join("none"), &owner).unwrap());
+
+        // The fork lies at the end of the second segment: only what ends before it is shared.
+        for name in names {
+            fs::remove_file(wal.join(name)).unwrap();
+        }
+        let history = TimelineHistory(vec![(Timeline(1), Lsn(0x2F))]);
+        assert_eq!(fill_gaps(&data, &into, &history, &owner).unwrap(), 1);
+        assert!(wal.join(names[0]).exists() && !wal.join(names[1]).exists());
     }
 }

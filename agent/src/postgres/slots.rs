@@ -39,8 +39,9 @@ impl Instance {
     /// Makes sure that there is a slot for each of `members` (the other database members), and none
     /// for anybody else, so far as they are not in use.
     ///
-    /// On a standby such a slot may hold no WAL, since nobody would move it on: it exists so that a
-    /// member can follow at once after a promotion.
+    /// On a primary such a slot holds WAL from the last checkpoint on, also for a member that is away:
+    /// a former primary needs all since then to rejoin. On a standby it may hold none, since nobody
+    /// would move it on: it exists so that a member can follow at once after a promotion.
     pub async fn align_slots(
         &self,
         members: &BTreeSet<NodeName>,
@@ -53,16 +54,16 @@ impl Instance {
         let wanted: BTreeSet<String> = members.iter().map(NodeName::slot).collect();
         let mut present = BTreeSet::new();
         for slot in slots(&session).await? {
-            let stale = slot.lost || (in_recovery && slot.holds_wal);
+            let stale = slot.lost || slot.holds_wal == in_recovery;
             let doomed = !slot.active && (stale || !wanted.contains(&slot.name));
             if doomed && drop_slot(&session, &slot.name).await? {
-                tracing::info!(slot = slot.name, "dropped a replication slot that holds WAL for nobody");
+                tracing::info!(slot = slot.name, "dropped a replication slot that does not fit the role");
             } else {
                 present.insert(slot.name);
             }
         }
         for name in wanted.difference(&present) {
-            create(&session, name).await?;
+            create(&session, name, !in_recovery).await?;
         }
         Ok(())
     }
@@ -94,8 +95,9 @@ async fn drop_slot(session: &Session, name: &str) -> Result<bool, SessionError> 
     }
 }
 
-async fn create(session: &Session, name: &str) -> Result<(), SlotsError> {
-    match session.rows("SELECT pg_create_physical_replication_slot($1::text::name, false)", &[&name]).await {
+async fn create(session: &Session, name: &str, reserve: bool) -> Result<(), SlotsError> {
+    let sql = "SELECT pg_create_physical_replication_slot($1::text::name, $2::bool)";
+    match session.rows(sql, &[&name, &reserve]).await {
         Ok(_) => {
             tracing::info!(slot = name, "created a replication slot");
             Ok(())

@@ -24,6 +24,7 @@ struct Rig {
     fence_at: Option<MonoTime>,
     now: MonoTime,
     since: MonoTime,
+    work_is_held: bool,
     stopped_here: bool,
     reconciler: Reconciler,
 }
@@ -81,6 +82,7 @@ impl Rig {
             fence_at: Some(at(102)),
             now: at(100),
             since: at(50),
+            work_is_held: false,
             stopped_here: false,
             reconciler: Reconciler::new(RULES),
         };
@@ -133,6 +135,7 @@ impl Rig {
             primary: self.primary.as_ref(),
             fence_at: self.fence_at,
             since: self.since,
+            work_is_held: self.work_is_held,
             stopped_here: self.stopped_here,
             now: self.now,
         })
@@ -304,7 +307,9 @@ fn a_switchover_checkpoints_then_stops() {
     rig.own.prepared = Some(generation);
     assert_eq!(rig.decide(1).action, None);
     rig.commit(&Command::Stop { generation });
-    assert!(matches!(rig.decide(1).action, Some(LocalAction::StopFast { .. })));
+    assert_eq!(rig.decide(1).action, None, "proxies still send new work");
+    rig.work_is_held = true;
+    assert_eq!(rig.decide(1).action, Some(LocalAction::DrainAndStop));
 }
 
 #[test]

@@ -459,6 +459,9 @@ async fn slots_are_aligned_in_both_roles() {
     // In use: not dropped.
     assert_eq!(n1.running().await.slots, ["pgherd_n2", "pgherd_n3"]);
 
+    let held = n1.text("SELECT count(*)::text FROM pg_replication_slots WHERE restart_lsn IS NOT NULL").await;
+    assert_eq!(held, "2", "a primary keeps WAL for a member that is away");
+
     n2.sql("SELECT pg_create_physical_replication_slot('pgherd_n3', true)").await;
     n2.sql("SELECT pg_create_physical_replication_slot('pgherd_gone', true)").await;
     n2.instance.align_slots(&names("n1 n3"), true).await.unwrap();

@@ -203,6 +203,21 @@ impl Instance {
         if found == wanted { Ok(true) } else { Err(StartError::OtherRole { found, wanted }) }
     }
 
+    /// Removes lock files that would keep PostgreSQL from starting though nothing of it runs.
+    pub(super) fn clear_stale_locks(&self) -> Result<(), FileError> {
+        let settings = self.settings();
+        let socket = settings.socket_dir.as_deref().map(|dir| (dir, settings.address.port));
+        if let Some(lock) = process::stale_socket_lock(self.data_dir(), socket) {
+            tracing::info!(?lock, "removing the lock of a socket whose server was killed");
+            files::remove_durably(&lock)?;
+        }
+        if process::pid_file_is_stale(self.data_dir()) {
+            tracing::warn!("removing a postmaster.pid that names a process of somebody else");
+            files::remove_durably(&process::pid_file(self.data_dir()))?;
+        }
+        Ok(())
+    }
+
     fn watch_start(&self) -> Result<Option<Arc<Postmaster>>, StartError> {
         self.postmaster().map_err(|source| StartError::Spawn { program: self.program(), source })
     }
@@ -214,10 +229,7 @@ impl Instance {
     async fn launch(&self, following: &Following, fenced: u64) -> Result<(), StartError> {
         // Backends of a postmaster that died hold its shared memory, and would block the start.
         self.clear().await?;
-        if process::pid_file_is_stale(self.data_dir()) {
-            tracing::warn!("removing a postmaster.pid that names a process of somebody else");
-            files::remove_durably(&process::pid_file(self.data_dir()))?;
-        }
+        self.clear_stale_locks()?;
         let log_file = &self.settings().log_file;
         let (log, log_start) = files::open_log(log_file, &self.shared.owner)?;
         let ended = self.spawn(log, fenced)?;

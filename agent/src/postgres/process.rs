@@ -162,6 +162,25 @@ pub(super) fn pid_file_is_stale(data_dir: &Path) -> bool {
     matches!(Process::of_instance(pid, data_dir), Ok(None)) && fs::metadata(format!("/proc/{pid}")).is_ok()
 }
 
+/// The lock file of a Unix socket that names a zombie: a postmaster of this instance that was killed
+/// and that nobody has reaped yet. PostgreSQL would refuse to start because of it. The socket's place
+/// is what `postmaster.pid` tells, or else `socket`.
+pub(super) fn stale_socket_lock(data_dir: &Path, socket: Option<(&Path, u16)>) -> Option<PathBuf> {
+    let text = fs::read_to_string(pid_file(data_dir)).unwrap_or_default();
+    let mut lines = text.lines().skip(3).map(str::trim);
+    let told =
+        lines.next().zip(lines.next()).and_then(|(port, dir)| Some((Path::new(dir), port.parse().ok()?)));
+    let (dir, port) = told.filter(|(dir, _)| dir.is_absolute()).or(socket)?;
+    let lock = dir.join(format!(".s.PGSQL.{port}.lock"));
+    let pid: u32 = fs::read_to_string(&lock).ok()?.lines().next()?.trim().parse().ok()?;
+    is_zombie(pid).then_some(lock)
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+}
+
 fn works_in(pid: u32, data_dir: &Path) -> bool {
     let link = format!("/proc/{pid}/cwd");
     let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
@@ -193,4 +212,27 @@ fn is_postmaster(pid: u32) -> bool {
     // It is empty while a process exits.
     let child = text.split('\0').next().is_none_or(|title| title.is_empty() || title.contains(": "));
     !child && !text.split('\0').any(|argument| argument == "--single" || argument == "--boot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_lock_is_stale_while_its_owner_is_a_zombie() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let lock = dir.path().join(".s.PGSQL.5432.lock");
+        fs::write(&lock, format!("{}\n/data\n", child.id())).unwrap();
+        while !is_zombie(child.id()) {
+            std::thread::yield_now();
+        }
+        let socket = Some((dir.path(), 5432));
+        assert_eq!(stale_socket_lock(dir.path(), socket), Some(lock.clone()));
+        let told = format!("1\n/data\n0\n5432\n{}\n", dir.path().display());
+        fs::write(pid_file(dir.path()), told).unwrap();
+        assert_eq!(stale_socket_lock(dir.path(), None), Some(lock));
+        child.wait().unwrap();
+        assert_eq!(stale_socket_lock(dir.path(), None), None, "its owner has been reaped");
+    }
 }

@@ -20,7 +20,6 @@ use super::conninfo::Conninfo;
 use super::controldata::{ClusterState, ControlData, ControlDataError};
 use super::files::{FileError, failed, remove_durably, standby_signal, write_durably};
 use super::instance::Instance;
-use super::process;
 use super::saved_wal;
 use super::settings::{Settings, Upstream};
 
@@ -190,9 +189,7 @@ impl Instance {
         let settings = self.settings();
         // A standalone backend refuses to be a standby.
         remove_durably(&standby_signal(&settings.data_dir))?;
-        if process::pid_file_is_stale(&settings.data_dir) {
-            remove_durably(&process::pid_file(&settings.data_dir))?;
-        }
+        self.clear_stale_locks()?;
         let program = settings.bin_dir.join("postgres");
         let mut command = self.shared.owner.command(&program);
         command.arg("--single").arg("-D").arg(&settings.data_dir).current_dir(&settings.data_dir);

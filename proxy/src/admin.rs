@@ -60,13 +60,17 @@ pub(crate) fn answer(show: Show, cluster: &Cluster, shares: &Shares, last_read: 
             let version = format!("pgherd-proxy {}", env!("CARGO_PKG_VERSION"));
             Table { columns: &["pool_version"], rows: vec![vec![version]] }
         }
-        Show::Topology => Table { columns: &["item", "value"], rows: topology_rows(cluster, topology.as_deref()) },
-        Show::Nodes => {
-            Table { columns: NODES, rows: each_node(cluster, topology.as_deref(), shares, last_read, node_row) }
+        Show::Topology => {
+            Table { columns: &["item", "value"], rows: topology_rows(cluster, topology.as_deref()) }
         }
-        Show::PoolNodes => {
-            Table { columns: POOL_NODES, rows: each_node(cluster, topology.as_deref(), shares, last_read, pool_row) }
-        }
+        Show::Nodes => Table {
+            columns: NODES,
+            rows: each_node(cluster, topology.as_deref(), shares, last_read, node_row),
+        },
+        Show::PoolNodes => Table {
+            columns: POOL_NODES,
+            rows: each_node(cluster, topology.as_deref(), shares, last_read, pool_row),
+        },
     }
 }
 

@@ -14,7 +14,12 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "pgherd-proxy", version, about)]
 struct Arguments {
     /// Run with this configuration
-    #[arg(long, value_name = "FILE", required_unless_present = "check_config", conflicts_with = "check_config")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "check_config",
+        conflicts_with = "check_config"
+    )]
     config: Option<PathBuf>,
 
     /// Report everything that is wrong with a configuration, and exit
@@ -43,7 +48,8 @@ fn main() -> ExitCode {
 }
 
 fn read(path: &Path) -> Result<Config, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
     Config::parse(&text).map_err(|problems| format!("{}: {problems}", path.display()))
 }
 

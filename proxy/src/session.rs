@@ -231,7 +231,7 @@ impl Session {
                 }
                 What::Uses(name) => self.before_use(name, known, reply, out),
                 What::CloseStatement(name) => {
-                    reply.expect(Expected::Close { name: Some(name.clone()), injected: false })
+                    reply.expect(Expected::Close { name: Some(name.clone()), injected: false });
                 }
                 What::ClosePortal => reply.expect(Expected::Close { name: None, injected: false }),
                 What::Query => {
@@ -330,9 +330,9 @@ impl Session {
         }
         if status == TxStatus::Idle {
             if reply.failed() || was_failed {
-                self.settings.rollback()
+                self.settings.rollback();
             } else {
-                self.settings.commit()
+                self.settings.commit();
             }
             known.seen = self.settings.newest();
         }

@@ -1,5 +1,7 @@
 //! Statements end up on the right server, in both protocols, and sessions keep their state on all of them.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
+
 mod harness;
 
 use bytes::Bytes;
@@ -16,7 +18,12 @@ struct World {
 
 async fn world() -> World {
     let primary = Postgres::primary(Access::Trust);
-    primary.direct().await.batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)").await.unwrap();
+    primary
+        .direct()
+        .await
+        .batch_execute("CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)")
+        .await
+        .unwrap();
     let standby = primary.standby();
     standby.caught_up_with(&primary).await;
     let mut agent = Agent::start(Some(Script::new(&[&primary, &standby]).steady())).await;
@@ -59,13 +66,13 @@ async fn sessions_span_servers() {
 async fn reads_and_writes(world: &World) {
     let client = world.proxy.connect().await;
     let (primary, standby) = (world.primary.port().to_string(), world.standby.port().to_string());
-    assert_eq!(simple(&client, WHERE).await, [standby.clone()]);
-    assert_eq!(simple(&client, WHERE_WRITES).await, [primary.clone()]);
+    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+    assert_eq!(simple(&client, WHERE_WRITES).await, std::slice::from_ref(&primary));
     let row = soon(client.query_one(WHERE, &[])).await.unwrap();
     assert_eq!(row.get::<_, String>(0), standby);
-    assert_eq!(simple(&client, &format!("BEGIN; {WHERE}; COMMIT")).await, [primary.clone()]);
+    assert_eq!(simple(&client, &format!("BEGIN; {WHERE}; COMMIT")).await, std::slice::from_ref(&primary));
     client.batch_execute("BEGIN").await.unwrap();
-    assert_eq!(simple(&client, WHERE).await, [primary.clone()]);
+    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&primary));
     client.batch_execute("COMMIT").await.unwrap();
     client.batch_execute("BEGIN READ ONLY").await.unwrap();
     assert_eq!(simple(&client, WHERE_WRITES).await, [standby]);
@@ -138,7 +145,8 @@ async fn copies(world: &World) {
     assert_eq!(soon(sink.finish()).await.unwrap(), 20_000);
     world.standby.caught_up_with(&world.primary).await;
     let out = client.copy_out("COPY c TO STDOUT").await.unwrap();
-    let bytes: usize = soon(out.map_ok(|chunk| chunk.len()).try_fold(0, async |sum, len| Ok(sum + len))).await.unwrap();
+    let bytes: usize =
+        soon(out.map_ok(|chunk| chunk.len()).try_fold(0, async |sum, len| Ok(sum + len))).await.unwrap();
     assert!(bytes > 2_000_000);
     let sink = client.copy_in::<_, Bytes>("COPY c FROM STDIN").await.unwrap();
     let mut sink = std::pin::pin!(sink);
@@ -221,7 +229,10 @@ async fn large_messages(world: &World) {
     assert_eq!(simple(&client, &sql).await, [megabytes.len().to_string()]);
     let row = soon(client.query_one(&sql, &[])).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), 3 << 20);
-    let rows = client.query_raw("SELECT repeat('y', 1000) FROM generate_series(1, 20000)", &[] as &[i32]).await.unwrap();
+    let rows = client
+        .query_raw("SELECT repeat('y', 1000) FROM generate_series(1, 20000)", &[] as &[i32])
+        .await
+        .unwrap();
     let mut rows = std::pin::pin!(rows);
     let mut count = 0;
     while let Some(row) = soon(rows.next()).await {

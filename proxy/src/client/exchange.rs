@@ -88,7 +88,12 @@ enum Progress {
 
 impl Client {
     /// Runs `segment` on the open connection to `node`. `again`: it may be given to another server.
-    pub(super) async fn exchange(&mut self, node: NodeId, segment: Segment, again: bool) -> Result<Outcome, Gone> {
+    pub(super) async fn exchange(
+        &mut self,
+        node: NodeId,
+        segment: Segment,
+        again: bool,
+    ) -> Result<Outcome, Gone> {
         let Some(mut server) = self.servers.remove(&node) else { return Ok(Outcome::Elsewhere(segment)) };
         let mut flow = Flow::new(&segment, again && self.session.is_repeatable(&segment));
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
@@ -181,8 +186,13 @@ impl Client {
     fn on_error(&mut self, flow: &mut Flow, server: &mut Server, len: usize, error: &ServerError) {
         flow.reply.on_error();
         let out = &mut self.pipe.output;
-        let primary_known = self.topology.borrow().as_deref().is_some_and(|topology| routing::writable(topology).is_some());
-        if server.role == Role::Standby && flow.reply.is_replaceable() && primary_known && may_differ(&error.code) {
+        let primary_known =
+            self.topology.borrow().as_deref().is_some_and(|topology| routing::writable(topology).is_some());
+        if server.role == Role::Standby
+            && flow.reply.is_replaceable()
+            && primary_known
+            && may_differ(&error.code)
+        {
             tracing::debug!(server = %server.name, %error, "a standby could not run a read; asking the primary");
             if recovery_refused(&error.code) {
                 let texts = flow.segment.iter().flat_map(|segment| &segment.texts);
@@ -254,7 +264,8 @@ impl Client {
 
     /// A message of a client that copies data in. Whether there was one.
     fn on_copy(&mut self, flow: &mut Flow) -> Result<bool, End> {
-        let header = frame::header(&self.pipe.input).map_err(|error| End::ClientProtocol(TakeError::Frame(error)))?;
+        let header =
+            frame::header(&self.pipe.input).map_err(|error| End::ClientProtocol(TakeError::Frame(error)))?;
         let Some(header) = header else { return Ok(false) };
         let ends_data = matches!(header.tag, b'c' | b'f');
         flow.input = match (flow.input, header.tag) {

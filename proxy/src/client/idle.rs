@@ -82,7 +82,9 @@ impl Client {
         let lost = loop {
             match frame::message(&input) {
                 Ok(Some((header, payload))) => {
-                    if let Some(why) = self.on_unasked(header.tag, payload, input.get(..header.len).unwrap_or_default()) {
+                    if let Some(why) =
+                        self.on_unasked(header.tag, payload, input.get(..header.len).unwrap_or_default())
+                    {
                         break Some(why);
                     }
                     input.advance(header.len);

@@ -67,8 +67,12 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
         }
         Startup::Ssl | Startup::Gss => return Ok(Admission::Done),
     };
-    if start.parameter("replication").is_some_and(|value| !matches!(value, "" | "0" | "false" | "off" | "no")) {
-        return Err(Trouble::NotOffered("replication connections are not offered: connect to the server itself").into());
+    if start.parameter("replication").is_some_and(|value| !matches!(value, "" | "0" | "false" | "off" | "no"))
+    {
+        return Err(Trouble::NotOffered(
+            "replication connections are not offered: connect to the server itself",
+        )
+        .into());
     }
     let place = Arc::clone(&shared.places).try_acquire_owned().map_err(|_| Trouble::TooManyClients)?;
     let unknown = start.protocol_options();
@@ -80,7 +84,11 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
         AuthMethod::Trust => None,
         AuthMethod::ScramSha256 => {
             let verifier = verifier(shared, &user).await?;
-            Some(timeout(limit, prove(shared, pipe, &user, verifier)).await.map_err(|_| Trouble::LoginTimeout)??)
+            Some(
+                timeout(limit, prove(shared, pipe, &user, verifier))
+                    .await
+                    .map_err(|_| Trouble::LoginTimeout)??,
+            )
         }
     };
     backend::put_auth_ok(&mut pipe.output);
@@ -149,7 +157,9 @@ async fn prove(shared: &Shared, pipe: &mut Pipe, user: &str, verifier: Verifier)
     let malformed = |_| Trouble::Protocol("malformed SASL message".to_owned());
     let (mechanism, data) = frontend::sasl_initial(&first).map_err(malformed)?;
     if mechanism != scram::MECHANISM {
-        return Err(Trouble::Protocol("client selected an invalid SASL authentication mechanism".to_owned()).into());
+        return Err(
+            Trouble::Protocol("client selected an invalid SASL authentication mechanism".to_owned()).into()
+        );
     }
     let (exchange, answer) = ServerExchange::begin(verifier, data, &nonce()).map_err(refuse)?;
     backend::put_auth_sasl_continue(&mut pipe.output, &answer);

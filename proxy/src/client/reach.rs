@@ -35,7 +35,11 @@ impl Client {
 
     /// A connection where `segment` can run now: with the session's settings, and with the statements
     /// that the segment uses. Held until there is one, within the hold timeout.
-    pub(super) async fn reach(&mut self, segment: &Segment, wanted: Wanted) -> Result<Result<NodeId, Trouble>, Gone> {
+    pub(super) async fn reach(
+        &mut self,
+        segment: &Segment,
+        wanted: Wanted,
+    ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
         let deadline = begun + self.shared.config.hold_timeout;
         loop {

@@ -122,7 +122,7 @@ impl Client {
         self.note_parsing();
         backend::put_key(&mut self.pipe.output, first.key);
         backend::put_ready(&mut self.pipe.output, self.session.status());
-        Ok(())
+        Ok(self.pipe.flush().await?)
     }
 
     async fn serve(&mut self) -> Gone {

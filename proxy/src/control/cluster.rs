@@ -87,8 +87,11 @@ impl Cluster {
             }
             switch
         });
-        if matches!(verdict, Acceptance::Older { .. }) {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        match verdict {
+            // Agents know better than a connection that failed before.
+            Acceptance::Switch => lock(&self.avoided).clear(),
+            Acceptance::Older { .. } => drop(self.refused.fetch_add(1, Ordering::Relaxed)),
+            Acceptance::Known | Acceptance::Stranger => {}
         }
         verdict
     }
@@ -130,7 +133,10 @@ impl Cluster {
     pub(crate) fn status(&self, node: NodeId) -> Option<BackendStatus> {
         let now = self.clock.now();
         let observed = lock(&self.observed);
-        observed.get(&node).filter(|known| now.since(known.at) < STATUS_LIFE).map(|known| known.status.clone())
+        observed
+            .get(&node)
+            .filter(|known| now.since(known.at) < STATUS_LIFE)
+            .map(|known| known.status.clone())
     }
 
     /// Known lags of standbys.

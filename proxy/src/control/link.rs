@@ -73,8 +73,10 @@ pub(crate) async fn keep_link(cluster: Arc<Cluster>, config: Arc<Config>, agent:
 async fn connect(config: &Config, agent: &HostPort) -> Result<Socket, LinkError> {
     let url = format!("ws://{agent}{}", push::PATH);
     let attempt = tokio_tungstenite::connect_async_with_config(url, None, true);
-    let (mut socket, _) =
-        timeout(CONNECT_MAX, attempt).await.map_err(|_| LinkError::ConnectTimeout)?.map_err(LinkError::Connect)?;
+    let (mut socket, _) = timeout(CONNECT_MAX, attempt)
+        .await
+        .map_err(|_| LinkError::ConnectTimeout)?
+        .map_err(LinkError::Connect)?;
     let hello = ToAgent::Hello {
         protocol: PROTOCOL,
         cluster: config.cluster.clone(),

@@ -146,8 +146,10 @@ impl Reply {
     fn pass_rows(&mut self, bytes: &[u8]) -> Result<usize, ReplyError> {
         let mut at = self.rest.min(bytes.len());
         self.rest -= at;
-        while !self.holding && self.rest == 0 {
-            let Some(header) = frame::header(bytes.get(at..).unwrap_or_default())? else { break };
+        if self.holding || self.rest > 0 {
+            return Ok(at);
+        }
+        while let Some(header) = frame::header(bytes.get(at..).unwrap_or_default())? {
             if !matches!(header.tag, b'D' | b'd' | b'C' | b'T' | b'2') || bytes.len() < at + header.len {
                 break;
             }

@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
             // Visited on their own.
             SetExpr::Select(_) | SetExpr::Query(_) | SetExpr::Values(_) => {}
             SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {
-                self.require(false)
+                self.require(false);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What a change of topology does to an open server connection.
 
-use pgherd_common::topology::Availability;
+use pgherd_common::topology::{Availability, ChangeKind};
 use pgherd_common::{Generation, NodeId, Topology};
 
 /// As what a server connection was opened.
@@ -29,9 +29,12 @@ pub fn fate(topology: &Topology, node: NodeId, role: Role) -> Fate {
     if backend.availability != Availability::Up {
         return Fate::Cut;
     }
+    let stopping = topology.primary().is_none() && topology.change() == Some(ChangeKind::Switchover);
     let is_primary = topology.primary().is_some_and(|primary| primary.id == node);
     match role {
         Role::Primary(generation) if is_primary && topology.version().generation == generation => Fate::Keep,
+        // The old primary of a switchover lives until what runs on it has ended, or for a moment longer.
+        Role::Primary(generation) if stopping && topology.version().generation == generation => Fate::Retire,
         Role::Primary(_) => Fate::Cut,
         // A standby that was promoted still serves what it was asked, but writes need a new connection.
         Role::Standby if is_primary || !backend.attached => Fate::Retire,
@@ -41,6 +44,8 @@ pub fn fate(topology: &Topology, node: NodeId, role: Role) -> Fate {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_common::topology::Parts;
+
     use super::*;
     use crate::routing::tests::{down, topology, up};
 
@@ -58,6 +63,18 @@ mod tests {
         ] {
             assert_eq!(fate(&after, NodeId(1), role), Fate::Cut, "{after:?}");
         }
+    }
+
+    #[test]
+    fn what_runs_on_the_old_primary_of_a_switchover_may_end() {
+        let role = Role::Primary(topology(1, Some(1), vec![up(1)]).version().generation);
+        let changing = |kind, generation| {
+            let parts = Parts { change: Some(kind), ..topology(generation, None, vec![up(1), up(2)]).into() };
+            fate(&Topology::new(parts).unwrap(), NodeId(1), role)
+        };
+        assert_eq!(changing(ChangeKind::Switchover, 1), Fate::Retire);
+        assert_eq!(changing(ChangeKind::Switchover, 2), Fate::Cut, "its successor is chosen");
+        assert_eq!(changing(ChangeKind::Failover, 1), Fate::Cut);
     }
 
     #[test]

@@ -62,7 +62,10 @@ impl Cancels {
 
     /// Interrupts what runs for `key`; a wrong key does nothing, as with PostgreSQL.
     pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration) {
-        let slot = lock(&self.slots).get(&key.pid).filter(|(secret, _)| *secret == key.secret).map(|(_, slot)| slot.clone());
+        let slot = lock(&self.slots)
+            .get(&key.pid)
+            .filter(|(secret, _)| *secret == key.secret)
+            .map(|(_, slot)| slot.clone());
         let Some(slot) = slot else { return };
         let running = lock(&slot.running).clone();
         let Some((address, key)) = running else { return slot.waiting.notify_waiters() };

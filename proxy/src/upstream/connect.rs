@@ -77,7 +77,8 @@ pub(crate) async fn connect(
     limit: Duration,
 ) -> Result<Server, ConnectError> {
     let address = (backend.address.host.as_str(), backend.address.port);
-    let stream = timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout(limit))??;
+    let stream =
+        timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout(limit))??;
     let mut server = Server {
         node: backend.id,
         name: backend.name.clone(),
@@ -114,7 +115,10 @@ async fn message(pipe: &mut Pipe) -> Result<(u8, Vec<u8>), ConnectError> {
 
 async fn log_in(server: &mut Server, login: &Login) -> Result<(), ConnectError> {
     let parameters = login.parameters.iter().filter(|(name, _)| !name.starts_with("_pq_."));
-    startup::put_start(&mut server.pipe.output, parameters.map(|(name, value)| (name.as_str(), value.as_str())));
+    startup::put_start(
+        &mut server.pipe.output,
+        parameters.map(|(name, value)| (name.as_str(), value.as_str())),
+    );
     server.pipe.flush().await?;
     loop {
         let (tag, payload) = message(&mut server.pipe).await?;
@@ -147,7 +151,9 @@ async fn authenticate(pipe: &mut Pipe, payload: &[u8], login: &Login) -> Result<
         Authentication::Other(3) => Err(ConnectError::Method("a password in clear text")),
         Authentication::Other(5) => Err(ConnectError::Method("md5")),
         Authentication::Other(_) => Err(ConnectError::Method("an unknown authentication method")),
-        Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => Err(ConnectError::Content(Malformed)),
+        Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
+            Err(ConnectError::Content(Malformed))
+        }
     }
 }
 
@@ -185,7 +191,10 @@ async fn out_of_recovery(server: &mut Server) -> Result<(), ConnectError> {
         Some(value) => value == "on",
         // Before PostgreSQL 14 it has to be asked.
         None => {
-            let row = server.query("SELECT pg_catalog.pg_is_in_recovery()").await.map_err(ConnectError::Recovery)?;
+            let row = server
+                .query("SELECT pg_catalog.pg_is_in_recovery()")
+                .await
+                .map_err(ConnectError::Recovery)?;
             row.is_none_or(|row| row.last() != Some(&b'f'))
         }
     };

@@ -59,7 +59,10 @@ impl Verifiers {
     /// The verifier of a role; one that no password fits when the role has none.
     pub(crate) async fn verifier(&self, user: &str, topology: &Topology) -> Result<Verifier, VerifierError> {
         let now = RealClock.now();
-        let known = lock(&self.entries).get(user).filter(|entry| now.since(entry.fetched) < LIFE).map(|entry| entry.verifier.clone());
+        let known = lock(&self.entries)
+            .get(user)
+            .filter(|entry| now.since(entry.fetched) < LIFE)
+            .map(|entry| entry.verifier.clone());
         let verifier = match known {
             Some(verifier) => verifier,
             None => {
@@ -84,7 +87,8 @@ impl Verifiers {
     async fn look_up(&self, user: &str, topology: &Topology) -> Result<Option<Verifier>, VerifierError> {
         let primary = routing::writable(topology);
         let up = |backend: &&Backend| backend.availability == pgherd_common::topology::Availability::Up;
-        let others = topology.backends().iter().filter(up).filter(|backend| Some(backend.id) != primary.map(|p| p.id));
+        let others =
+            topology.backends().iter().filter(up).filter(|backend| Some(backend.id) != primary.map(|p| p.id));
         let mut last = VerifierError::NoServer;
         for backend in primary.into_iter().chain(others) {
             let server = backend.name.clone();

@@ -1,8 +1,7 @@
 //! A real primary with a standby, an agent that says what the test wants it to say, and a proxy between
 //! them and the test.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
 mod agent;
 mod postgres;

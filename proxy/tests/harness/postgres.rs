@@ -38,9 +38,9 @@ pub struct Postgres {
 /// The binaries of the installed PostgreSQL with the highest version.
 fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("no PostgreSQL under /usr/lib/postgresql");
-    let newest = versions.map(|entry| entry.unwrap().path()).max_by_key(|path| {
-        path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok())
-    });
+    let newest = versions
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));
     newest.unwrap().join("bin")
 }
 
@@ -96,7 +96,22 @@ impl Postgres {
     pub fn standby(&self) -> Self {
         let server = Self { directory: Self::directory(), port: free_port() };
         let (host, port) = (self.directory.path().display().to_string(), self.port.to_string());
-        let arguments = ["-D", &server.data(), "-h", &host, "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-X", "stream", "--no-sync"];
+        let arguments = [
+            "-D",
+            &server.data(),
+            "-h",
+            &host,
+            "-p",
+            &port,
+            "-U",
+            "postgres",
+            "-R",
+            "-c",
+            "fast",
+            "-X",
+            "stream",
+            "--no-sync",
+        ];
         run("pg_basebackup", server.directory.path(), &arguments);
         server.start();
         server
@@ -105,7 +120,10 @@ impl Postgres {
     /// Starts it; returns when it accepts connections.
     pub fn start(&self) {
         let root = self.directory.path().display();
-        let own = format!("port = {}\nunix_socket_directories = '{root}'\npgherd.port = '{}'\n", self.port, self.port);
+        let own = format!(
+            "port = {}\nunix_socket_directories = '{root}'\npgherd.port = '{}'\n",
+            self.port, self.port
+        );
         let file = self.directory.path().join("data/postgresql.conf");
         std::fs::write(file, format!("{CONFIGURATION}{own}")).unwrap();
         run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-l", "log", "start"]);

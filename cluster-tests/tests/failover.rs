@@ -7,12 +7,16 @@ use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Nothing acknowledged is gone or there twice, and the session was never closed.
-fn assert_kept(outcome: &Outcome, what: &str) {
+/// The session was never closed and nothing is there twice. Replication is asynchronous in these
+/// clusters, so what no standby had received may be gone after an unplanned change: it is told.
+fn assert_undisturbed(outcome: &Outcome, what: &str) {
     assert!(outcome.acked > 100, "{what}: {outcome:?}");
-    assert!(outcome.lost.is_empty(), "{what}: acknowledged rows are gone: {outcome:?}");
     assert!(outcome.duplicated.is_empty(), "{what}: {outcome:?}");
     assert_eq!(outcome.sessions_lost, 0, "{what}: {outcome:?}");
+    #[expect(clippy::print_stdout, reason = "a figure for people")]
+    if !outcome.lost.is_empty() {
+        println!("{what}: {} of {} acknowledged commits are gone", outcome.lost.len(), outcome.acked);
+    }
 }
 
 #[tokio::test]
@@ -27,7 +31,8 @@ async fn a_switchover_costs_no_client_an_error() -> TestResult {
         cluster.until_healthy(SOON).await?;
         assert_eq!(cluster.writable().await, [*to]);
         let outcome = writer.finish(&cluster).await?;
-        assert_kept(&outcome, to);
+        assert_undisturbed(&outcome, to);
+        assert!(outcome.lost.is_empty(), "a planned change loses nothing: {outcome:?}");
         assert!(outcome.errors.is_empty(), "a planned change costs nobody an error: {outcome:?}");
     }
     Ok(cluster.finish(&[])?)
@@ -49,7 +54,7 @@ async fn a_killed_primary_is_replaced_under_a_writer() -> TestResult {
     cluster.until_healthy(SOON).await?;
     writer.until_written(50, SOON).await?;
     let outcome = writer.finish(&cluster).await?;
-    assert_kept(&outcome, "killed primary");
+    assert_undisturbed(&outcome, "killed primary");
     let after = cluster.status().await?;
     assert_eq!(after.generation, before.generation + 1, "one failover, no flapping: {}", after.summary());
     assert!(after.standbys().contains(&"server1"), "the old primary follows: {}", after.summary());
@@ -73,9 +78,7 @@ async fn a_lost_node_is_replaced_under_a_writer() -> TestResult {
     cluster.until_healthy(SOON).await?;
     writer.until_written(50, SOON).await?;
     let outcome = writer.finish(&cluster).await?;
-    // What only the lost machine had may be gone: replication is asynchronous here. Nothing may be doubled.
-    println!("lost node: {} acknowledged, {} of them lost, {outcome:?}", outcome.acked, outcome.lost.len());
-    assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
+    assert_undisturbed(&outcome, "lost node");
     let status = cluster.status().await?;
     assert!(status.standbys().contains(&"server1"), "{}", status.summary());
     Ok(cluster.finish(&[])?)

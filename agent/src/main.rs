@@ -8,6 +8,9 @@ use pgherd_agent::config;
 use pgherd_common::errors::Chain;
 use tracing_subscriber::EnvFilter;
 
+/// The raft library says at length what this agent says itself, and calls its own stop an error.
+const FILTER: &str = "info,openraft=error,openraft::core::heartbeat=off";
+
 /// Watches one PostgreSQL, agrees with the other agents on who is primary, and acts on it.
 #[derive(Debug, Parser)]
 #[command(
@@ -22,8 +25,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter =
-        EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+    let filter = EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = match config::load(&arguments.config) {
         Ok(config) => config,

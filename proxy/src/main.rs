@@ -30,7 +30,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("PGHERD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let checked = match (&arguments.config, &arguments.check_config) {
         (Some(path), _) => read(path).and_then(|config| {
             pgherd_proxy::run(config).map_err(|error| format!("pgherd-proxy: {}", Chain(&error)))

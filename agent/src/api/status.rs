@@ -274,6 +274,13 @@ impl<'a> Composer<'a> {
         info.join("; ")
     }
 
+    fn follows(&self, id: NodeId) -> bool {
+        let primary =
+            self.picture.state.primary_member().and_then(|member| member.descriptor.postgres.as_ref());
+        let running = self.databases.get(&id).and_then(PostgresObservation::running);
+        running.is_some_and(|running| running.is_streaming() && running.follows.as_ref() == primary)
+    }
+
     /// EFM's rule: well only with all agents running, a primary and at least one standby, all
     /// databases up, and every standby at the primary's position.
     fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
@@ -299,6 +306,11 @@ impl<'a> Composer<'a> {
         };
         for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !in_service(node)) {
             verdict.push(format!("{} is out of service: {}.", node.name, node.info));
+        }
+        for node in
+            nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !self.follows(node.id))
+        {
+            verdict.push(format!("{} does not stream from the primary.", node.name));
         }
         let standbys: Vec<_> = nodes.iter().filter(|node| node.agent_type == AgentType::Standby).collect();
         let behind: Vec<_> = standbys

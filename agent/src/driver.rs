@@ -18,12 +18,12 @@ use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::api::types::{PromoteRequest, Refusal};
+use crate::api::types::PromoteRequest;
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{Applied, ChangePhase, ClusterState, Command};
 use crate::config::Config;
 use crate::consensus::{Consensus, ProposeError, Standing};
-use crate::coordinator::{Action, Coordinator, Policy, Seen};
+use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
 use crate::peers::Peers;
 use crate::postgres::Instance;
@@ -57,7 +57,7 @@ pub enum Event {
     /// A proposal of the coordinator has ended.
     Proposed(Command, Result<Applied, ProposeError>),
     /// An operator wants to change the primary: may that be proposed?
-    Plan(PromoteRequest, oneshot::Sender<Result<Command, Refusal>>),
+    Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// Somebody wants to know everything.
     Describe(oneshot::Sender<Box<Picture>>),
 }
@@ -276,11 +276,7 @@ impl Driver {
                 } else {
                     view.plan_forced(request.to.as_ref())
                 };
-                let refuse = |refused: crate::coordinator::SwitchoverRefused| Refusal {
-                    error: refused.to_string(),
-                    hint: refused.hint().to_owned(),
-                };
-                let _ = answer.send(plan.map_err(refuse));
+                let _ = answer.send(plan);
             }
             Event::Describe(answer) => {
                 let _ = answer.send(Box::new(self.picture(now)));

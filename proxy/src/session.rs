@@ -95,6 +95,16 @@ impl Session {
         self.pinned = true;
     }
 
+    /// Whether reads go to the primary, too.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// A new server connection refused the session's settings: they are void, as the client is told.
+    pub fn forget_settings(&mut self) {
+        self.settings.discard_all();
+    }
+
     /// The node that the last read went to.
     pub fn last_read(&self) -> Option<NodeId> {
         self.last_read
@@ -166,6 +176,7 @@ impl Session {
                 known.statements.insert(name, 0);
             }
         }
+        self.statements.forget_sent();
     }
 
     /// The proxy answered `segment` itself: the statements in it exist.
@@ -223,6 +234,7 @@ impl Session {
             match &part.what {
                 What::Parse { name, definition } => {
                     self.before_parse(name, known, reply, out);
+                    self.statements.note_sent(name);
                     reply.expect(Expected::Parse {
                         name: name.clone(),
                         definition: definition.clone(),
@@ -260,7 +272,7 @@ impl Session {
     }
 
     fn before_use(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        if self.statements.is_pending(name) {
+        if self.statements.is_sent(name) {
             return;
         }
         let Some(definition) = self.statements.confirmed(name) else { return };

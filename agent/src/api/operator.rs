@@ -1,5 +1,7 @@
 //! What operators want changed. Passed on to the raft leader, since only it can write to the log.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -13,6 +15,7 @@ use super::server::{Api, Refused};
 use super::types::{Accepted, NodeRequest, PriorityRequest, PromoteRequest};
 use crate::cluster::{Applied, ClusterState, Command, Member, Rejected};
 use crate::consensus::ProposeError;
+use crate::coordinator::SwitchoverRefused;
 use crate::driver::Event;
 use crate::peers::CallError;
 
@@ -34,14 +37,30 @@ pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: B
     if let Some(answer) = pass_on(&api, &headers, "/v1/promote", &request).await {
         return answer;
     }
-    let planned = api.ask(|answer| Event::Plan(request, answer)).await?;
-    let command = planned.map_err(|refusal| Refused(StatusCode::CONFLICT, refusal))?;
+    let command = plan(&api, &request).await?;
     let (kind, generation) = match command {
         Command::Begin { kind, generation, .. } => (kind, generation.next()),
         ref other => unreachable!("a plan begins a change of primary, not {other:?}"),
     };
     propose(&api, command).await?;
     Ok(Json(Accepted { message: format!("{kind} begun"), generation: Some(generation) }))
+}
+
+/// Right after another change of primary, standbys need a moment until they stream again and have said
+/// so: nobody is turned away for that.
+async fn plan(api: &Api, request: &PromoteRequest) -> Result<Command, Refused> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let deadline = RealClock.now() + PATIENCE;
+    loop {
+        let planned = api.ask(|answer| Event::Plan(request.clone(), answer)).await?;
+        match planned {
+            Ok(command) => return Ok(command),
+            Err(SwitchoverRefused::NoTarget(_)) if RealClock.now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(refused) => return Err(Refused::new(StatusCode::CONFLICT, &refused, refused.hint())),
+        }
+    }
 }
 
 pub(super) async fn resume(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {

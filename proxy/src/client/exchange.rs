@@ -294,9 +294,17 @@ impl Client {
             }
             End::Switched(status) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
+                let failed = flow.reply.failed();
                 self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
                 self.servers.insert(node, server);
-                Ok(flow.switching.map_or(Outcome::Done, Outcome::OnPrimary))
+                match flow.switching {
+                    // What follows an error in a pipeline is not run.
+                    Some(rest) if failed => {
+                        self.pass_over(&rest);
+                        Ok(Outcome::Done)
+                    }
+                    switching => Ok(switching.map_or(Outcome::Done, Outcome::OnPrimary)),
+                }
             }
             End::Withdrawn => {
                 self.session.on_withdrawn(&mut flow.reply, &mut server.known);

@@ -44,6 +44,11 @@ impl Client {
         let deadline = begun + self.shared.config.hold_timeout;
         loop {
             self.reap();
+            // It may have turned out meanwhile that standbys cannot serve this session.
+            let wanted = match wanted {
+                Wanted::Reader if self.session.is_pinned() => Wanted::Writer,
+                wanted => wanted,
+            };
             let attempt = match self.goal(wanted) {
                 Ok(Goal::Wait) => None,
                 Ok(Goal::Node(backend, role)) => self.try_reach(&backend, role, segment, deadline).await,
@@ -132,8 +137,15 @@ impl Client {
         }
         match timeout(self.shared.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
             Ok(Ok(())) => Some(Ok(node)),
-            Ok(Err(QueryError::Refused(error))) if role != Role::Standby => {
+            Ok(Err(QueryError::Refused(error))) => {
+                tracing::info!(server = %backend.name, user = self.user, error = error.message, "a setting of the session is refused");
                 self.drop_server(node, "a setting could not be replayed");
+                if role == Role::Standby {
+                    // It is this session's fault, not the server's: its reads go to the primary.
+                    self.session.pin();
+                    return None;
+                }
+                self.session.forget_settings();
                 Some(Err(Trouble::ServerEnded(error)))
             }
             Ok(Err(error)) => {

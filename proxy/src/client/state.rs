@@ -205,6 +205,17 @@ impl Client {
         }
     }
 
+    /// A segment behind an error is not run: it, and what follows it up to the next `Sync`, is passed
+    /// over. A query or a function call in it is, too.
+    pub(super) fn pass_over(&mut self, segment: &Segment) {
+        self.discard = segment.rest;
+        if segment.ends_with_sync() {
+            backend::put_ready(&mut self.pipe.output, self.session.status());
+        } else {
+            self.skipping = true;
+        }
+    }
+
     /// Whether the client is to be told of a setting; notes that it is.
     pub(super) fn tells(&mut self, name: &str, value: &str) -> bool {
         // The client talks to several servers; whether one of them is in recovery tells it nothing.

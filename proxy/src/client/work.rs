@@ -6,6 +6,7 @@ use pgherd_common::NodeId;
 
 use crate::session::{Segment, Wanted};
 use crate::sql::Route;
+use crate::sqlstate::Trouble;
 
 use super::exchange::Outcome;
 use super::state::{Client, Gone};
@@ -22,6 +23,12 @@ impl Client {
         }
         if let Some(trouble) = self.session.take_lost(&segment) {
             self.refuse(&trouble, segment.ended, segment.rest);
+            return Ok(());
+        }
+        if segment.mixed {
+            let what =
+                "a statement that the proxy answers must be sent by itself, not in a pipeline or with others";
+            self.refuse(&Trouble::NotOffered(what), segment.ended, segment.rest);
             return Ok(());
         }
         if let Some(show) = segment.show {

@@ -51,6 +51,10 @@ pub struct Segment {
     rolls_back: Option<bool>,
     /// The proxy's own answer that is asked for.
     pub show: Option<Show>,
+    /// Whether any statement was judged yet.
+    judged: bool,
+    /// Whether only some of the statements are for the proxy to answer.
+    pub mixed: bool,
     /// Texts of the statements, to remember them by.
     pub texts: Vec<Bytes>,
     /// Bytes of the last message that have yet to come from the client.
@@ -71,6 +75,8 @@ impl Default for Segment {
             begins: None,
             rolls_back: None,
             show: None,
+            judged: false,
+            mixed: false,
             texts: vec![],
             rest: 0,
             ended: false,
@@ -116,6 +122,11 @@ impl Segment {
         self.parts.iter().map(|part| (part.tag, matches!(part.what, What::Uses(_) | What::CloseStatement(_))))
     }
 
+    /// Whether the client waits for `ReadyForQuery`, whatever became of the messages before.
+    pub fn ends_with_sync(&self) -> bool {
+        self.parts.last().is_some_and(|part| part.tag == b'S')
+    }
+
     /// Whether all it does is to open a transaction block.
     pub(super) fn only_begins(&self) -> bool {
         self.begins == Some(true)
@@ -133,7 +144,13 @@ impl Segment {
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
         self.may_commit |= verdict.may_commit;
-        self.show = self.show.or(verdict.show);
+        self.note_show(verdict.show);
+    }
+
+    fn note_show(&mut self, show: Option<Show>) {
+        self.mixed |= self.judged && self.show != show;
+        self.judged = true;
+        self.show = self.show.or(show);
     }
 }
 
@@ -242,7 +259,7 @@ impl Session {
         let verdict = judge(parse.sql);
         // What it does to the session it does when it is bound; preparing it only needs the right place.
         segment.route = segment.route.together(verdict.route);
-        segment.show = segment.show.or(verdict.show);
+        segment.note_show(verdict.show);
         segment.texts.push(Bytes::copy_from_slice(parse.sql));
         let body = Some(Bytes::copy_from_slice(parse.body));
         let definition = self.statements.announce(parse.name, body, verdict);

@@ -33,6 +33,10 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn set(&mut self, key: &str, sql: &str) {
+        // These hold for the transaction at most.
+        if key.starts_with("transaction_") {
+            return;
+        }
         self.pending.push(Pending::Set { key: key.to_owned(), sql: sql.to_owned() });
     }
 

@@ -1,6 +1,6 @@
 //! The prepared statements of a session, by the names that the client gave them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -41,6 +41,9 @@ pub(super) struct Statements {
     confirmed: BTreeMap<String, Arc<Definition>>,
     /// Sent in the current batch, not confirmed yet; they hide confirmed ones.
     pending: BTreeMap<String, Arc<Definition>>,
+    /// Names whose `Parse` has been written to the server of the current batch: what comes after it
+    /// there means the new statement, what came before it the old one.
+    sent: BTreeSet<String>,
     last_id: u64,
 }
 
@@ -54,8 +57,13 @@ impl Statements {
         self.confirmed.get(name)
     }
 
-    pub(super) fn is_pending(&self, name: &str) -> bool {
-        self.pending.contains_key(name)
+    /// A `Parse` of this name goes out.
+    pub(super) fn note_sent(&mut self, name: &str) {
+        self.sent.insert(name.to_owned());
+    }
+
+    pub(super) fn is_sent(&self, name: &str) -> bool {
+        self.sent.contains(name)
     }
 
     /// The client prepares a statement.
@@ -78,14 +86,21 @@ impl Statements {
     pub(super) fn remove(&mut self, name: &str) {
         self.confirmed.remove(name);
         self.pending.remove(name);
+        self.sent.remove(name);
     }
 
     pub(super) fn forget_pending(&mut self) {
         self.pending.clear();
+        self.sent.clear();
+    }
+
+    /// The batch goes on, or begins again, on another server.
+    pub(super) fn forget_sent(&mut self) {
+        self.sent.clear();
     }
 
     pub(super) fn clear(&mut self) {
         self.confirmed.clear();
-        self.pending.clear();
+        self.forget_pending();
     }
 }

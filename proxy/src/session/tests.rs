@@ -275,3 +275,39 @@ fn strangers_are_refused() {
         assert!(result.is_err(), "{bad:?}: {result:?}");
     }
 }
+
+const INSERT: (u8, &[u8]) = (b'P', b"\0INSERT INTO t VALUES (1)\0\0\0");
+const SELECT: (u8, &[u8]) = (b'P', b"\0SELECT a FROM t\0\0\0");
+const BIND_UNNAMED: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
+
+#[test]
+fn a_bind_means_the_statement_of_its_name_at_that_moment() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, extended(&[INSERT, BIND_UNNAMED, EXECUTE, SYNC]), &replies("12C", TxStatus::Idle));
+    fixture.run(OTHER, extended(&[SELECT, SYNC]), &replies("1", TxStatus::Idle));
+    // The first Bind is about the SELECT, of which the first node knows nothing; the second is not.
+    let both = extended(&[BIND_UNNAMED, EXECUTE, INSERT, BIND_UNNAMED, EXECUTE, SYNC]);
+    let (sent, seen) = fixture.run(NODE, both, &replies("12C12C", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PBEPBES", "2C12CZ"));
+}
+
+#[test]
+fn a_name_that_is_taken_is_taken_on_every_server() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    // The server has to have the first one to refuse the second.
+    let (sent, seen) = fixture.run(OTHER, extended(&[PARSE, SYNC]), &replies("1E", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PPS", "EZ"));
+}
+
+#[test]
+fn the_proxy_s_own_answers_do_not_stand_for_others() {
+    let mut fixture = Fixture::new();
+    let show: (u8, &[u8]) = (b'P', b"\0SHOW NODES\0\0\0");
+    let segment = fixture.take(&mut extended(&[show, BIND_UNNAMED, EXECUTE, SYNC]));
+    assert!(segment.show.is_some() && !segment.mixed);
+    let segment = fixture.take(&mut extended(&[INSERT, BIND_UNNAMED, EXECUTE, show, BIND_UNNAMED, SYNC]));
+    assert!(segment.mixed);
+    let segment = fixture.take(&mut extended(&[show, BIND_UNNAMED, EXECUTE, INSERT, BIND_UNNAMED, SYNC]));
+    assert!(segment.mixed);
+}

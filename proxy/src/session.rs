@@ -79,8 +79,8 @@ impl Session {
         match segment.route {
             Route::Primary => Wanted::Writer,
             Route::Neutral => Wanted::Any,
-            Route::Read | Route::ReadOnlyTransaction if self.pinned => Wanted::Writer,
-            Route::Read | Route::ReadOnlyTransaction => Wanted::Reader,
+            Route::Read if self.pinned => Wanted::Writer,
+            Route::Read => Wanted::Reader,
         }
     }
 
@@ -169,6 +169,11 @@ impl Session {
         self.statements.forget_pending();
     }
 
+    /// What was read ahead of the batch is not run.
+    pub fn pass_over(&mut self) {
+        self.statements.forget_pending();
+    }
+
     /// The answer is not passed on: `segment` will be run again elsewhere.
     pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
         for expected in reply.confirmed().into_iter().chain(reply.unconfirmed()) {
@@ -176,7 +181,6 @@ impl Session {
                 known.statements.insert(name, 0);
             }
         }
-        self.statements.forget_sent();
     }
 
     /// The proxy answered `segment` itself: the statements in it exist.
@@ -226,11 +230,21 @@ impl Session {
         out
     }
 
+    /// What is encoded next is the beginning of a batch on a server of its own.
+    pub fn begin_batch(&mut self) {
+        self.statements.forget_sent();
+    }
+
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
     /// answers to expect.
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
         let mut at = 0;
         for part in &segment.parts {
+            if matches!(part.tag, b'Q' | b'F') && reply.is_unsynced() {
+                frontend::put_close_statement(out, NOTHING);
+                reply.expect(Expected::Barrier);
+            }
+            reply.note_sent(part.tag);
             match &part.what {
                 What::Parse { name, definition } => {
                     self.before_parse(name, known, reply, out);
@@ -243,6 +257,7 @@ impl Session {
                 }
                 What::Uses(name) => self.before_use(name, known, reply, out),
                 What::CloseStatement(name) => {
+                    self.statements.note_sent(name);
                     reply.expect(Expected::Close { name: Some(name.clone()), injected: false });
                 }
                 What::ClosePortal => reply.expect(Expected::Close { name: None, injected: false }),
@@ -261,7 +276,7 @@ impl Session {
 
     /// A client's own `Parse` must meet the same names on every server as it would on one.
     fn before_parse(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        if name.is_empty() {
+        if name.is_empty() || self.statements.is_sent(name) {
             return;
         }
         match self.statements.confirmed(name) {
@@ -304,12 +319,25 @@ impl Session {
                 known.statements.remove(&name);
                 self.statements.remove(&name);
             }
-            Expected::Close { .. } => {}
+            Expected::Close { .. } | Expected::Barrier => {}
         }
     }
 
     /// The batch is over: the server is ready for the next.
     pub fn on_ready(
+        &mut self,
+        batch: &Batch,
+        node: NodeId,
+        status: TxStatus,
+        reply: &mut Reply,
+        known: &mut Known,
+    ) {
+        self.on_part_ready(batch, node, status, reply, known);
+        self.statements.forget_pending();
+    }
+
+    /// The server is done with its part of the batch, which may go on elsewhere.
+    pub fn on_part_ready(
         &mut self,
         batch: &Batch,
         node: NodeId,
@@ -325,7 +353,6 @@ impl Session {
                 known.statements.insert(name, 0);
             }
         }
-        self.statements.forget_pending();
         let was_failed = self.tx.is_some_and(|tx| tx.failed);
         self.tx = match status {
             TxStatus::Idle => None,
@@ -377,6 +404,9 @@ impl Session {
     }
 }
 
+/// A name that no client gives to a statement.
+const NOTHING: &str = "\u{1}";
+
 fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_close_statement(out, name);
     reply.expect(Expected::Close { name: Some(name.to_owned()), injected: true });
@@ -389,19 +419,26 @@ pub struct Batch {
     pub route: Route,
     effects: Vec<Effect>,
     may_commit: bool,
+    ends_tx: bool,
 }
 
 impl Batch {
     /// A batch that begins with `segment`.
     pub fn of(segment: &Segment) -> Self {
-        Self { route: segment.route, effects: segment.effects.clone(), may_commit: segment.may_commit }
+        Self {
+            route: segment.route,
+            effects: segment.effects.clone(),
+            may_commit: segment.may_commit,
+            ends_tx: segment.ends_tx,
+        }
     }
 
     /// The batch goes on.
     pub fn extend(&mut self, segment: &Segment) {
         self.route = self.route.together(segment.route);
         self.effects.extend(segment.effects.iter().cloned());
-        self.may_commit |= segment.may_commit;
+        self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
+        self.ends_tx |= segment.ends_tx;
     }
 }
 

@@ -21,8 +21,6 @@ pub use show::Show;
 pub enum Route {
     /// Anywhere: it reads, and gives the same on every node that has the same data.
     Read,
-    /// It opens a read-only transaction and only reads in it: the whole of it may run on one standby.
-    ReadOnlyTransaction,
     /// It neither reads nor writes data (SET, COMMIT, an empty text): any server will do.
     Neutral,
     /// Only where writes run.
@@ -37,8 +35,6 @@ impl Route {
             (Self::Primary, _) | (_, Self::Primary) => Self::Primary,
             (Self::Neutral, other) | (other, Self::Neutral) => other,
             (Self::Read, Self::Read) => Self::Read,
-            (Self::ReadOnlyTransaction, Self::Read | Self::ReadOnlyTransaction)
-            | (Self::Read, Self::ReadOnlyTransaction) => Self::ReadOnlyTransaction,
         }
     }
 }
@@ -106,8 +102,8 @@ impl Verdict {
         }
     }
 
-    /// Of a text that could do anything.
+    /// Of a text that could do anything, to the session, too.
     pub fn unknown() -> Self {
-        Self { may_commit: true, ..Self::plain(Route::Primary) }
+        Self { may_commit: true, effects: vec![Effect::Pin], ..Self::plain(Route::Primary) }
     }
 }

@@ -56,6 +56,8 @@ enum Input {
     Copy,
     /// Data for a COPY of the extended protocol; whether the end of the data was seen.
     CopyThenSync(bool),
+    /// Whatever there is up to a `Sync`, for the server to ignore.
+    UntilSync,
 }
 
 /// A batch on its way.
@@ -96,6 +98,7 @@ impl Client {
     ) -> Result<Outcome, Gone> {
         let Some(mut server) = self.servers.remove(&node) else { return Ok(Outcome::Elsewhere(segment)) };
         let mut flow = Flow::new(&segment, again && self.session.is_repeatable(&segment));
+        self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         flow.segment = Some(segment);
         self.slot.runs_on(&server.address, server.key);
@@ -118,11 +121,6 @@ impl Client {
             let progress = std::future::poll_fn(|cx| flow.poll(cx, pipe, &mut server.pipe));
             tokio::select! {
                 biased;
-                progress = progress => match progress {
-                    Progress::Moved => {}
-                    Progress::ServerGone(error) => return End::Lost(format!("the connection broke: {error}")),
-                    Progress::ClientGone(error) => return End::ClientGone(error),
-                },
                 _ = topology.changed() => {
                     let current = topology.borrow_and_update().clone();
                     // A host that vanished never says so: the topology has to be enough.
@@ -130,6 +128,11 @@ impl Client {
                         return End::Lost("the cluster declared the server out of service".to_owned());
                     }
                 }
+                progress = progress => match progress {
+                    Progress::Moved => {}
+                    Progress::ServerGone(error) => return End::Lost(format!("the connection broke: {error}")),
+                    Progress::ClientGone(error) => return End::ClientGone(error),
+                },
             }
         }
     }
@@ -201,7 +204,13 @@ impl Client {
             flow.withdrawn = true;
             flow.held.clear();
             flow.swallow(len, &mut server.pipe.input, out);
+            if flow.reply.skips_to_sync() {
+                frontend::put_sync(&mut server.pipe.output);
+            }
         } else {
+            if flow.reply.skips_to_sync() {
+                flow.input = Input::UntilSync;
+            }
             flow.release(&mut server.pipe.input, out);
             flow.clear(len, &mut server.pipe.input, out);
         }
@@ -221,7 +230,7 @@ impl Client {
             let step = match flow.input {
                 Input::Closed => return None,
                 Input::Open => self.on_more(flow, server),
-                Input::Copy | Input::CopyThenSync(_) => self.on_copy(flow),
+                Input::Copy | Input::CopyThenSync(_) | Input::UntilSync => self.on_copy(flow),
             };
             match step {
                 Ok(true) => {}
@@ -254,6 +263,10 @@ impl Client {
             self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
             flow.input = if segment.ended { Input::Closed } else { Input::Open };
             flow.streaming = segment.rest;
+            flow.simple |= segment.messages().any(|(tag, _)| tag == b'Q');
+            if flow.reply.skips_to_sync() {
+                flow.input = Input::UntilSync;
+            }
         } else {
             frontend::put_sync(&mut server.pipe.output);
             flow.input = Input::Closed;
@@ -272,7 +285,7 @@ impl Client {
             (_, b'X') => return Err(End::ClientLeft),
             (Input::Copy, _) if ends_data => Input::Closed,
             // A Sync before the end of the data is ignored by the server.
-            (Input::CopyThenSync(true), b'S') => Input::Closed,
+            (Input::CopyThenSync(true) | Input::UntilSync, b'S') => Input::Closed,
             (Input::CopyThenSync(seen), _) => Input::CopyThenSync(seen || ends_data),
             (other, _) => other,
         };
@@ -295,11 +308,12 @@ impl Client {
             End::Switched(status) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 let failed = flow.reply.failed();
-                self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
+                self.session.on_part_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
                 self.servers.insert(node, server);
                 match flow.switching {
                     // What follows an error in a pipeline is not run.
                     Some(rest) if failed => {
+                        self.session.pass_over();
                         self.pass_over(&rest);
                         Ok(Outcome::Done)
                     }
@@ -388,7 +402,7 @@ impl Flow {
     fn ends(&self) -> bool {
         match self.input {
             Input::Closed | Input::Copy => self.switching.is_none(),
-            Input::Open | Input::CopyThenSync(_) => false,
+            Input::Open | Input::CopyThenSync(_) | Input::UntilSync => false,
         }
     }
 

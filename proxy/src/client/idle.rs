@@ -4,7 +4,7 @@ use std::io;
 use std::task::Poll;
 
 use bytes::Buf;
-use pgherd_common::NodeId;
+use pgherd_common::{NodeId, Topology};
 
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, fate};
@@ -130,16 +130,27 @@ impl Client {
         }
     }
 
-    /// Closes connections that the topology has no use for any more. Nothing runs on them.
-    pub(super) fn reap(&mut self) {
-        let Some(topology) = self.topology.borrow_and_update().clone() else { return };
-        let useless = |server: &Server| match fate(&topology, server.node, server.role) {
+    fn is_useless(&self, server: &Server, topology: &Topology) -> bool {
+        match fate(topology, server.node, server.role) {
             Fate::Keep => false,
             Fate::Cut => true,
             // A transaction may end where it began.
             Fate::Retire => self.session.tx_node() != Some(server.node),
-        };
-        let doomed: Vec<NodeId> = self.servers.values().filter(|s| useless(s)).map(|s| s.node).collect();
+        }
+    }
+
+    /// Whether the newest topology lets the connection to `node` be used.
+    pub(super) fn is_of_use(&self, node: NodeId) -> bool {
+        let topology = self.topology.borrow().clone();
+        let server = self.servers.get(&node);
+        server.zip(topology).is_some_and(|(server, topology)| !self.is_useless(server, &topology))
+    }
+
+    /// Closes connections that the topology has no use for any more. Nothing runs on them.
+    pub(super) fn reap(&mut self) {
+        let Some(topology) = self.topology.borrow_and_update().clone() else { return };
+        let doomed = self.servers.values().filter(|server| self.is_useless(server, &topology));
+        let doomed: Vec<NodeId> = doomed.map(|server| server.node).collect();
         for node in doomed {
             self.drop_server(node, "the server left its role");
         }

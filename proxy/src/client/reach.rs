@@ -1,6 +1,7 @@
 //! Getting from "where a segment has to run" to a server connection that is ready for it, waiting where
 //! there is none yet.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd_common::errors::Chain;
@@ -13,6 +14,8 @@ use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, QueryError, connect};
+
+use crate::wire::backend::Severity;
 
 use super::state::{Client, Gone};
 
@@ -42,6 +45,7 @@ impl Client {
     ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
         let deadline = begun + self.shared.config.hold_timeout;
+        let mut closed = BTreeSet::new();
         loop {
             self.reap();
             // It may have turned out meanwhile that standbys cannot serve this session.
@@ -49,9 +53,11 @@ impl Client {
                 Wanted::Reader if self.session.is_pinned() => Wanted::Writer,
                 wanted => wanted,
             };
-            let attempt = match self.goal(wanted) {
+            let attempt = match self.goal(wanted, &closed) {
                 Ok(Goal::Wait) => None,
-                Ok(Goal::Node(backend, role)) => self.try_reach(&backend, role, segment, deadline).await,
+                Ok(Goal::Node(backend, role)) => {
+                    self.try_reach(&backend, role, segment, deadline, &mut closed).await
+                }
                 Err(trouble) => return Ok(Err(trouble)),
             };
             if let Some(settled) = attempt {
@@ -67,10 +73,12 @@ impl Client {
         }
     }
 
-    /// Where to go by the newest topology.
-    fn goal(&mut self, wanted: Wanted) -> Result<Goal, Trouble> {
+    /// Where to go by the newest topology, and rather not to a standby that is `closed` to this session.
+    fn goal(&mut self, wanted: Wanted, closed: &BTreeSet<NodeId>) -> Result<Goal, Trouble> {
         let Some(topology) = self.topology.borrow().clone() else { return Ok(Goal::Wait) };
-        let (lag_bytes, avoided) = (self.shared.cluster.lag_bytes(), self.shared.cluster.avoided());
+        let lag_bytes = self.shared.cluster.lag_bytes();
+        let mut avoided = self.shared.cluster.avoided();
+        avoided.extend(closed);
         let shares = &self.shared.config.shares;
         let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided };
         let generation = topology.version().generation;
@@ -118,6 +126,7 @@ impl Client {
         role: Role,
         segment: &Segment,
         deadline: Instant,
+        closed: &mut BTreeSet<NodeId>,
     ) -> Option<Result<NodeId, Trouble>> {
         let node = backend.id;
         self.look_at(node).await;
@@ -132,12 +141,21 @@ impl Client {
             match opened {
                 Err(_) => return None,
                 Ok(Ok(())) => {}
+                // Another standby, or the primary, may well let this session in; but each is asked once.
+                Ok(Err(error)) if role == Role::Standby && closed.insert(node) => {
+                    tracing::info!(server = %backend.name, error = %Chain(&error), "a standby is closed to a session");
+                    if error.concerns_everybody() {
+                        self.shared.cluster.avoid(node);
+                    }
+                    return None;
+                }
                 Ok(Err(error)) => return self.on_connect_error(backend, error),
             }
         }
         match timeout(self.shared.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
-            Ok(Ok(())) => Some(Ok(node)),
-            Ok(Err(QueryError::Refused(error))) => {
+            // The topology may have changed while the connection was opened and prepared.
+            Ok(Ok(())) => self.is_of_use(node).then_some(Ok(node)),
+            Ok(Err(QueryError::Refused(error))) if error.severity != Severity::Fatal => {
                 tracing::info!(server = %backend.name, user = self.user, error = error.message, "a setting of the session is refused");
                 self.drop_server(node, "a setting could not be replayed");
                 if role == Role::Standby {

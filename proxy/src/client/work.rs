@@ -22,13 +22,13 @@ impl Client {
             self.look_at(node).await;
         }
         if let Some(trouble) = self.session.take_lost(&segment) {
-            self.refuse(&trouble, segment.ended, segment.rest);
+            self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());
         }
         if segment.mixed {
             let what =
                 "a statement that the proxy answers must be sent by itself, not in a pipeline or with others";
-            self.refuse(&Trouble::NotOffered(what), segment.ended, segment.rest);
+            self.refuse(&Trouble::NotOffered(what), segment.ends_when_refused(), segment.rest);
             return Ok(());
         }
         if let Some(show) = segment.show {
@@ -38,13 +38,13 @@ impl Client {
         let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
         loop {
             let wanted = match self.session.wanted(&segment) {
-                Wanted::Reader if on_primary => Wanted::Writer,
+                Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,
             };
             let node = match self.reach(&segment, wanted).await? {
                 Ok(node) => node,
                 Err(trouble) => {
-                    self.refuse(&trouble, segment.ended, segment.rest);
+                    self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
                     return Ok(());
                 }
             };
@@ -64,7 +64,7 @@ impl Client {
         }
         let Some(server) = self.servers.get(&node) else { return };
         match route {
-            Route::Read | Route::ReadOnlyTransaction => server.counts.reads.fetch_add(1, Ordering::Relaxed),
+            Route::Read => server.counts.reads.fetch_add(1, Ordering::Relaxed),
             Route::Primary => server.counts.writes.fetch_add(1, Ordering::Relaxed),
             Route::Neutral => 0,
         };

@@ -72,6 +72,7 @@ pub struct Reply {
     held: usize,
     rest: usize,
     failed: bool,
+    unsynced: bool,
 }
 
 impl Reply {
@@ -82,6 +83,21 @@ impl Reply {
 
     pub(super) fn expect(&mut self, expected: Expected) {
         self.expected.push_back(expected);
+    }
+
+    /// A message with this tag goes out.
+    pub(super) fn note_sent(&mut self, tag: u8) {
+        self.unsynced = !matches!(tag, b'Q' | b'F' | b'S');
+    }
+
+    /// Whether the last message that went out is one of the extended protocol, and no `Sync`.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// Whether the server ignores the query at the end of the batch, and all else up to a `Sync`.
+    pub fn skips_to_sync(&self) -> bool {
+        self.failed && self.expected.iter().any(|expected| matches!(expected, Expected::Barrier))
     }
 
     pub(super) fn confirmed(&mut self) -> Vec<Expected> {
@@ -191,7 +207,7 @@ impl Reply {
         let expected = self.expected.pop_front().ok_or(ReplyError::Unasked(tag))?;
         let fits = match expected {
             Expected::Parse { .. } => tag == b'1',
-            Expected::Close { .. } => tag == b'3',
+            Expected::Close { .. } | Expected::Barrier => tag == b'3',
         };
         if !fits {
             return Err(ReplyError::Unasked(tag));

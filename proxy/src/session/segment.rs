@@ -30,7 +30,7 @@ pub(super) enum What {
 
 #[derive(Debug, Clone)]
 pub(super) struct Part {
-    tag: u8,
+    pub(super) tag: u8,
     pub(super) len: usize,
     pub(super) what: What,
 }
@@ -45,6 +45,8 @@ pub struct Segment {
     pub(super) effects: Vec<Effect>,
     pub(super) uses: Vec<String>,
     pub(super) may_commit: bool,
+    /// Whether a rollback is among the statements.
+    pub(super) ends_tx: bool,
     /// Whether all statements so far only open a transaction block; `None` before the first.
     begins: Option<bool>,
     /// Whether all statements so far only roll back; `None` before the first.
@@ -72,6 +74,7 @@ impl Default for Segment {
             effects: vec![],
             uses: vec![],
             may_commit: false,
+            ends_tx: false,
             begins: None,
             rolls_back: None,
             show: None,
@@ -127,6 +130,12 @@ impl Segment {
         self.parts.last().is_some_and(|part| part.tag == b'S')
     }
 
+    /// Whether the client waits for `ReadyForQuery` when the first message in it fails: a query behind
+    /// others is then not run, and what follows is not before the next `Sync`.
+    pub fn ends_when_refused(&self) -> bool {
+        self.ended && (self.parts.len() == 1 || self.ends_with_sync())
+    }
+
     /// Whether all it does is to open a transaction block.
     pub(super) fn only_begins(&self) -> bool {
         self.begins == Some(true)
@@ -138,6 +147,9 @@ impl Segment {
     }
 
     fn add(&mut self, verdict: &Verdict) {
+        // What stands beside a rollback is not undone by it.
+        self.may_commit |= self.rolls_back.is_some() && (self.ends_tx || verdict.rolls_back);
+        self.ends_tx |= verdict.rolls_back;
         self.begins = Some(verdict.begins && self.begins.unwrap_or(true));
         self.rolls_back = Some(verdict.rolls_back && self.rolls_back.unwrap_or(true));
         self.route = self.route.together(verdict.route);
@@ -216,7 +228,8 @@ impl Session {
                 let name = name.to_owned();
                 match self.statements.find(&name) {
                     Some(definition) => segment.add(&definition.verdict.clone()),
-                    None => segment.add(&Verdict::unknown()),
+                    // Prepared by SQL, or an error.
+                    None => segment.add(&Verdict { may_commit: true, ..Verdict::plain(Route::Primary) }),
                 }
                 Ok(What::Uses(name))
             }

@@ -25,12 +25,16 @@ pub(super) enum Expected {
     Parse { name: String, definition: Arc<Definition>, injected: bool },
     /// `CloseComplete`; of a statement when there is a name.
     Close { name: Option<String>, injected: bool },
+    /// `CloseComplete` for nothing, in front of a simple query that has messages without a `Sync` before
+    /// it: while it is owed, an error is one of theirs, and the query is not run.
+    Barrier,
 }
 
 impl Expected {
     pub(super) fn is_injected(&self) -> bool {
         match self {
             Self::Parse { injected, .. } | Self::Close { injected, .. } => *injected,
+            Self::Barrier => true,
         }
     }
 }

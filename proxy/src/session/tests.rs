@@ -214,6 +214,11 @@ fn a_lost_connection_is_told_by_what_was_at_stake() {
     ));
     assert_eq!(fixture.session.status(), TxStatus::Idle);
     begin(&mut fixture);
+    assert!(matches!(
+        lose(&mut fixture, "ROLLBACK; INSERT INTO t VALUES (1)"),
+        Trouble::OutcomeUnknown { .. }
+    ));
+    begin(&mut fixture);
     assert!(matches!(lose(&mut fixture, "COMMIT"), Trouble::OutcomeUnknown { .. }));
 
     begin(&mut fixture);
@@ -310,4 +315,59 @@ fn the_proxy_s_own_answers_do_not_stand_for_others() {
     assert!(segment.mixed);
     let segment = fixture.take(&mut extended(&[show, BIND_UNNAMED, EXECUTE, INSERT, BIND_UNNAMED, SYNC]));
     assert!(segment.mixed);
+}
+
+#[test]
+fn a_name_may_be_closed_and_taken_again_at_once() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    let again = extended(&[(b'C', b"Ss1\0"), PARSE, BIND, SYNC]);
+    let (sent, seen) = fixture.run(OTHER, again, &replies("312", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("CPBS", "312Z"));
+}
+
+#[test]
+fn what_was_read_ahead_outlives_the_part_that_another_server_ran() {
+    let mut fixture = Fixture::new();
+    let mut read = extended(&[SELECT, BIND_UNNAMED, EXECUTE, (b'H', b"")]);
+    let (first, mut reply) = (fixture.take(&mut read), Reply::default());
+    let batch = Batch::of(&first);
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    fixture.session.begin_batch();
+    fixture.session.encode(&first, known, &mut reply, &mut BytesMut::new());
+    let second = fixture.take(&mut extended(&[INSERT, BIND_UNNAMED, EXECUTE, (b'H', b"")]));
+    let answer = replies("1", TxStatus::Idle);
+    assert_eq!(reply.next(&answer).unwrap(), Event::Forward(5));
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    fixture.session.on_part_ready(&batch, OTHER, TxStatus::Idle, &mut reply, known);
+
+    let (known, mut sent) = (fixture.known.get_mut(&NODE).unwrap(), BytesMut::new());
+    fixture.session.begin_batch();
+    fixture.session.encode(&second, known, &mut Reply::default(), &mut sent);
+    assert_eq!(tags(&sent), "PBEH", "the Bind is about the INSERT");
+    let third = fixture.take(&mut extended(&[BIND_UNNAMED, EXECUTE, SYNC]));
+    assert_eq!(third.route, Route::Primary);
+}
+
+#[test]
+fn a_query_behind_a_failed_parse_waits_for_a_sync() {
+    for (answer, skips) in [("E", true), ("13E", false)] {
+        let mut fixture = Fixture::new();
+        let mut input = extended(&[PARSE]);
+        input.extend_from_slice(&query("SELECT 1"));
+        let (segment, mut reply) = (fixture.take(&mut input), Reply::new(false));
+        let (known, mut sent) = (fixture.known.get_mut(&NODE).unwrap(), BytesMut::new());
+        fixture.session.encode(&segment, known, &mut reply, &mut sent);
+        assert_eq!(tags(&sent), "PCQ");
+        let bytes = replies(answer, TxStatus::Idle);
+        let mut at = 0;
+        loop {
+            match reply.next(&bytes[at..]).unwrap() {
+                Event::Forward(len) | Event::Swallow(len) => at += len,
+                Event::Error { .. } => break reply.on_error(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(reply.skips_to_sync(), skips, "{answer}");
+    }
 }

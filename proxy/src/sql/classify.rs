@@ -2,7 +2,6 @@
 
 use sqlparser::ast::{
     ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, Reset, Set, Statement,
-    TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -44,7 +43,8 @@ fn combine(statements: &[Statement], text: &str, facts: &FunctionFacts) -> Verdi
         all.route = all.route.together(verdict.route);
         all.effects.extend(verdict.effects);
         all.uses.extend(verdict.uses);
-        all.may_commit |= verdict.may_commit;
+        // What stands beside a rollback is not undone by it.
+        all.may_commit |= verdict.may_commit || verdict.rolls_back;
     }
     all
 }
@@ -61,13 +61,17 @@ fn bare_table(text: &str, facts: &FunctionFacts) -> Option<Verdict> {
 
 /// A text that the parser does not understand. PostgreSQL may.
 fn unparsed(text: &str) -> Verdict {
-    let mut verdict = Verdict::unknown();
+    let mut verdict = Verdict { may_commit: true, ..Verdict::plain(Route::Primary) };
     let mut words =
         text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     let first = words.next().unwrap_or_default().to_ascii_lowercase();
     let body = text.trim().trim_end_matches(';');
     let one_statement = !body.contains(';');
-    let local = words.clone().next().is_some_and(|word| word.eq_ignore_ascii_case("local"));
+    let scope = words.clone().find(|word| !word.eq_ignore_ascii_case("session"));
+    let local = scope.is_some_and(ends_with_the_transaction);
+    if first == "abort" && one_statement {
+        return Verdict { rolls_back: true, ..neutral(Effect::Rollback) };
+    }
     if matches!(first.as_str(), "set" | "reset") && one_statement {
         verdict.route = Route::Neutral;
         verdict.may_commit = false;
@@ -76,14 +80,22 @@ fn unparsed(text: &str) -> Verdict {
         }
         return verdict;
     }
-    let leaves_state = |word: &str| {
-        let word = word.to_ascii_lowercase();
-        matches!(word.as_str(), "temp" | "temporary" | "pg_temp" | "set_config" | "set")
-    };
-    if words.any(leaves_state) {
+    if matches!(first.as_str(), "do" | "call") || leaves_state(&first) || words.any(leaves_state) {
         verdict.effects.push(Effect::Pin);
     }
     verdict
+}
+
+/// By the word behind `SET`.
+fn ends_with_the_transaction(word: &str) -> bool {
+    let word = word.to_ascii_lowercase();
+    matches!(word.as_str(), "local" | "transaction" | "constraints") || word.starts_with("transaction_")
+}
+
+fn leaves_state(word: &str) -> bool {
+    const WORDS: &[&str] =
+        &["temp", "temporary", "pg_temp", "set_config", "set", "reset", "discard", "listen", "load"];
+    WORDS.iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
@@ -95,11 +107,14 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
             verdict
         }
         Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
-            Verdict::plain(if utility_reads(statement, facts) { Route::Read } else { Route::Primary })
+            let route = if utility_reads(statement, facts) { Route::Read } else { Route::Primary };
+            let pins = Walk::through(statement, facts).pins;
+            Verdict { effects: pins.then_some(Effect::Pin).into_iter().collect(), ..Verdict::plain(route) }
         }
-        Statement::StartTransaction { modes, statements, .. } if statements.is_empty() => {
-            let route = if read_only(modes) { Route::ReadOnlyTransaction } else { Route::Primary };
-            Verdict { begins: true, ..Verdict::plain(route) }
+        // Read-only ones, too: what comes in it may be more than a read, and a standby has no
+        // serializable transactions, no locks that others see, and no way back.
+        Statement::StartTransaction { statements, .. } if statements.is_empty() => {
+            Verdict { begins: true, ..Verdict::plain(Route::Primary) }
         }
         Statement::Commit { .. } => Verdict { may_commit: true, ..neutral(Effect::Commit) },
         Statement::Rollback { savepoint: None, .. } => {
@@ -124,7 +139,9 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
         }
         Statement::Call(_) => Verdict::unknown(),
         other => {
-            let pins = makes_temporary(other) || Walk::through(other, facts).pins;
+            let pins = makes_temporary(other)
+                || matches!(other, Statement::Load { .. })
+                || Walk::through(other, facts).pins;
             let effects = pins.then_some(Effect::Pin).into_iter().collect();
             Verdict { effects, ..Verdict::plain(Route::Primary) }
         }
@@ -161,20 +178,6 @@ fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
         },
         _ => false,
     }
-}
-
-/// A transaction that a standby can run: it says so, and it does not ask for what only a primary has.
-fn read_only(modes: &[TransactionMode]) -> bool {
-    let mut said = false;
-    for mode in modes {
-        match mode {
-            TransactionMode::AccessMode(TransactionAccessMode::ReadOnly) => said = true,
-            TransactionMode::AccessMode(TransactionAccessMode::ReadWrite) => return false,
-            TransactionMode::IsolationLevel(TransactionIsolationLevel::Serializable) => return false,
-            TransactionMode::IsolationLevel(_) => {}
-        }
-    }
-    said
 }
 
 fn set_verdict(set: &Set, text: &str) -> Verdict {

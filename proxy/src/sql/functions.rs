@@ -9,7 +9,22 @@ impl FunctionFacts {
     pub fn is_read_only(&self, name: &str) -> bool {
         READ_ONLY.split_ascii_whitespace().any(|known| known == name)
     }
+
+    /// Whether a function is known to leave nothing behind in the session that calls it, but for what
+    /// sequences remember.
+    pub fn is_stateless(&self, name: &str) -> bool {
+        let session_lock = name.contains("advisory") && !name.contains("xact");
+        let prefixed = ["pg_", "lo_", "has_", "txid_", "inet_", "uuid"].iter().any(|p| name.starts_with(p));
+        (prefixed && !session_lock) || STATELESS.split_ascii_whitespace().any(|known| known == name)
+    }
 }
+
+/// Functions that are no reads and whose effects, if any, are in the database alone.
+const STATELESS: &str = "
+    nextval setval currval lastval random random_normal gen_random_uuid gen_random_bytes clock_timestamp timeofday
+    to_regclass to_regproc to_regprocedure to_regtype to_regrole to_regnamespace format_type obj_description
+    col_description shobj_description row_security_active
+";
 
 /// Immutable and stable functions of `pg_catalog`, without those that tell servers apart
 /// (`inet_server_addr`), look into catalogs or files, or run SQL from a text (`query_to_xml`).

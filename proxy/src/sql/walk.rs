@@ -34,7 +34,10 @@ impl<'a> Walk<'a> {
     }
 
     fn function(&mut self, name: &ObjectName, arguments: Option<&[FunctionArg]>) {
-        let Some(name) = catalog_name(name) else { return self.require(false) };
+        let Some(name) = catalog_name(name) else {
+            self.pins = true;
+            return self.require(false);
+        };
         match name.as_str() {
             "set_config" => {
                 let local = arguments.and_then(|list| list.get(2)).and_then(literal);
@@ -46,7 +49,12 @@ impl<'a> Walk<'a> {
                 let known = matches!(setting, Some(Value::SingleQuotedString(name)) if same_everywhere(name));
                 self.require(known);
             }
-            other => self.require(self.facts.is_read_only(other)),
+            other if self.facts.is_read_only(other) => {}
+            other => {
+                // A function of the user's may have made a temporary table or changed a setting.
+                self.pins |= !self.facts.is_stateless(other);
+                self.require(false);
+            }
         }
     }
 

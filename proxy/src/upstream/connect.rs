@@ -56,6 +56,12 @@ pub(crate) enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether other sessions would fare no better on this server.
+    pub(crate) fn concerns_everybody(&self) -> bool {
+        let full = matches!(self, Self::Refused(error) if error.code == "53300");
+        full || self.is_passing()
+    }
+
     /// Whether the same attempt may well succeed a moment later, or on another node.
     pub(crate) fn is_passing(&self) -> bool {
         match self {

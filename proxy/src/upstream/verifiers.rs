@@ -7,6 +7,7 @@ use std::time::Duration;
 use pgherd_common::time::RealClock;
 use pgherd_common::topology::Backend;
 use pgherd_common::{Clock, MonoTime, Topology};
+use tokio::sync::Semaphore;
 use tokio_postgres::NoTls;
 
 use crate::config::Auth;
@@ -17,8 +18,20 @@ use crate::wire::scram::{Key, Verifier};
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
 
+/// How long it is believed that a role has none: it may be created any moment.
+const LIFE_OF_NOTHING: Duration = Duration::from_secs(5);
+
 /// Bounds the memory that strangers can take with names they make up.
 const ENTRIES_MAX: usize = 10_000;
+
+/// So many lookups go on at a time: names that strangers make up must not use up a server's connections.
+const LOOKUPS_MAX: usize = 2;
+
+/// A verifier is doubted so often at most within [`DOUBTS_WINDOW`]: whoever tries wrong passwords causes no
+/// more lookups.
+const DOUBTS_MAX: u32 = 3;
+
+const DOUBTS_WINDOW: Duration = Duration::from_secs(5);
 
 /// Why a verifier could not be looked up.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +52,10 @@ pub(crate) enum VerifierError {
 struct Entry {
     verifier: Option<Verifier>,
     fetched: MonoTime,
+    /// False when a login made it doubtful.
+    believed: bool,
+    /// How often it was doubted since when.
+    doubts: (MonoTime, u32),
 }
 
 /// See the module.
@@ -49,38 +66,61 @@ pub(crate) struct Verifiers {
     /// Makes up the verifiers of roles that do not exist.
     secret: Key,
     entries: Mutex<BTreeMap<String, Entry>>,
+    lookups: Semaphore,
 }
 
 impl Verifiers {
     pub(crate) fn new(auth: Auth, limit: Duration) -> Self {
-        Self { auth, limit, secret: rand::random(), entries: Mutex::default() }
+        let lookups = Semaphore::new(LOOKUPS_MAX);
+        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups }
     }
 
     /// The verifier of a role; one that no password fits when the role has none.
     pub(crate) async fn verifier(&self, user: &str, topology: &Topology) -> Result<Verifier, VerifierError> {
-        let now = RealClock.now();
-        let known = lock(&self.entries)
-            .get(user)
-            .filter(|entry| now.since(entry.fetched) < LIFE)
-            .map(|entry| entry.verifier.clone());
-        let verifier = match known {
+        let verifier = match self.known(user) {
             Some(verifier) => verifier,
             None => {
+                // The semaphore is never closed.
+                let _turn = self.lookups.acquire().await;
+                // Somebody else may have asked for the same role meanwhile.
+                if let Some(verifier) = self.known(user) {
+                    return Ok(verifier.unwrap_or_else(|| Verifier::fake(user, &self.secret)));
+                }
                 let verifier = self.look_up(user, topology).await?;
+                let now = RealClock.now();
                 let mut entries = lock(&self.entries);
                 if entries.len() >= ENTRIES_MAX {
                     entries.clear();
                 }
-                entries.insert(user.to_owned(), Entry { verifier: verifier.clone(), fetched: now });
+                let doubts = entries.get(user).map_or((now, 0), |entry| entry.doubts);
+                let entry = Entry { verifier: verifier.clone(), fetched: now, believed: true, doubts };
+                entries.insert(user.to_owned(), entry);
                 verifier
             }
         };
         Ok(verifier.unwrap_or_else(|| Verifier::fake(user, &self.secret)))
     }
 
+    /// What was looked up not long ago; `Some(None)` when the role has no verifier.
+    fn known(&self, user: &str) -> Option<Option<Verifier>> {
+        let now = RealClock.now();
+        let entries = lock(&self.entries);
+        let fresh = |entry: &&Entry| {
+            let life = if entry.verifier.is_some() { LIFE } else { LIFE_OF_NOTHING };
+            entry.believed && now.since(entry.fetched) < life
+        };
+        entries.get(user).filter(fresh).map(|entry| entry.verifier.clone())
+    }
+
     /// A login failed: the password may have changed.
     pub(crate) fn doubt(&self, user: &str) {
-        lock(&self.entries).remove(user);
+        let (mut entries, now) = (lock(&self.entries), RealClock.now());
+        if let Some(entry) = entries.get_mut(user) {
+            let (begun, count) = entry.doubts;
+            let fresh = now.since(begun) >= DOUBTS_WINDOW;
+            entry.doubts = if fresh { (now, 1) } else { (begun, count.saturating_add(1)) };
+            entry.believed &= entry.doubts.1 > DOUBTS_MAX;
+        }
     }
 
     /// Asks the primary, then the others that are up.

@@ -28,6 +28,10 @@ impl Client {
         if segment.mixed {
             let what =
                 "a statement that the proxy answers must be sent by itself, not in a pipeline or with others";
+            if self.session.tx_node().is_some() {
+                // The server's transaction stays open whatever is said here: it ends with the session.
+                return Err(Gone::Trouble(Trouble::NotOffered(what)));
+            }
             self.refuse(&Trouble::NotOffered(what), segment.ends_when_refused(), segment.rest);
             return Ok(());
         }

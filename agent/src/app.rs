@@ -14,6 +14,7 @@ use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
 use crate::driver::{Driver, Parts};
 use crate::join::{TurnedAway, form_when_complete, introduce};
+use crate::memory::{Memory, MemoryError};
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
@@ -30,6 +31,9 @@ pub enum RunError {
     /// Its raft store.
     #[error("cannot take part in the cluster")]
     Store(#[from] StoreError),
+    /// What it remembers besides.
+    #[error("cannot take part in the cluster")]
+    Memory(#[from] MemoryError),
     /// Its port.
     #[error(
         "cannot listen on {address} (node.listen): is another agent running, or the address not of this machine?"
@@ -64,6 +68,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let link = Link::new(config.cluster.clone(), config.timings.remote_timeout)?;
     introduce(&config, &link, database).await?;
     let consensus = Consensus::open(options(&config)).await?;
+    let memory = Memory::open(&config.node.state_dir)?;
     let (events, inbox) = mpsc::channel(INBOX);
     let hub = Hub::new(config.cluster.clone(), consensus.state());
     let stop = Arc::new(Notify::new());
@@ -86,6 +91,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         config: config.clone(),
         consensus: consensus.clone(),
         instance,
+        memory,
         peers,
         hub,
         events,

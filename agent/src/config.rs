@@ -7,18 +7,16 @@
 mod load;
 mod members;
 mod postgres;
-mod timings;
 
 use std::path::PathBuf;
 
-use pgherd_common::config::{ByteSize, ConfigValue, KnownKey, Problems, Reader, Section};
+use pgherd_common::config::{ByteSize, KnownKey, Problems, Reader, Section};
 use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
-use toml::Value;
 
 pub use load::{LoadError, load};
 pub use members::MemberEntry;
+pub use pgherd_core::timings::{RULES, Rule, Timings};
 pub use postgres::Postgres;
-pub use timings::{RULES, Rule, Timings};
 
 use crate::cluster::{Descriptor, NodeKind};
 
@@ -67,18 +65,6 @@ pub struct Failover {
     pub auto: bool,
     /// A standby further behind than this is not promoted without being asked.
     pub max_lag: ByteSize,
-}
-
-impl ConfigValue for NodeKind {
-    const KIND: &'static str = "\"database\" or \"witness\"";
-
-    fn from_value(value: &Value) -> Result<Self, String> {
-        match value.as_str() {
-            Some("database") => Ok(Self::Database),
-            Some("witness") => Ok(Self::Witness),
-            Some(_) | None => Err(format!("found {} {value}", value.type_str())),
-        }
-    }
 }
 
 impl Config {

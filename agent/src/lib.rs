@@ -8,18 +8,15 @@
 
 pub mod api;
 mod app;
-pub mod beat;
 pub mod cli;
-pub mod cluster;
 pub mod config;
 pub mod consensus;
-pub mod coordinator;
 pub mod driver;
 mod join;
-pub mod observation;
+mod memory;
 pub mod peers;
 pub mod postgres;
 pub mod publish;
-pub mod reconcile;
 
 pub use app::{RunError, run};
+pub use pgherd_core::{beat, cluster, coordinator, observation, reconcile};

@@ -1,15 +1,19 @@
 //! Talks to the other agents: one task for each, that always sends the newest beat and never queues.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, HostPort, NodeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome};
 use crate::driver::Event;
+use crate::observation::RemoteDatabase;
 
 /// Carries the sender's cluster on every request between agents.
 pub const CLUSTER_HEADER: &str = "x-pgherd-cluster";
@@ -54,7 +58,7 @@ async fn beat_to(
                     tracing::info!(node = %id, agent = %address, "the agent answers again");
                 }
                 complained = false;
-                let event = Event::BeatAnswered { voter: id, sent, lease: answer.lease };
+                let event = Event::BeatAnswered { voter: id, sent, answer };
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -153,5 +157,22 @@ impl Link {
     /// Introduces this agent.
     pub async fn hello(&self, agent: &HostPort, hello: &Hello) -> Result<Welcome, CallError> {
         self.post(agent, "/v1/hello", hello).await
+    }
+}
+
+/// What a node without a login sees of another node's PostgreSQL: whether it answers at all.
+pub(crate) async fn knock_unauthenticated(address: &HostPort, timeout: Duration) -> RemoteDatabase {
+    /// SSLRequest, which every server answers with one byte before it asks who we are.
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    let ask = async {
+        let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+        stream.write_all(&SSL_REQUEST).await?;
+        stream.read_u8().await
+    };
+    let answer: Result<io::Result<u8>, _> = tokio::time::timeout(timeout, ask).await;
+    match answer {
+        Ok(Ok(_)) => RemoteDatabase::Answering,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => RemoteDatabase::Refused,
+        Ok(Err(_)) | Err(_) => RemoteDatabase::Silent,
     }
 }

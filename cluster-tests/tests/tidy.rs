@@ -8,11 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Folders (with the file of the same name) that decide without clock, IO, randomness or threads.
 const PURE: &[&str] = &[
-    "agent/src/cluster",
-    "agent/src/coordinator",
-    "agent/src/reconcile",
+    "core/src",
     "agent/src/config",
-    "agent/src/observation",
     "proxy/src/wire",
     "proxy/src/sql",
     "proxy/src/session",
@@ -75,7 +72,7 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 fn sources() -> Vec<Source> {
     let root = root();
     let mut paths = Vec::new();
-    for part in ["common", "agent", "proxy", "cluster-tests", "xtask"] {
+    for part in ["common", "core", "agent", "proxy", "cluster-tests", "xtask"] {
         files(&root.join(part).join("src"), "rs", &mut paths);
         files(&root.join(part).join("tests"), "rs", &mut paths);
     }

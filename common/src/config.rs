@@ -9,6 +9,7 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use toml::{Table, Value};
 
@@ -140,6 +141,16 @@ impl Section {
         let value = value.and_then(|value| T::from_value(&value).ok());
         assert!(value.is_some(), "the default of {} does not parse: {default}", self.path_of(key));
         value
+    }
+
+    /// A span that must not be zero, with a default.
+    pub fn positive(&mut self, reader: &mut Reader, key: &str, default: &str) -> Option<Duration> {
+        let span = self.or::<Millis>(reader, key, default)?;
+        if span.0.is_zero() {
+            reader.problem(&self.path_of(key), "must be longer than 0");
+            return None;
+        }
+        Some(span.0)
     }
 
     /// A sub-table; an empty one when it is absent.

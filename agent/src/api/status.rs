@@ -6,13 +6,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use pgherd_common::{HostPort, Lsn, NodeId};
+use pgherd_core::node::version;
 
 use super::server::{Api, Refused};
 use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, LeaseStatus, NodeStatus, ProxyStatus,
 };
 use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
-use crate::driver::{Picture, version};
+use crate::driver::Picture;
 use crate::observation::{PostgresObservation, PostgresState};
 
 /// Bound of the wait for standbys to reach the primary's position.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_common::HostPort;
-use pgherd_common::config::{Millis, Reader, Secret, Section};
+use pgherd_common::config::{Reader, Secret, Section};
 
 /// The PostgreSQL server of a database node. Secrets do not show in `Debug`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +54,8 @@ impl Postgres {
         let replication_user = s.or(r, "replication_user", "\"postgres\"");
         let replication_password = s.optional(r, "replication_password");
         let log_file = s.optional(r, "log_file");
-        let start_timeout =
-            s.or::<Millis>(r, "start_timeout", "\"60s\"").and_then(|t| positive(r, s, "start_timeout", t));
-        let stop_timeout =
-            s.or::<Millis>(r, "stop_timeout", "\"10s\"").and_then(|t| positive(r, s, "stop_timeout", t));
+        let start_timeout = s.positive(r, "start_timeout", "\"60s\"");
+        let stop_timeout = s.positive(r, "stop_timeout", "\"10s\"");
         section.finish(r);
         let data_dir = data_dir?;
         Some(Self {
@@ -77,13 +75,4 @@ impl Postgres {
             stop_timeout: stop_timeout?,
         })
     }
-}
-
-/// A span that must not be zero.
-pub(super) fn positive(r: &mut Reader, section: &Section, key: &str, span: Millis) -> Option<Duration> {
-    if span.0.is_zero() {
-        r.problem(&section.path_of(key), "must be longer than 0");
-        return None;
-    }
-    Some(span.0)
 }

@@ -4,39 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pgherd_common::Generation;
 use pgherd_common::errors::Chain;
+use pgherd_core::node::{Before, Done};
 use tokio::sync::{mpsc, watch};
 
 use super::Event;
-use crate::observation::PostgresObservation;
 use crate::postgres::Instance;
 use crate::reconcile::LocalAction;
 
 /// How long running transactions may take to end before a switchover ends them.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// A local action that has ended.
-#[derive(Debug)]
-pub struct Done {
-    /// Which.
-    pub action: LocalAction,
-    /// How things stood when it began.
-    pub before: Before,
-    /// The error with its causes.
-    pub result: Result<(), String>,
-    /// A look taken after it ended.
-    pub observation: PostgresObservation,
-}
-
-/// How things stood when an action began.
-#[derive(Debug, Clone, Copy)]
-pub struct Before {
-    /// The generation of which this node was primary.
-    pub primary_of: Option<Generation>,
-    /// Whether there was a postmaster.
-    pub ran: bool,
-}
 
 /// Does it, then looks.
 pub(super) async fn perform(

@@ -91,9 +91,10 @@ pub struct Situation<'a> {
     pub primary: Option<&'a Running>,
     /// When fencing must begin; `None` when this node holds no lease.
     pub fence_at: Option<MonoTime>,
-    /// Since when this agent knows this node as primary of the present generation: a lease that is not
-    /// yet won is given as long as one lasts.
-    pub since: MonoTime,
+    /// Until when a primary that was found running when the agent started may do without a lease.
+    pub adopted_until: MonoTime,
+    /// The highest generation that this node has ever heard of.
+    pub highest: Generation,
     /// Every proxy has put the topology in effect in which new work is held, or was given the time to.
     pub work_is_held: bool,
     /// PostgreSQL is down because this agent stopped or killed it.
@@ -105,8 +106,6 @@ pub struct Situation<'a> {
 /// What the configuration says about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// How long a primary that runs may take to win the lease of its generation.
-    pub grace: Duration,
     /// How long PostgreSQL may answer nobody.
     pub local_timeout: Duration,
     /// How long a crashed standby rests before it is started again; zero means for ever.
@@ -189,9 +188,7 @@ impl Reconciler {
     }
 
     fn wanted(&self, s: &Situation<'_>) -> Reconciliation {
-        let Some(identity) = &s.state.identity else {
-            return Reconciliation::wait("the cluster has not formed yet");
-        };
+        let Some(identity) = &s.state.identity else { return unknown_cluster(s) };
         if identity.system_identifier != s.own.system_identifier {
             return Reconciliation::wait(format!(
                 "this data directory belongs to another database (system identifier {}, the cluster's is {}): \
@@ -253,6 +250,10 @@ impl Reconciler {
     /// Only with the lease of the new generation in hand.
     fn become_primary(&self, s: &Situation<'_>, action: LocalAction) -> Reconciliation {
         match s.fence_at {
+            Some(_) if s.highest > s.state.generation => Reconciliation::wait(format!(
+                "the cluster has reached generation {} already; waiting to learn who is primary of it",
+                s.highest
+            )),
             Some(at) if at > s.now => Reconciliation::act(action),
             Some(_) | None => Reconciliation::wait("waiting for the lease of this generation"),
         }
@@ -269,16 +270,15 @@ impl Reconciler {
         wake(Reconciliation { action: slots.or(checkpoint), ..Reconciliation::default() })
     }
 
-    /// A primary without a lease must not be writable. One that this agent found running when it
-    /// started is given the time of one lease to win it.
+    /// A primary without a lease must not be writable.
     fn lease_expired(&self, s: &Situation<'_>) -> Option<Reconciliation> {
         let recovering = s.own.running().is_some_and(|running| running.in_recovery);
         let deadline = match s.fence_at {
             _ if s.own.stopped().is_some() => return None,
             // A promotion may be under way; it must not end after the lease has.
-            Some(at) if recovering => at,
-            None if recovering => return None,
-            at => at.unwrap_or(s.since).max(s.since + self.rules.grace),
+            Some(at) => at,
+            None if recovering || s.state.is_new() => return None,
+            None => s.adopted_until,
         };
         (s.now >= deadline).then(|| {
             give_up(s, "the lease ended: too few agents answered, another primary may be chosen".to_owned())
@@ -394,6 +394,21 @@ impl Reconciler {
             self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
         (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
     }
+}
+
+/// Nothing is known of the cluster: it has not formed, or this agent has lost its memory of it.
+fn unknown_cluster(s: &Situation<'_>) -> Reconciliation {
+    let writable = s.own.running().is_some_and(|running| !running.in_recovery);
+    if s.highest == Generation::ZERO {
+        return Reconciliation::wait("the cluster has not formed yet");
+    }
+    let lost =
+        "the raft store of this agent is gone or was replaced: it waits for the others to tell it the state";
+    if writable && s.now >= s.adopted_until {
+        let reason = format!("{lost}; until then nobody can tell whether this server may be primary");
+        return Reconciliation::act(LocalAction::Fence { reason });
+    }
+    Reconciliation::wait(lost).at(s.adopted_until)
 }
 
 /// Everything of the instance must be gone, leftovers of a dead postmaster included, before the role

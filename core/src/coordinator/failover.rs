@@ -93,6 +93,10 @@ impl View<'_> {
     fn primary_trouble(&self, primary: NodeId, report: &mut Report) -> Option<Trouble> {
         let name = self.name(primary);
         if self.age(primary).is_none_or(|age| age >= self.policy.lease) {
+            if self.state.is_new() {
+                report.waiting.push(NotYet::NeverConfirmed(name));
+                return None;
+            }
             let reason = format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody");
             return self
                 .verified_gone(primary, report)
@@ -256,11 +260,16 @@ impl View<'_> {
         let observation = self.fresh(primary.node)?;
         let writable = self.running(primary.node).filter(|running| !running.in_recovery);
         match writable {
-            Some(running) if observation.generation == self.state.generation => Some(Command::Serve {
-                generation: self.state.generation,
-                timeline: running.timeline,
-                at: self.wall,
-            }),
+            // With its first lease, so that a failover has something to wait for.
+            Some(running)
+                if observation.generation == self.state.generation && observation.lease_left_ms.is_some() =>
+            {
+                Some(Command::Serve {
+                    generation: self.state.generation,
+                    timeline: running.timeline,
+                    at: self.wall,
+                })
+            }
             Some(_) | None => {
                 let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);
                 let (node, since) = (self.name(primary.node), self.step_age);

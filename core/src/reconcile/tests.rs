@@ -10,11 +10,8 @@ use super::*;
 use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 
-const RULES: Rules = Rules {
-    grace: Duration::from_millis(1500),
-    local_timeout: Duration::from_secs(10),
-    restart_standby_after: Duration::from_secs(5),
-};
+const RULES: Rules =
+    Rules { local_timeout: Duration::from_secs(10), restart_standby_after: Duration::from_secs(5) };
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
 struct Rig {
@@ -23,7 +20,8 @@ struct Rig {
     primary: Option<Running>,
     fence_at: Option<MonoTime>,
     now: MonoTime,
-    since: MonoTime,
+    adopted_until: MonoTime,
+    highest: Generation,
     work_is_held: bool,
     stopped_here: bool,
     reconciler: Reconciler,
@@ -81,7 +79,8 @@ impl Rig {
             primary: Some(running(false)),
             fence_at: Some(at(102)),
             now: at(100),
-            since: at(50),
+            adopted_until: at(51),
+            highest: Generation::ZERO,
             work_is_held: false,
             stopped_here: false,
             reconciler: Reconciler::new(RULES),
@@ -134,7 +133,8 @@ impl Rig {
             own: &self.own,
             primary: self.primary.as_ref(),
             fence_at: self.fence_at,
-            since: self.since,
+            adopted_until: self.adopted_until,
+            highest: self.highest,
             work_is_held: self.work_is_held,
             stopped_here: self.stopped_here,
             now: self.now,
@@ -177,16 +177,16 @@ fn a_primary_without_lease_is_fenced_even_while_it_starts_or_hangs() {
         rig.fence_at = None;
         rig.now = at(100);
         assert!(fences(&rig.decide(1)), "no lease at all, and long past the grace of a new agent");
-        rig.now = at(51);
+        rig.now = at(50);
         assert!(!fences(&rig.decide(1)), "a new agent may still win the lease");
     }
 }
 
 #[test]
-fn a_primary_that_was_just_formed_or_granted_is_given_time_to_win_its_lease() {
+fn a_primary_that_was_found_running_is_given_time_to_win_its_lease() {
     let mut rig = Rig::new(PostgresState::Running(running(false)));
     rig.fence_at = None;
-    rig.since = at(99);
+    rig.adopted_until = at(101);
     assert!(!fences(&rig.decide(1)));
     rig.now = at(101);
     assert!(fences(&rig.decide(1)));

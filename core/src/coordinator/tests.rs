@@ -74,6 +74,8 @@ impl Rig {
         self.coordinator.committed(&self.state, &self.voters, self.now);
         for (id, observation) in &mut self.seen {
             observation.generation = self.state.generation;
+            let holds = self.state.primary.is_some_and(|primary| primary.node.0 == *id);
+            observation.lease_left_ms = holds.then_some(1500);
             observation.intent = self
                 .state
                 .change

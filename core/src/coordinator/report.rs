@@ -57,6 +57,8 @@ pub enum NotYet {
     AutoFailoverOff(NodeName),
     /// The agent is silent, its database is not.
     Unguarded(NodeName),
+    /// The cluster has just formed around a primary whose agent has fallen silent.
+    NeverConfirmed(NodeName),
     /// Nobody has knocked on the silent node's database yet.
     Unverified(NodeName),
     /// The old primary may still be writable.
@@ -140,6 +142,11 @@ impl fmt::Display for NotYet {
                 f,
                 "the agent of primary {name} is silent but its database is in service: no failover; \
                  the primary runs unguarded until its agent is started again"
+            ),
+            Self::NeverConfirmed(name) => write!(
+                f,
+                "the cluster has just formed, but the agent of its primary {name} is silent: no failover before \
+                 it was heard once; start it, or run `pgherd promote`"
             ),
             Self::Unverified(name) => {
                 write!(f, "the agent of primary {name} is silent; checking its database from the other nodes")

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use pgherd_common::config::ConfigValue;
 use pgherd_common::topology::{Availability, Backend, ChangeKind, InvalidTopology, Parts};
 use pgherd_common::{
     ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Topology, Version, WallTime,
 };
 use serde::{Deserialize, Serialize};
+use toml::Value;
 
 /// The state machine behind the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -127,6 +129,18 @@ pub enum NodeKind {
     Witness,
 }
 
+impl ConfigValue for NodeKind {
+    const KIND: &'static str = "\"database\" or \"witness\"";
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("database") => Ok(Self::Database),
+            Some("witness") => Ok(Self::Witness),
+            Some(_) | None => Err(format!("found {} {value}", value.type_str())),
+        }
+    }
+}
+
 /// A member, as the cluster has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -230,6 +244,12 @@ impl ClusterState {
             Some(Primary { node, phase: PrimaryPhase::Serving { .. } }) => Some(node),
             Some(Primary { phase: PrimaryPhase::Promoting, .. }) | None => None,
         }
+    }
+
+    /// Whether the cluster has formed around a primary that is yet to win its first lease.
+    pub fn is_new(&self) -> bool {
+        let promoting = self.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
+        promoting && self.change.is_none()
     }
 
     /// The member that is primary, serving or not.

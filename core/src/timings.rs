@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use pgherd_common::config::{Millis, Reader, Section};
 
-use super::postgres::positive;
 use crate::reconcile::lease::KILL_BUDGET;
 
 /// `[timings]`.
@@ -144,11 +143,8 @@ pub const RULES: &[Rule] = &[
 
 impl Timings {
     /// `None` after the problems were reported.
-    pub(super) fn read(r: &mut Reader, mut section: Section) -> Option<Self> {
-        let mut span = |key: &str, default: &str| {
-            let span = section.or::<Millis>(r, key, default)?;
-            positive(r, &section, key, span)
-        };
+    pub fn read(r: &mut Reader, mut section: Section) -> Option<Self> {
+        let mut span = |key: &str, default: &str| section.positive(r, key, default);
         let beat_interval = span("beat_interval", "\"200ms\"");
         let lease = span("lease", "\"2s\"");
         let probe_interval = span("probe_interval", "\"300ms\"");

@@ -23,6 +23,9 @@ const CLOCK_RATE_ERROR_PER_MILLE: u32 = 5;
 /// From the decision to fence until the last process is gone. Measured 75 to 175 ms.
 pub const KILL_BUDGET: Duration = Duration::from_millis(400);
 
+/// Leases that agents which have just started give the others to start too.
+pub const ADOPTION_LEASES: u32 = 5;
+
 /// The agreed length of a lease, the same on every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
@@ -38,6 +41,12 @@ impl Terms {
     /// How long a voter keeps its promise, by its own clock.
     pub fn promise(self) -> Duration {
         self.length + self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000
+    }
+
+    /// How long a primary may do without a lease when its agent has just started and nobody had guarded
+    /// it before: the others may start a little later.
+    pub fn adoption(self) -> Duration {
+        self.length * ADOPTION_LEASES
     }
 
     /// How long after sending the beat the holder must begin to fence, by its own clock.
@@ -77,6 +86,13 @@ impl Lease {
         if generation == self.generation {
             let newest = self.answered.entry(voter).or_insert(sent);
             *newest = (*newest).max(sent);
+        }
+    }
+
+    /// The primary stays what it is under the next number: what the voters promised it holds on.
+    pub fn carry_over(&mut self, generation: Generation) {
+        if self.generation.next() == generation {
+            self.generation = generation;
         }
     }
 

@@ -1,0 +1,15 @@
+//! What an agent decides. Pure: no clock, no randomness, no sockets, no files, no threads; time is an
+//! argument. That is what lets the simulator run the very same code for years of cluster time.
+//!
+//! Two machines hold the decisions: [`coordinator`] (cluster level; runs where raft leads and may
+//! only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only act
+//! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
+//! and [`beat`] are what agents see and tell each other, [`timings`] holds every period and deadline.
+
+pub mod beat;
+pub mod cluster;
+pub mod coordinator;
+pub mod node;
+pub mod observation;
+pub mod reconcile;
+pub mod timings;

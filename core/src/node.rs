@@ -1,0 +1,493 @@
+//! One agent's whole mind: what it knows, and what follows from it.
+//!
+//! A driver feeds it with what happens (`committed`, `look`, `acted`, `beaten`, `answered`, `knocked`)
+//! and then calls [`Node::turn`], whose [`Turn`] says all there is to do. It must be obeyed in the
+//! order of its fields: what is to be remembered is on disk before anything else leaves the process,
+//! and the guardian knows the new deadline before the action begins that relies on it. The agent and
+//! the simulator drive the same code; it knows neither sockets nor clocks.
+
+mod duty;
+mod knocks;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeName, Version, WallTime};
+
+use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
+use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
+use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
+use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
+use crate::reconcile::lease::{Lease, Promise, Terms};
+use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
+use crate::timings::Timings;
+
+pub use duty::{Before, Done};
+
+use duty::Duty;
+use knocks::Knocks;
+
+/// A proxy that does not answer delays a switchover by this much, no more: its sessions lose their
+/// statements in flight.
+const HOLD_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What an agent is, for as long as its process lives.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// This node, as its own configuration describes it.
+    pub descriptor: Descriptor,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// All periods and deadlines.
+    pub timings: Timings,
+    /// Replace a failed primary without being asked.
+    pub auto_failover: bool,
+    /// A standby further behind is not promoted without being asked; 0 means no limit.
+    pub max_lag: u64,
+    /// Drawn at random when the agent starts.
+    pub incarnation: u64,
+    /// The highest generation that this node has ever heard of, from its disk.
+    pub remembered: Generation,
+    /// Until when a primary that was found running may go on without a lease: its guardian's deadline,
+    /// or the time of one lease where nobody guarded it before.
+    pub adopted_until: MonoTime,
+}
+
+/// Raft, as far as decisions rest on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Quorum {
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Whether this node leads and has applied an entry of its own term.
+    pub leads: bool,
+}
+
+/// What the guardian has to know of this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// PostgreSQL must be killed then, unless a later word moves the time.
+    Until {
+        /// Of the lease.
+        generation: Generation,
+        /// On the clock of this machine.
+        fence_at: MonoTime,
+    },
+    /// Nothing here could write: PostgreSQL is down or a standby, and is not being promoted.
+    Off,
+}
+
+/// What is to be done after a turn, in this order.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Turn {
+    /// To be on disk before anything below is done.
+    pub remember: Option<Generation>,
+    /// For the guardian; `None`: what it knows stands.
+    pub guard: Option<Guard>,
+    /// To be begun on the local PostgreSQL.
+    pub act: Option<Begun>,
+    /// To be proposed to the log, or asked of raft.
+    pub lead: Option<Action>,
+    /// Where to knock.
+    pub knock: Option<(NodeId, HostPort)>,
+    /// To be sent to every other agent.
+    pub beat: Option<Beat>,
+    /// Turn again at this time even if nothing happens.
+    pub wake_at: Option<MonoTime>,
+    /// What a decision of the coordinator wants to be known in the log.
+    pub doing: Vec<String>,
+}
+
+/// An action to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Which.
+    pub action: LocalAction,
+    /// To be handed back with its [`Done`].
+    pub before: Before,
+    /// The action in progress must be dropped first: fencing waits for nothing.
+    pub abort: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    setup: Setup,
+    state: Arc<ClusterState>,
+    quorum: Quorum,
+    coordinator: Coordinator,
+    reconciler: Reconciler,
+    terms: Terms,
+    lease: Lease,
+    promise: Promise,
+    started: MonoTime,
+    /// The highest generation ever heard of.
+    highest: Generation,
+    /// The part of it that is on disk.
+    remembered: Generation,
+    /// Since when a switchover is known to want new work held.
+    holding_since: Option<MonoTime>,
+    own: Option<PostgresObservation>,
+    duty: Duty,
+    acting: Option<LocalAction>,
+    proposing: bool,
+    knocks: Knocks,
+    report: Vec<String>,
+    note: Option<String>,
+    /// The essence of the last beat.
+    told: Option<NodeObservation>,
+    /// The last word to the guardian.
+    guarded: Option<Guard>,
+    wake_at: Option<MonoTime>,
+}
+
+impl Node {
+    /// An agent that has just started.
+    pub fn new(setup: Setup, now: MonoTime) -> Self {
+        let timings = &setup.timings;
+        let me = setup.descriptor.id;
+        let terms = Terms::new(timings.lease);
+        let policy = Policy {
+            auto_failover: setup.auto_failover,
+            max_lag: setup.max_lag,
+            lease: timings.lease,
+            node_timeout: timings.node_timeout,
+            recruit_timeout: timings.recruit_timeout,
+            switchover_timeout: timings.switchover_timeout,
+            change_timeout: timings.change_timeout,
+        };
+        let rules = Rules {
+            local_timeout: timings.local_timeout,
+            restart_standby_after: timings.restart_standby_after,
+        };
+        Self {
+            state: Arc::new(ClusterState::default()),
+            quorum: Quorum::default(),
+            coordinator: Coordinator::new(me, policy),
+            reconciler: Reconciler::new(rules),
+            terms,
+            lease: Lease::new(terms, me),
+            promise: Promise::unknown(terms, now),
+            started: now,
+            highest: setup.remembered,
+            remembered: setup.remembered,
+            holding_since: None,
+            own: None,
+            duty: Duty::default(),
+            acting: None,
+            proposing: false,
+            knocks: Knocks::default(),
+            report: Vec::new(),
+            note: None,
+            told: None,
+            guarded: None,
+            wake_at: None,
+            setup,
+        }
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.setup.descriptor.id
+    }
+
+    /// The state this node has applied.
+    pub fn state(&self) -> &Arc<ClusterState> {
+        &self.state
+    }
+
+    /// Raft, as it was last told.
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
+    /// What was heard of every agent.
+    pub fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
+    /// The coordinator's last report, if this node leads.
+    pub fn report(&self) -> &[String] {
+        &self.report
+    }
+
+    /// Why nothing is done to the own PostgreSQL, where there is a reason.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// The action in progress.
+    pub fn acting(&self) -> Option<&LocalAction> {
+        self.acting.as_ref()
+    }
+
+    /// The log has moved, or the group has changed.
+    pub fn committed(&mut self, state: Arc<ClusterState>, quorum: Quorum, now: MonoTime) {
+        let news = !Arc::ptr_eq(&self.state, &state) || self.quorum.voters != quorum.voters;
+        let before = std::mem::replace(&mut self.state, state);
+        self.quorum = quorum;
+        if !news {
+            return;
+        }
+        self.coordinator.committed(&self.state, &self.quorum.voters, now);
+        if self.stays_primary(&before) {
+            self.lease.carry_over(self.state.generation);
+        }
+        let stopping = self.state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Stopping);
+        self.holding_since = stopping.then(|| self.holding_since.unwrap_or(now));
+        if self.state.change.is_none() {
+            // A later switchover may have the same generation.
+            self.duty.prepared = None;
+        }
+    }
+
+    /// A change was rolled back: the promises made to this node hold on, under the next number.
+    fn stays_primary(&self, before: &ClusterState) -> bool {
+        let was = before.primary.is_some_and(|primary| primary.node == self.id());
+        was && self.is_primary() && self.state.generation == before.generation.next()
+    }
+
+    /// A look at the own PostgreSQL. Not to be called with a look that was begun before an action ended.
+    pub fn look(&mut self, observation: PostgresObservation) {
+        self.duty.stopped_here &= observation.stopped().is_some();
+        self.own = Some(observation);
+    }
+
+    /// The action in progress has ended.
+    pub fn acted(&mut self, done: Done, now: MonoTime) {
+        self.acting = None;
+        self.reconciler.finished(&done.action, done.result.is_ok(), now);
+        self.duty.acted(&done);
+        self.look(done.observation);
+    }
+
+    /// Another agent's beat; the answer goes back to it.
+    pub fn beaten(&mut self, beat: Beat, now: MonoTime) -> BeatAnswer {
+        let from = beat.observation.descriptor.id;
+        self.hear_of(beat.observation.generation);
+        let granted = beat
+            .wants_lease
+            .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted));
+        if granted.is_some() {
+            self.promise.renew(self.terms, now);
+        }
+        self.coordinator.observe(beat.observation, now);
+        BeatAnswer { lease: granted }
+    }
+
+    /// A voter has answered the beat that was sent at `sent`.
+    pub fn answered(&mut self, voter: NodeId, sent: MonoTime, answer: &BeatAnswer) {
+        if let Some(generation) = answer.lease {
+            self.lease.answered(voter, generation, sent);
+        }
+    }
+
+    /// What another node's PostgreSQL looks like from here.
+    pub fn knocked(&mut self, node: NodeId, result: RemoteDatabase) {
+        self.knocks.answered(node, result);
+    }
+
+    /// What was proposed last has come to an end, one way or the other.
+    pub fn proposed(&mut self) {
+        self.proposing = false;
+    }
+
+    /// An operator wants a switchover: what would be proposed for it.
+    pub fn plan_switchover(
+        &self,
+        to: Option<&NodeName>,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> Result<Command, SwitchoverRefused> {
+        self.coordinator.view(now, wall).plan_switchover(to)
+    }
+
+    /// An operator wants a promotion come what may: what would be proposed for it.
+    pub fn plan_forced(
+        &self,
+        to: Option<&NodeName>,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> Result<Command, SwitchoverRefused> {
+        self.coordinator.view(now, wall).plan_forced(to)
+    }
+
+    /// Decides. `beat_due`: the others are to hear of this node even if there is no news. `held`:
+    /// every proxy has put the newest topology into effect.
+    pub fn turn(&mut self, now: MonoTime, wall: WallTime, beat_due: bool, held: bool) -> Turn {
+        let mut turn = Turn::default();
+        self.hear_of(self.state.generation);
+        if self.highest > self.remembered {
+            self.remembered = self.highest;
+            turn.remember = Some(self.highest);
+        }
+        let observation = self.observation(now);
+        self.coordinator.observe(observation.clone(), now);
+        self.wake_at = None;
+        turn.act = self.look_after_postgres(&observation, held, now);
+        turn.guard = self.guard(now);
+        self.lead(now, wall, &mut turn);
+        turn.knock = self.knock(now);
+        let essence = observation.essence();
+        if beat_due || self.told.as_ref() != Some(&essence) {
+            self.told = Some(essence);
+            let wants_lease = self.is_primary().then_some(self.state.generation);
+            turn.beat = Some(Beat { observation, wants_lease });
+        }
+        turn.wake_at = self.wake_at;
+        turn
+    }
+
+    /// Takes note of a generation that exists somewhere.
+    fn hear_of(&mut self, generation: Generation) {
+        self.highest = self.highest.max(generation);
+    }
+
+    fn is_primary(&self) -> bool {
+        self.state.primary.is_some_and(|primary| primary.node == self.id())
+    }
+
+    /// When this node must begin to fence what it runs as primary, if nothing renews its lease.
+    fn fence_at(&self, now: MonoTime) -> Option<MonoTime> {
+        self.lease.fence_at(self.state.generation, &self.quorum.voters, now)
+    }
+
+    fn observation(&self, now: MonoTime) -> NodeObservation {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let change = self.state.change.as_ref();
+        let fence_at = self.fence_at(now).filter(|_| self.is_primary());
+        // Rounded up: a promise that has not quite ended is no lapsed one.
+        let promise_left = self.promise.left(now) + Duration::from_micros(999);
+        NodeObservation {
+            descriptor: self.setup.descriptor.clone(),
+            cluster: self.setup.cluster.clone(),
+            incarnation: self.setup.incarnation,
+            generation: self.state.generation,
+            intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
+            promise_left_ms: millis(promise_left),
+            lease_left_ms: fence_at.map(|at| millis(at.since(now))),
+            postgres: self.own.as_ref().map(|own| self.duty.told(own)),
+            remote: self.knocks.results(),
+        }
+    }
+
+    fn look_after_postgres(
+        &mut self,
+        observation: &NodeObservation,
+        held: bool,
+        now: MonoTime,
+    ) -> Option<Begun> {
+        let own = observation.postgres.as_ref()?;
+        let primary = self.state.serving().and_then(|id| self.heard(id, now));
+        let situation = Situation {
+            me: self.id(),
+            state: &self.state,
+            own,
+            primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
+            fence_at: self.fence_at(now),
+            adopted_until: self.setup.adopted_until,
+            highest: self.highest,
+            work_is_held: held || self.holding_since.is_some_and(|since| now.since(since) >= HOLD_PATIENCE),
+            stopped_here: self.duty.stopped_here,
+            now,
+        };
+        let Reconciliation { action, wake_at, note } = self.reconciler.decide(&situation);
+        let before = Before {
+            primary_of: self.is_primary().then_some(self.state.generation),
+            ran: own.stopped().is_none(),
+        };
+        self.sleep_until(wake_at);
+        self.note = note;
+        let action = action?;
+        let fences = matches!(action, LocalAction::Fence { .. });
+        let abort = match &self.acting {
+            None => false,
+            Some(LocalAction::Fence { .. }) => return None,
+            Some(_) if fences => true,
+            Some(_) => return None,
+        };
+        self.acting = Some(action.clone());
+        Some(Begun { action, before, abort })
+    }
+
+    /// The next word to the guardian, if there is anything new to say.
+    fn guard(&mut self, now: MonoTime) -> Option<Guard> {
+        let could_write = match self.own.as_ref().map(|own| &own.state) {
+            None => return None,
+            Some(PostgresState::Down(_) | PostgresState::Unusable(_)) => false,
+            Some(PostgresState::Running(running)) => !running.in_recovery,
+            Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
+        };
+        let rises = matches!(self.acting, Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
+        let generation = self.state.generation;
+        let never_formed = self.state.identity.is_none() && self.highest == Generation::ZERO;
+        let word = match self.fence_at(now) {
+            Some(fence_at) if self.is_primary() => Guard::Until { generation, fence_at },
+            Some(_) | None if never_formed || self.state.is_new() => return None,
+            Some(_) | None if !could_write && !rises => Guard::Off,
+            // Never renewed under this guardian: what was found running has the time it was given.
+            Some(_) | None if self.guarded.is_none() => {
+                Guard::Until { generation, fence_at: self.setup.adopted_until }
+            }
+            Some(_) | None => return None,
+        };
+        let news = self.guarded != Some(word);
+        self.guarded = Some(word);
+        news.then_some(word)
+    }
+
+    fn heard(&self, id: NodeId, now: MonoTime) -> Option<&Seen> {
+        let lease = self.setup.timings.lease;
+        self.coordinator.seen().get(&id).filter(|seen| now.since(seen.at) < lease)
+    }
+
+    fn lead(&mut self, now: MonoTime, wall: WallTime, turn: &mut Turn) {
+        if !self.quorum.leads {
+            self.report.clear();
+            return;
+        }
+        let decision = self.coordinator.step(now, wall);
+        self.report = decision.report.lines();
+        self.sleep_until(decision.wake_at);
+        turn.lead = match decision.action {
+            Some(Action::Propose(_)) if self.proposing => None,
+            Some(Action::Propose(command)) => {
+                self.proposing = true;
+                turn.doing = decision.report.doing;
+                Some(Action::Propose(command))
+            }
+            other => other,
+        };
+    }
+
+    /// Where to look at the primary's PostgreSQL over the network, while its agent is silent.
+    fn knock(&mut self, now: MonoTime) -> Option<(NodeId, HostPort)> {
+        let lease = self.setup.timings.lease;
+        let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
+        let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
+        let silent = match heard {
+            Some(seen) => now.since(seen.at) >= lease / 2,
+            // After a power cut the primary's host may boot a little later than the others.
+            None => now.since(self.started) >= self.terms.adoption(),
+        };
+        let target = primary
+            .filter(|_| silent)
+            .and_then(|member| Some((member.descriptor.id, member.descriptor.postgres.clone()?)));
+        self.knocks.turn(target, now)
+    }
+
+    fn sleep_until(&mut self, at: Option<MonoTime>) {
+        self.wake_at = match (self.wake_at, at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+}
+
+/// The version of the topology that this state amounts to.
+pub fn version(state: &ClusterState) -> Version {
+    Version { generation: state.generation, revision: state.revision }
+}

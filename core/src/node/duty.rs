@@ -1,0 +1,77 @@
+//! What an agent has done for the cluster, as it tells the others.
+
+use pgherd_common::Generation;
+
+use crate::observation::PostgresObservation;
+use crate::reconcile::LocalAction;
+
+/// A local action that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Which.
+    pub action: LocalAction,
+    /// How things stood when it began.
+    pub before: Before,
+    /// The error with its causes.
+    pub result: Result<(), String>,
+    /// A look taken after it ended.
+    pub observation: PostgresObservation,
+}
+
+/// How things stood when an action began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// The generation of which this node was primary.
+    pub primary_of: Option<Generation>,
+    /// Whether there was a postmaster.
+    pub ran: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Duty {
+    pub(super) recruited: Option<Generation>,
+    pub(super) prepared: Option<Generation>,
+    pub(super) released: Option<Generation>,
+    pub(super) trouble: Option<String>,
+    /// PostgreSQL is down because this agent stopped or killed it.
+    pub(super) stopped_here: bool,
+}
+
+impl Duty {
+    /// Takes note of what became of an action.
+    pub(super) fn acted(&mut self, done: &Done) {
+        if let Err(error) = &done.result {
+            // The log has it all; in tables and in the cluster's state there is room for a line.
+            self.trouble = error.lines().next().map(str::to_owned);
+            return;
+        }
+        self.trouble = None;
+        match &done.action {
+            LocalAction::Recruit(generation) => self.recruited = Some(*generation),
+            LocalAction::Prepare(generation) => self.prepared = Some(*generation),
+            LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop => {
+                self.released = done.before.primary_of.or(self.released);
+                self.stopped_here |= done.before.ran;
+            }
+            LocalAction::StartPrimary(_)
+            | LocalAction::StartStandby(_)
+            | LocalAction::Rejoin { .. }
+            | LocalAction::Checkpoint
+            | LocalAction::Promote(_)
+            | LocalAction::Follow(_)
+            | LocalAction::AlignSlots { .. } => {}
+        }
+    }
+
+    /// The observation with what only the agent knows.
+    pub(super) fn told(&self, own: &PostgresObservation) -> PostgresObservation {
+        PostgresObservation {
+            recruited: self.recruited,
+            prepared: self.prepared,
+            released: self.released,
+            trouble: self.trouble.clone(),
+            ..own.clone()
+        }
+    }
+}

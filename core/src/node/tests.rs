@@ -1,0 +1,223 @@
+//! Whole agents, a few messages at a time.
+
+use std::collections::BTreeMap;
+
+use pgherd_common::topology::ChangeKind;
+use pgherd_common::wal::TimelineHistory;
+use pgherd_common::{Lsn, Timeline};
+
+use super::*;
+use crate::cluster::{Applied, Identity, NodeKind, apply};
+use crate::observation::Running;
+
+fn at(millis: u64) -> MonoTime {
+    MonoTime::since_boot(Duration::from_millis(millis))
+}
+
+fn descriptor(id: u64) -> Descriptor {
+    Descriptor {
+        id: NodeId(id),
+        name: format!("server{id}").parse().unwrap(),
+        kind: NodeKind::Database,
+        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
+        postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
+        priority: 100,
+        weight: 1,
+    }
+}
+
+/// Server 1 of three, primary of generation 1, which has just started on a running PostgreSQL.
+struct Rig {
+    node: Node,
+    state: ClusterState,
+    now: MonoTime,
+}
+
+impl Rig {
+    fn new(remembered: Generation) -> Self {
+        let now = at(10_000);
+        let timings = Timings::default();
+        let setup = Setup {
+            descriptor: descriptor(1),
+            cluster: "demo".parse().unwrap(),
+            timings,
+            auto_failover: true,
+            max_lag: 0,
+            incarnation: 1,
+            remembered,
+            adopted_until: now + Duration::from_millis(500),
+        };
+        let mut rig = Self { node: Node::new(setup, now), state: ClusterState::default(), now };
+        rig.node.look(postgres(false));
+        rig
+    }
+
+    fn formed() -> Self {
+        let mut rig = Self::new(Generation::ZERO);
+        let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+        let members = (1..=3).map(descriptor).collect();
+        rig.commit(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+        rig
+    }
+
+    fn serving() -> Self {
+        let mut rig = Self::formed();
+        let generation = rig.state.generation;
+        rig.commit(&Command::Serve { generation, timeline: Timeline(1), at: WallTime(0) });
+        rig
+    }
+
+    fn commit(&mut self, command: &Command) {
+        let revision = self.state.revision + 1;
+        assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
+        self.learn();
+    }
+
+    fn learn(&mut self) {
+        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), leads: false };
+        self.node.committed(Arc::new(self.state.clone()), quorum, self.now);
+    }
+
+    fn turn(&mut self) -> Turn {
+        self.node.turn(self.now, WallTime(0), false, true)
+    }
+
+    /// Server 2 has answered a beat.
+    fn answered(&mut self, sent: MonoTime) {
+        let lease = Some(self.state.generation);
+        self.node.answered(NodeId(2), sent, &BeatAnswer { lease });
+    }
+
+    fn beat_of(&self, id: u64, generation: Generation, wants_lease: Option<Generation>) -> Beat {
+        let mut observation = self.node.observation(self.now);
+        observation.descriptor = descriptor(id);
+        observation.generation = generation;
+        Beat { observation, wants_lease }
+    }
+}
+
+fn postgres(in_recovery: bool) -> PostgresObservation {
+    PostgresObservation {
+        system_identifier: 7,
+        major: 15,
+        pid: Some(1),
+        state: PostgresState::Running(Running {
+            in_recovery,
+            timeline: Timeline(1),
+            position: Lsn(1000),
+            received: Lsn(1000),
+            checkpoint_timeline: Timeline(1),
+            history: TimelineHistory::default(),
+            follows: None,
+            receiver: None,
+            standbys: Vec::new(),
+            slots: Vec::new(),
+        }),
+        recruited: None,
+        prepared: None,
+        released: None,
+        trouble: None,
+    }
+}
+
+fn fences(turn: &Turn) -> bool {
+    turn.act.as_ref().is_some_and(|begun| matches!(begun.action, LocalAction::Fence { .. }))
+}
+
+#[test]
+fn a_new_cluster_fences_nobody_before_the_first_lease() {
+    let mut rig = Rig::formed();
+    rig.now = at(60_000);
+    let turn = rig.turn();
+    assert!(!fences(&turn), "{turn:?}");
+    assert_eq!(turn.guard, None, "the guardian is not armed either");
+    rig.answered(at(59_900));
+    let turn = rig.turn();
+    let fence_at = at(59_900) + Terms::new(Timings::default().lease).hold();
+    assert_eq!(turn.guard, Some(Guard::Until { generation: rig.state.generation, fence_at }));
+}
+
+#[test]
+fn an_adopted_primary_has_the_time_it_was_given_and_the_guardian_knows() {
+    let mut rig = Rig::serving();
+    let turn = rig.turn();
+    let fence_at = at(10_500);
+    assert_eq!(turn.guard, Some(Guard::Until { generation: rig.state.generation, fence_at }));
+    assert!(!fences(&turn));
+    rig.now = fence_at;
+    assert!(fences(&rig.turn()));
+}
+
+#[test]
+fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
+    let mut rig = Rig::serving();
+    rig.answered(at(10_000));
+    let generation = rig.state.generation;
+    let fence_at = rig.node.fence_at(rig.now);
+    assert!(fence_at.is_some());
+    let (kind, from, reason) = (ChangeKind::Switchover, NodeId(1), "test".to_owned());
+    let to = Some(NodeId(2));
+    rig.commit(&Command::Begin {
+        generation,
+        kind,
+        from,
+        to,
+        reason,
+        allow_data_loss: false,
+        at: WallTime(0),
+    });
+    let next = generation.next();
+    rig.commit(&Command::Stop { generation: next });
+    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    assert_eq!(rig.node.fence_at(rig.now), fence_at, "not prolonged, not lost");
+}
+
+#[test]
+fn a_generation_that_exists_somewhere_is_remembered_and_older_leases_are_refused() {
+    let mut rig = Rig::serving();
+    let first = rig.state.generation;
+    assert_eq!(rig.turn().remember, Some(first));
+    let wanted = rig.beat_of(1, first, Some(first));
+    assert_eq!(rig.node.beaten(wanted.clone(), rig.now).lease, Some(first));
+    let news = rig.beat_of(3, first.next(), None);
+    let _ = rig.node.beaten(news, rig.now);
+    assert_eq!(rig.node.beaten(wanted, rig.now).lease, None, "the lease of an older generation");
+    assert_eq!(rig.turn().remember, Some(first.next()));
+    assert_eq!(rig.turn().remember, None, "once is enough");
+}
+
+#[test]
+fn a_primary_whose_agent_forgot_the_cluster_is_fenced_when_nobody_reminds_it() {
+    let mut rig = Rig::new(Generation::ZERO.next());
+    assert!(!fences(&rig.turn()));
+    rig.now = at(10_500);
+    assert!(fences(&rig.turn()));
+    let mut fresh = Rig::new(Generation::ZERO);
+    fresh.now = at(90_000);
+    assert!(!fences(&fresh.turn()), "no cluster has formed yet: nobody's business");
+}
+
+#[test]
+fn nobody_is_promoted_for_a_generation_that_is_over() {
+    let mut rig = Rig::serving();
+    let (first, next) = (rig.state.generation, rig.state.generation.next());
+    let (kind, from, reason) = (ChangeKind::Failover, NodeId(1), "test".to_owned());
+    let begin = Command::Begin {
+        generation: first,
+        kind,
+        from,
+        to: None,
+        reason,
+        allow_data_loss: false,
+        at: WallTime(0),
+    };
+    rig.commit(&begin);
+    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    rig.node.look(postgres(true));
+    rig.answered(rig.now);
+    let newer = rig.beat_of(2, next.next(), None);
+    let _ = rig.node.beaten(newer, rig.now);
+    assert_eq!(rig.turn().act, None);
+    assert!(rig.node.note().is_some_and(|note| note.contains("generation 3")), "{:?}", rig.node.note());
+    assert_eq!(BTreeMap::<NodeId, RemoteDatabase>::new(), rig.node.knocks.results());
+}

@@ -21,7 +21,7 @@ use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
-use crate::reconcile::lease::{Lease, Promise, Terms};
+use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
 use crate::timings::Timings;
 
@@ -217,6 +217,25 @@ impl Node {
     /// Why nothing is done to the own PostgreSQL, where there is a reason.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// For how much longer this node counts as backed by a quorum, should it hear nobody again: the
+    /// primary it knows cannot have been replaced without one of the voters it has heard.
+    pub fn backed_for(&self, now: MonoTime) -> Duration {
+        let voters = &self.quorum.voters;
+        if !voters.contains(&self.id()) || self.highest > self.state.generation {
+            return Duration::ZERO;
+        }
+        let seen = self.coordinator.seen();
+        let others = voters.iter().filter(|voter| **voter != self.id());
+        let mut ages: Vec<Duration> =
+            others.filter_map(|voter| seen.get(voter)).map(|seen| now.since(seen.at)).collect();
+        ages.sort_unstable();
+        let oldest = match lease::quorum(voters.len()) - 1 {
+            0 => Some(Duration::ZERO),
+            needed => ages.get(needed - 1).copied(),
+        };
+        oldest.map_or(Duration::ZERO, |age| self.setup.timings.lease.saturating_sub(age))
     }
 
     /// The action in progress.

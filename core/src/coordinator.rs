@@ -12,6 +12,8 @@ mod service;
 mod switchover;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod totality_tests;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,13 +18,13 @@ use crate::observation::{
 const LEASE: Duration = Duration::from_secs(2);
 
 /// Servers 1 to 3 with databases, server 4 a witness; the coordinator under test leads on server 4.
-struct Rig {
-    coordinator: Coordinator,
-    state: ClusterState,
-    voters: BTreeSet<NodeId>,
-    now: MonoTime,
+pub(super) struct Rig {
+    pub(super) coordinator: Coordinator,
+    pub(super) state: ClusterState,
+    pub(super) voters: BTreeSet<NodeId>,
+    pub(super) now: MonoTime,
     revision: u64,
-    seen: BTreeMap<u64, NodeObservation>,
+    pub(super) seen: BTreeMap<u64, NodeObservation>,
 }
 
 impl Rig {
@@ -54,8 +54,16 @@ impl Rig {
     }
 
     /// A formed cluster, server 1 serving.
-    fn formed() -> Self {
+    pub(super) fn formed() -> Self {
         Self::new().form()
+    }
+
+    /// A cluster that has formed and has yet to confirm its first primary.
+    pub(super) fn just_formed() -> Self {
+        let mut rig = Self::new();
+        rig.pass(&[]);
+        assert!(rig.state.is_new(), "{:?}", rig.state);
+        rig
     }
 
     fn form(mut self) -> Self {
@@ -64,12 +72,22 @@ impl Rig {
         self
     }
 
-    fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
+    pub(super) fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
         self.seen.get_mut(&id).unwrap().postgres.as_mut().unwrap()
     }
 
     /// All agents but `silent` beat, then the coordinator steps once and the log applies.
     fn step(&mut self, silent: &[u64]) -> Decision {
+        let decision = self.look_at(silent);
+        if let Some(Action::Propose(command)) = &decision.action {
+            assert_eq!(self.propose(command), Applied::Changed, "{command:?}");
+            self.coordinator.committed(&self.state, &self.voters, self.now);
+        }
+        decision
+    }
+
+    /// All agents but `silent` beat, then the coordinator steps once.
+    pub(super) fn look_at(&mut self, silent: &[u64]) -> Decision {
         self.now = self.now + Duration::from_millis(100);
         self.coordinator.committed(&self.state, &self.voters, self.now);
         for (id, observation) in &mut self.seen {
@@ -88,14 +106,7 @@ impl Rig {
                 self.coordinator.observe(observation.clone(), self.now);
             }
         }
-        let decision = self.coordinator.step(self.now, WallTime(1));
-        if let Some(Action::Propose(command)) = &decision.action {
-            self.revision += 1;
-            let applied = apply(&mut self.state, command, self.revision);
-            assert_eq!(applied, Applied::Changed, "{command:?}");
-            self.coordinator.committed(&self.state, &self.voters, self.now);
-        }
-        decision
+        self.coordinator.step(self.now, WallTime(1))
     }
 
     /// A step whose outcome shows in the state.
@@ -134,7 +145,7 @@ impl Rig {
         running.received = Lsn(received);
     }
 
-    fn propose(&mut self, command: &Command) -> Applied {
+    pub(super) fn propose(&mut self, command: &Command) -> Applied {
         self.revision += 1;
         apply(&mut self.state, command, self.revision)
     }
@@ -172,7 +183,7 @@ fn observation(id: u64) -> NodeObservation {
     }
 }
 
-fn running(in_recovery: bool) -> Running {
+pub(super) fn running(in_recovery: bool) -> Running {
     Running {
         in_recovery,
         timeline: Timeline(1),
@@ -187,7 +198,7 @@ fn running(in_recovery: bool) -> Running {
     }
 }
 
-fn down(clean: bool) -> PostgresState {
+pub(super) fn down(clean: bool) -> PostgresState {
     PostgresState::Down(Stopped {
         clean,
         standby: false,

@@ -134,6 +134,7 @@ pub struct Node {
     duty: Duty,
     acting: Option<LocalAction>,
     proposing: bool,
+    serial: u64,
     knocks: Knocks,
     report: Vec<String>,
     note: Option<String>,
@@ -179,6 +180,7 @@ impl Node {
             duty: Duty::default(),
             acting: None,
             proposing: false,
+            serial: 0,
             knocks: Knocks::default(),
             report: Vec::new(),
             note: None,
@@ -343,6 +345,7 @@ impl Node {
             self.remembered = self.highest;
             turn.remember = Some(self.highest);
         }
+        self.serial += 1;
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;
@@ -384,6 +387,7 @@ impl Node {
             descriptor: self.setup.descriptor.clone(),
             cluster: self.setup.cluster.clone(),
             incarnation: self.setup.incarnation,
+            serial: self.serial,
             generation: self.state.generation,
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),

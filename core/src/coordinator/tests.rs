@@ -165,6 +165,7 @@ fn observation(id: u64) -> NodeObservation {
         },
         cluster: "demo".parse().unwrap(),
         incarnation: id,
+        serial: 0,
         generation: Generation::ZERO,
         intent: None,
         promise_left_ms: 0,
@@ -297,6 +298,8 @@ fn equal_standbys_are_ranked_by_priority_then_number() {
 #[test]
 fn a_later_timeline_beats_a_longer_one() {
     let mut rig = Rig::formed();
+    // Server 1 has served timeline 2 in the meantime; server 2 never got there.
+    rig.state.history.last_mut().unwrap().timeline = Some(Timeline(2));
     rig.crash(1);
     rig.pass(&[]);
     rig.released(1);
@@ -306,6 +309,35 @@ fn a_later_timeline_beats_a_longer_one() {
     running.timeline = Timeline(2);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_timeline_that_no_primary_ever_served_makes_no_claim() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    rig.recruited(3, 9000);
+    let PostgresState::Running(promoted_by_hand) = &mut rig.postgres(3).state else { unreachable!() };
+    promoted_by_hand.timeline = Timeline(2);
+    for _ in 0..12 {
+        rig.pass(&[]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn what_was_overtaken_on_its_way_is_not_believed() {
+    let mut rig = Rig::formed();
+    let late = rig.seen[&1].clone();
+    let news = NodeObservation { serial: 2, postgres: None, ..late.clone() };
+    rig.coordinator.observe(news, rig.now);
+    rig.coordinator.observe(NodeObservation { serial: 1, ..late.clone() }, rig.now);
+    let known = |rig: &Rig| rig.coordinator.seen()[&NodeId(1)].observation.clone();
+    assert_eq!((known(&rig).serial, known(&rig).postgres), (2, None));
+    rig.coordinator.observe(NodeObservation { incarnation: 99, ..late }, rig.now);
+    assert_eq!(known(&rig).serial, 0, "a new process begins anew");
 }
 
 #[test]

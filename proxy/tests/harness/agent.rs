@@ -30,7 +30,7 @@ impl Agent {
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (say, _) = broadcast::channel(64);
         let (hear, heard) = mpsc::unbounded_channel();
-        let backed_ms = Arc::new(AtomicU64::new(5_000));
+        let backed_ms = Arc::new(AtomicU64::new(2_000));
         let task = tokio::spawn(accept(listener, topology, say.clone(), hear, backed_ms.clone()));
         Self { address, say, heard, backed_ms, task }
     }

@@ -16,7 +16,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use errors::{FormError, OpenError, ProposeError, TransferError};
+pub use errors::{FormError, OpenError, ProposeError, RegroupError, TransferError};
 pub use handle::Consensus;
 pub use options::Options;
 pub use standing::Standing;

@@ -23,6 +23,8 @@ pub struct Beat {
 pub struct BeatAnswer {
     /// The generation for which the lease is renewed by this voter.
     pub lease: Option<Generation>,
+    /// The number of the raft store with which the log has let the asking node in again.
+    pub readmitted: Option<u64>,
 }
 
 /// Body of `POST /v1/hello`, said once to every other member before an agent takes part.

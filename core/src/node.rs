@@ -11,7 +11,6 @@ mod knocks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::reconcile::lease::{Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
 use crate::timings::Timings;
 
+pub use crate::quorum::{Admission, Quorum};
 pub use duty::{Before, Done};
 
 use duty::Duty;
@@ -56,15 +56,6 @@ pub struct Setup {
     pub adopted_until: MonoTime,
 }
 
-/// Raft, as far as decisions rest on it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Quorum {
-    /// Who votes.
-    pub voters: BTreeSet<NodeId>,
-    /// Whether this node leads and has applied an entry of its own term.
-    pub leads: bool,
-}
-
 /// What the guardian has to know of this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
@@ -85,6 +76,8 @@ pub enum Guard {
 pub struct Turn {
     /// To be on disk before anything below is done.
     pub remember: Option<Generation>,
+    /// The log lets this node in again with its new raft store of this number: raft may feed it.
+    pub rejoin: Option<u64>,
     /// For the guardian; `None`: what it knows stands.
     pub guard: Option<Guard>,
     /// To be begun on the local PostgreSQL.
@@ -134,6 +127,10 @@ pub struct Node {
     duty: Duty,
     acting: Option<LocalAction>,
     proposing: bool,
+    /// Raft was asked to change its voters.
+    regrouping: bool,
+    /// The log has let this node in again with this number.
+    readmitted: Option<u64>,
     knocks: Knocks,
     report: Vec<String>,
     note: Option<String>,
@@ -155,6 +152,7 @@ impl Node {
             max_lag: setup.max_lag,
             lease: timings.lease,
             node_timeout: timings.node_timeout,
+            node_lost_after: timings.node_lost_after,
             recruit_timeout: timings.recruit_timeout,
             switchover_timeout: timings.switchover_timeout,
             change_timeout: timings.change_timeout,
@@ -179,6 +177,8 @@ impl Node {
             duty: Duty::default(),
             acting: None,
             proposing: false,
+            regrouping: false,
+            readmitted: None,
             knocks: Knocks::default(),
             report: Vec::new(),
             note: None,
@@ -226,13 +226,13 @@ impl Node {
 
     /// The log has moved, or the group has changed.
     pub fn committed(&mut self, state: Arc<ClusterState>, quorum: Quorum, now: MonoTime) {
-        let news = !Arc::ptr_eq(&self.state, &state) || self.quorum.voters != quorum.voters;
+        let news = !Arc::ptr_eq(&self.state, &state) || self.quorum != quorum;
         let before = std::mem::replace(&mut self.state, state);
         self.quorum = quorum;
         if !news {
             return;
         }
-        self.coordinator.committed(&self.state, &self.quorum.voters, now);
+        self.coordinator.committed(&self.state, &self.quorum, now);
         if self.stays_primary(&before) {
             self.lease.carry_over(self.state.generation);
         }
@@ -270,12 +270,14 @@ impl Node {
         self.hear_of(beat.observation.generation);
         let granted = beat
             .wants_lease
-            .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted));
+            .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted))
+            // A node that has forgotten what it said says nothing new before it knows all there is.
+            .filter(|_| self.quorum.admission == Admission::Full);
         if granted.is_some() {
             self.promise.renew(self.terms, now);
         }
         self.coordinator.observe(beat.observation, now);
-        BeatAnswer { lease: granted }
+        BeatAnswer { lease: granted, readmitted: self.state.readmitted.get(&from).copied() }
     }
 
     /// A voter has answered the beat that was sent at `sent`.
@@ -283,11 +285,17 @@ impl Node {
         if let Some(generation) = answer.lease {
             self.lease.answered(voter, generation, sent);
         }
+        self.readmitted = answer.readmitted.or(self.readmitted);
     }
 
     /// What another node's PostgreSQL looks like from here.
     pub fn knocked(&mut self, node: NodeId, result: RemoteDatabase) {
         self.knocks.answered(node, result);
+    }
+
+    /// What raft was asked for last has come to an end, one way or the other.
+    pub fn regrouped(&mut self) {
+        self.regrouping = false;
     }
 
     /// What was proposed last has come to an end, one way or the other.
@@ -324,6 +332,7 @@ impl Node {
             self.remembered = self.highest;
             turn.remember = Some(self.highest);
         }
+        turn.rejoin = self.quorum.admission.probation().filter(|token| self.readmitted == Some(*token));
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;
@@ -352,12 +361,16 @@ impl Node {
 
     /// When this node must begin to fence what it runs as primary, if nothing renews its lease.
     fn fence_at(&self, now: MonoTime) -> Option<MonoTime> {
-        self.lease.fence_at(self.state.generation, &self.quorum.voters, now)
+        // What is applied while a lost store is filled again is the past: others may be primary by now.
+        if self.quorum.admission != Admission::Full {
+            return None;
+        }
+        self.lease.fence_at(self.state.generation, &self.state.voters, now)
     }
 
     fn observation(&self, now: MonoTime) -> NodeObservation {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        let change = self.state.change.as_ref();
+        let change = self.state.change.as_ref().filter(|_| self.quorum.admission == Admission::Full);
         let fence_at = self.fence_at(now).filter(|_| self.is_primary());
         // Rounded up: a promise that has not quite ended is no lapsed one.
         let promise_left = self.promise.left(now) + Duration::from_micros(999);
@@ -366,6 +379,8 @@ impl Node {
             cluster: self.setup.cluster.clone(),
             incarnation: self.setup.incarnation,
             generation: self.state.generation,
+            revision: self.state.revision,
+            probation: self.quorum.admission.probation(),
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),
             lease_left_ms: fence_at.map(|at| millis(at.since(now))),
@@ -459,7 +474,13 @@ impl Node {
                 turn.doing = decision.report.doing;
                 Some(Action::Propose(command))
             }
-            other => other,
+            Some(Action::ChangeVoters(_)) if self.regrouping => None,
+            Some(Action::ChangeVoters(voters)) => {
+                self.regrouping = true;
+                turn.doing = decision.report.doing;
+                Some(Action::ChangeVoters(voters))
+            }
+            other @ (Some(Action::TransferLeadership(_)) | None) => other,
         };
     }
 

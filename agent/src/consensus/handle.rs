@@ -1,6 +1,6 @@
 //! The running group member.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,7 +12,7 @@ use pgherd_common::{Clock, MonoTime, NodeId};
 use tokio::sync::watch;
 
 use super::acks::AckClock;
-use super::errors::{FormError, OpenError, ProposeError, TransferError};
+use super::errors::{FormError, OpenError, ProposeError, RegroupError, TransferError};
 use super::network::{Peers, routes};
 use super::options::Options;
 use super::standing::Standing;
@@ -112,6 +112,27 @@ impl Consensus {
         match forward.leader_id {
             None if self.standing.borrow().is_leader => ProposeError::NoQuorum,
             leader => ProposeError::NotLeader { leader: leader.map(NodeId) },
+        }
+    }
+
+    /// Has exactly these vote. Whoever loses its vote goes on being fed the log, so that it can come
+    /// back. Returns when the change is in force; safe to call again after any outcome. Bounded in time.
+    pub async fn change_voters(&self, voters: &BTreeSet<NodeId>) -> Result<(), RegroupError> {
+        let bound = self.options.propose_timeout();
+        let wanted: BTreeSet<u64> = voters.iter().map(|node| node.0).collect();
+        // Two entries: the old and the new voters together, then the new ones alone.
+        let change = tokio::time::timeout(bound * 2, self.raft.change_membership(wanted, true)).await;
+        match change {
+            Err(_) => Err(RegroupError::Timeout(bound * 2)),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::Fatal(fatal))) => Err(RegroupError::Stopped(fatal.to_string())),
+            Ok(Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward),
+            ))) => Err(RegroupError::NotLeader { leader: forward.leader_id.map(NodeId) }),
+            Ok(Err(RaftError::APIError(
+                refused @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)),
+            ))) => Err(RegroupError::Refused(refused.to_string())),
         }
     }
 

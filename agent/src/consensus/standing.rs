@@ -23,8 +23,12 @@ pub struct Standing {
     pub is_established: bool,
     /// Whether this node may become leader. False until it has been let into a group.
     pub is_voter: bool,
-    /// Who votes.
+    /// Who votes. While raft changes its voters, both the old ones and the new ones.
     pub voters: BTreeSet<NodeId>,
+    /// Who is fed the log without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Whether no change of voters is in flight: `voters` is one set, and committed.
+    pub settled: bool,
     /// Index of the last applied log entry; 0 when there is none.
     pub last_applied: u64,
     /// Whether this node belongs to a group that was formed.
@@ -37,6 +41,7 @@ impl Standing {
     pub(super) fn new(metrics: &Metrics) -> Self {
         let term = metrics.current_term;
         let voters: BTreeSet<_> = metrics.membership_config.voter_ids().map(NodeId).collect();
+        let membership = metrics.membership_config.membership();
         let running = metrics.running_state.is_ok();
         let is_leader = running && metrics.state == ServerState::Leader;
         Self {
@@ -47,6 +52,9 @@ impl Standing {
                 && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term),
             is_voter: voters.contains(&NodeId(metrics.id)),
             initialized: !voters.is_empty(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            settled: membership.get_joint_config().len() == 1
+                && metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
             voters,
             last_applied: metrics.last_applied.index().unwrap_or(0),
             failed: match &metrics.running_state {

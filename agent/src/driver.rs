@@ -14,7 +14,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, HostPort, MonoTime, NodeId};
-use pgherd_core::node::{Admission, Begun, Done, Node, Quorum, Setup, Turn, version};
+use pgherd_core::node::{Begun, Done, Node, Quorum, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -180,7 +180,7 @@ impl Driver {
             learners: standing.learners.clone(),
             settled: standing.settled,
             leads: standing.is_established,
-            admission: Admission::Full,
+            admission: standing.admission,
         };
         self.standing = standing;
         self.node.committed(state, quorum, RealClock.now());
@@ -240,7 +240,7 @@ impl Driver {
 
     fn turn(&mut self, beat_due: bool) {
         let held = self.work_is_held();
-        let Turn { remember, rejoin: _, guard: _, act, lead, knock, beat, wake_at, doing } =
+        let Turn { remember, rejoin, guard: _, act, lead, knock, beat, wake_at, doing } =
             self.node.turn(RealClock.now(), RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember
@@ -248,6 +248,9 @@ impl Driver {
         {
             // The raft store, on the same disk, has it too, or fails as well and ends this agent's part.
             tracing::error!(%generation, "{}", Chain(&error));
+        }
+        if let Some(token) = rejoin {
+            self.rejoin(token);
         }
         for line in doing {
             tracing::info!("{line}");
@@ -300,6 +303,19 @@ impl Driver {
         tokio::spawn(async move {
             let result = consensus.propose(command.clone()).await;
             let _ = events.send(Event::Proposed(command, result)).await;
+        });
+    }
+
+    /// Asked for again at every turn until it has happened.
+    fn rejoin(&self, token: u64) {
+        let consensus = self.parts.consensus.clone();
+        tokio::spawn(async move {
+            match consensus.rejoin(token).await {
+                Ok(()) => {
+                    tracing::info!("the cluster has let this node in again; its raft store is being filled")
+                }
+                Err(error) => tracing::error!("{}", Chain(&error)),
+            }
         });
     }
 

@@ -43,6 +43,9 @@ pub struct Hello {
 pub struct Welcome {
     /// Whether the answering agent is part of a raft group already.
     pub initialized: bool,
+    /// Whether it is known that the answering agent's raft store has nothing to remember: a group may
+    /// be formed with it.
+    pub ready: bool,
 }
 
 /// Whether a voter in this state renews the lease that `from` asks for. Once a failover is in the

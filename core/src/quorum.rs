@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use pgherd_common::NodeId;
+use serde::{Deserialize, Serialize};
 
 /// Raft, as far as decisions rest on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,7 +30,8 @@ impl Quorum {
 
 /// What a node's word is worth after its raft store was made. A node that has forgotten what it
 /// promised and acknowledged must not speak for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Admission {
     /// It remembers all it ever said.
     #[default]
@@ -39,9 +41,10 @@ pub enum Admission {
     /// Its store was lost: it takes no part until the log has it without a vote and names this number,
     /// drawn when the new store was made.
     Probation(u64),
-    /// The log named its number: it is fed again, and has no vote until it has learned that it is a
-    /// voter.
-    Learner,
+    /// The log named its number: it is fed again, but neither votes nor stands for election before it
+    /// has applied the entry that names it and then its return to the voters. What it applies until
+    /// then is the past, in which it was a voter as well.
+    Learner(u64),
 }
 
 impl Admission {
@@ -49,7 +52,7 @@ impl Admission {
     pub fn probation(self) -> Option<u64> {
         match self {
             Self::Probation(token) => Some(token),
-            Self::Full | Self::Undecided | Self::Learner => None,
+            Self::Full | Self::Undecided | Self::Learner(_) => None,
         }
     }
 }

@@ -119,6 +119,13 @@ pub enum OpenError {
     },
 }
 
+/// What a node's word is worth could not be written down, so nothing has changed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot write to the raft store whether this node takes part: check its disk, then restart the agent"
+)]
+pub struct AdmissionError(#[source] pub(super) io::Error);
+
 /// Why the group was not formed.
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {

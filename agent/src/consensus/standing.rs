@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use openraft::errors::Fatal;
 use openraft::{LogIdOptionExt, ServerState};
 use pgherd_common::NodeId;
+use pgherd_core::quorum::Admission;
 
 use super::types::Metrics;
 
@@ -29,6 +30,8 @@ pub struct Standing {
     pub learners: BTreeSet<NodeId>,
     /// Whether no change of voters is in flight: `voters` is one set, and committed.
     pub settled: bool,
+    /// What this node's word is worth.
+    pub admission: Admission,
     /// Index of the last applied log entry; 0 when there is none.
     pub last_applied: u64,
     /// Whether this node belongs to a group that was formed.
@@ -38,7 +41,7 @@ pub struct Standing {
 }
 
 impl Standing {
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics, admission: Admission) -> Self {
         let term = metrics.current_term;
         let voters: BTreeSet<_> = metrics.membership_config.voter_ids().map(NodeId).collect();
         let membership = metrics.membership_config.membership();
@@ -56,6 +59,7 @@ impl Standing {
             settled: membership.get_joint_config().len() == 1
                 && metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
             voters,
+            admission,
             last_applied: metrics.last_applied.index().unwrap_or(0),
             failed: match &metrics.running_state {
                 Ok(()) | Err(Fatal::Stopped) => None,

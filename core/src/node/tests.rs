@@ -235,7 +235,7 @@ fn an_agent_that_lost_its_store_neither_promises_nor_holds_a_lease() {
     assert!(rig.node.fence_at(rig.now).is_some());
     let generation = rig.state.generation;
     let wanted = rig.beat_of(1, generation, Some(generation));
-    for admission in [Admission::Undecided, Admission::Probation(5), Admission::Learner] {
+    for admission in [Admission::Undecided, Admission::Probation(5), Admission::Learner(5)] {
         forgotten(&mut rig, admission);
         assert_eq!(rig.node.fence_at(rig.now), None, "{admission:?}");
         assert_eq!(rig.node.beaten(wanted.clone(), rig.now).lease, None, "{admission:?}");
@@ -260,7 +260,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
     };
     rig.commit(&begin);
     assert_eq!(rig.node.observation(rig.now).intent, Some(rig.state.generation.next()));
-    forgotten(&mut rig, Admission::Learner);
+    forgotten(&mut rig, Admission::Learner(5));
     assert_eq!(rig.node.observation(rig.now).intent, None, "its lapsed promise counts for nothing");
 }
 
@@ -275,7 +275,7 @@ fn an_agent_rejoins_with_the_store_that_the_log_names_and_no_other() {
     rig.node.answered(NodeId(2), rig.now, &answer(Some(5)));
     rig.node.answered(NodeId(3), rig.now, &answer(None));
     assert_eq!(rig.turn().rejoin, Some(5));
-    forgotten(&mut rig, Admission::Learner);
+    forgotten(&mut rig, Admission::Learner(5));
     assert_eq!(rig.turn().rejoin, None);
 }
 

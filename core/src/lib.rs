@@ -11,5 +11,6 @@ pub mod cluster;
 pub mod coordinator;
 pub mod node;
 pub mod observation;
+pub mod quorum;
 pub mod reconcile;
 pub mod timings;

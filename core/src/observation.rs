@@ -25,6 +25,10 @@ pub struct NodeObservation {
     pub serial: u64,
     /// The highest generation this agent has applied from the log.
     pub generation: Generation,
+    /// The revision of the cluster's state that this agent has applied from the log.
+    pub revision: u64,
+    /// The number of its raft store, while this agent takes no part because the store before was lost.
+    pub probation: Option<u64>,
     /// The generation of the change of primary this agent has applied and takes part in. From then on
     /// it acknowledges no beat of an older primary.
     pub intent: Option<Generation>,

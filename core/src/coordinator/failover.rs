@@ -1,5 +1,6 @@
 //! The primary has failed: on what evidence, and how its successor is chosen.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
@@ -7,7 +8,7 @@ use pgherd_common::{Lsn, NodeId};
 
 use super::report::{NotYet, Report};
 use super::view::View;
-use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service};
+use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service, majority};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 
 /// A primary in trouble.
@@ -85,6 +86,7 @@ impl View<'_> {
     fn can_return(&self, id: NodeId) -> bool {
         let allowed = self.state.members.get(&id).is_some_and(|member| member.allowed);
         allowed
+            && !self.has_forgotten(id)
             && self
                 .postgres(id)
                 .is_some_and(|postgres| postgres.stopped().is_some_and(|stopped| !stopped.standby))
@@ -125,6 +127,10 @@ impl View<'_> {
     fn serving_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
         let name = self.name(primary);
         let (reason, remedy) = match &postgres.state {
+            // It could not win the lease again before it has its vote back.
+            PostgresState::Down(_) if self.has_forgotten(primary) => {
+                (format!("{name} is down and its agent's raft store was lost"), Remedy::Replace)
+            }
             PostgresState::Down(stopped) if stopped.found_down => {
                 (format!("PostgreSQL on {name} was down when its agent started"), Remedy::StartInPlace)
             }
@@ -159,9 +165,11 @@ impl View<'_> {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
         }
-        let mut others = self
-            .all_fresh()
-            .filter(|other| other.descriptor.id != primary && self.voters.contains(&other.descriptor.id));
+        let mut others = self.all_fresh().filter(|other| {
+            other.descriptor.id != primary
+                && self.state.voters.mentions(other.descriptor.id)
+                && other.probation.is_none()
+        });
         let all_knocked = others.all(|other| other.remote.contains_key(&primary));
         if !all_knocked {
             report.waiting.push(NotYet::Unverified(self.name(primary)));
@@ -233,12 +241,13 @@ impl View<'_> {
         candidates.count()
     }
 
-    /// Whether a majority of voters have no promise left to the old primary and give it none anew.
+    /// Whether a majority of voters have no promise left to the old primary and give it none anew; while
+    /// the voters change, a majority of the old and of the new ones.
     fn promises_lapsed(&self, change: &Change, report: &mut Report) -> bool {
-        let needed = self.voters.len() / 2 + 1;
-        let (mut lapsed, mut longest) = (0, Duration::ZERO);
+        let voters = &self.state.voters;
+        let (mut lapsed, mut longest) = (BTreeSet::new(), Duration::ZERO);
         // The old primary counts itself among those that let it stay, so it has no say here.
-        let others = self.seen.iter().filter(|(id, _)| self.voters.contains(id) && **id != change.from);
+        let others = self.seen.iter().filter(|(id, _)| voters.mentions(**id) && **id != change.from);
         for (id, seen) in others {
             if !self.is_fresh(*id) || seen.observation.intent != Some(change.generation) {
                 continue;
@@ -246,13 +255,17 @@ impl View<'_> {
             let left = Duration::from_millis(seen.observation.promise_left_ms);
             let left = left.saturating_sub(self.now.since(seen.at));
             longest = longest.max(left);
-            lapsed += usize::from(left.is_zero());
+            if left.is_zero() {
+                lapsed.insert(*id);
+            }
         }
-        if lapsed < needed {
-            let node = self.name(change.from);
-            report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest });
+        if voters.allow_successor(&lapsed) {
+            return true;
         }
-        lapsed >= needed
+        let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);
+        let (node, lapsed) = (self.name(change.from), lapsed.len());
+        report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest });
+        false
     }
 
     pub(super) fn grant(&self, change: &Change, node: NodeId, received: Lsn, report: &mut Report) -> Command {

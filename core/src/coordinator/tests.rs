@@ -1,6 +1,8 @@
 //! The coordinator against hand-made observations; commands are applied to the state as the log would.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod voters;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
@@ -21,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(2);
 pub(super) struct Rig {
     pub(super) coordinator: Coordinator,
     pub(super) state: ClusterState,
-    pub(super) voters: BTreeSet<NodeId>,
+    pub(super) quorum: Quorum,
     pub(super) now: MonoTime,
     revision: u64,
     pub(super) seen: BTreeMap<u64, NodeObservation>,
@@ -38,6 +40,7 @@ impl Rig {
             max_lag: 16 << 20,
             lease: LEASE,
             node_timeout: Duration::from_secs(3),
+            node_lost_after: Duration::from_secs(10),
             recruit_timeout: Duration::from_secs(1),
             switchover_timeout: Duration::from_secs(15),
             change_timeout: Duration::from_secs(30),
@@ -46,7 +49,12 @@ impl Rig {
         Self {
             coordinator: Coordinator::new(NodeId(4), policy),
             state: ClusterState::default(),
-            voters: (1..=4).map(NodeId).collect(),
+            quorum: Quorum {
+                voters: (1..=4).map(NodeId).collect(),
+                settled: true,
+                leads: true,
+                ..Quorum::default()
+            },
             now: MonoTime::since_boot(Duration::from_secs(100)),
             revision: 0,
             seen: (1..=4).map(|id| (id, observation(id))).collect(),
@@ -81,7 +89,13 @@ impl Rig {
         let decision = self.look_at(silent);
         if let Some(Action::Propose(command)) = &decision.action {
             assert_eq!(self.propose(command), Applied::Changed, "{command:?}");
-            self.coordinator.committed(&self.state, &self.voters, self.now);
+            self.coordinator.committed(&self.state, &self.quorum, self.now);
+        }
+        if let Some(Action::ChangeVoters(voters)) = &decision.action {
+            let gone = self.quorum.voters.difference(voters).copied();
+            let learners = self.quorum.learners.iter().copied().chain(gone);
+            self.quorum.learners = learners.filter(|id| !voters.contains(id)).collect();
+            self.quorum.voters.clone_from(voters);
         }
         decision
     }
@@ -89,9 +103,12 @@ impl Rig {
     /// All agents but `silent` beat, then the coordinator steps once.
     pub(super) fn look_at(&mut self, silent: &[u64]) -> Decision {
         self.now = self.now + Duration::from_millis(100);
-        self.coordinator.committed(&self.state, &self.voters, self.now);
+        self.coordinator.committed(&self.state, &self.quorum, self.now);
         for (id, observation) in &mut self.seen {
             observation.generation = self.state.generation;
+            if !silent.contains(id) {
+                observation.revision = self.state.revision;
+            }
             let holds = self.state.primary.is_some_and(|primary| primary.node.0 == *id);
             observation.lease_left_ms = holds.then_some(1500);
             observation.intent = self
@@ -167,6 +184,8 @@ fn observation(id: u64) -> NodeObservation {
         incarnation: id,
         serial: 0,
         generation: Generation::ZERO,
+        revision: 0,
+        probation: None,
         intent: None,
         promise_left_ms: 0,
         lease_left_ms: None,

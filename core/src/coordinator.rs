@@ -51,6 +51,8 @@ pub struct Policy {
     pub switchover_timeout: Duration,
     /// Bound of a promotion or start of a chosen primary.
     pub change_timeout: Duration,
+    /// How long a primary may be unable to make commits last before another one is looked for.
+    pub local_timeout: Duration,
 }
 
 /// What the coordinator wants done.

@@ -125,6 +125,8 @@ pub struct Node {
     /// Since when a switchover is known to want new work held.
     holding_since: Option<MonoTime>,
     own: Option<PostgresObservation>,
+    /// When `own` was first decided on.
+    own_at: Option<MonoTime>,
     duty: Duty,
     acting: Option<LocalAction>,
     proposing: bool,
@@ -158,6 +160,7 @@ impl Node {
             recruit_timeout: timings.recruit_timeout,
             switchover_timeout: timings.switchover_timeout,
             change_timeout: timings.change_timeout,
+            local_timeout: timings.local_timeout,
         };
         let rules = Rules {
             local_timeout: timings.local_timeout,
@@ -176,6 +179,7 @@ impl Node {
             remembered: setup.remembered,
             holding_since: None,
             own: None,
+            own_at: None,
             duty: Duty::default(),
             acting: None,
             proposing: false,
@@ -284,6 +288,7 @@ impl Node {
     pub fn look(&mut self, observation: PostgresObservation) {
         self.duty.stopped_here &= observation.stopped().is_some();
         self.own = Some(observation);
+        self.own_at = None;
     }
 
     /// The action in progress has ended.
@@ -428,11 +433,13 @@ impl Node {
         now: MonoTime,
     ) -> Option<Begun> {
         let own = observation.postgres.as_ref()?;
+        let own_age = now.since(*self.own_at.get_or_insert(now));
         let primary = self.state.serving().and_then(|id| self.heard(id, now));
         let situation = Situation {
             me: self.id(),
             state: &self.state,
             own,
+            own_age,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,

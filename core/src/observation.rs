@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
 
+pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
+
 /// Everything one agent says about itself and its PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeObservation {
@@ -81,6 +83,8 @@ pub struct PostgresObservation {
     pub released: Option<Generation>,
     /// Why the last action failed, until one succeeds.
     pub trouble: Option<String>,
+    /// Whether it can do its work, beyond answering.
+    pub health: Health,
 }
 
 /// What the local PostgreSQL is doing.
@@ -179,6 +183,7 @@ impl NodeObservation {
         essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
         essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
         if let Some(postgres) = &mut essence.postgres {
+            postgres.health = postgres.health.ageless();
             match &mut postgres.state {
                 PostgresState::Down(stopped) => stopped.for_ms = 0,
                 PostgresState::Starting { for_ms } => *for_ms = 0,

@@ -27,6 +27,9 @@ enum Remedy {
     ReplaceOrStart,
     /// Only another node helps: it is gone, or being started already.
     Replace,
+    /// It is sick rather than gone: only a node that is not sick itself helps. Without one it stays; a
+    /// disk that is full everywhere must not end in no database at all.
+    ReplaceByFit,
 }
 
 impl View<'_> {
@@ -39,20 +42,25 @@ impl View<'_> {
         let trouble = self.primary_trouble(primary, report)?;
         let to = match trouble.remedy {
             Remedy::StartInPlace => Some(primary),
-            Remedy::ReplaceOrStart | Remedy::Replace if !self.policy.auto_failover => {
+            Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit if !self.policy.auto_failover => {
                 report.waiting.push(NotYet::AutoFailoverOff(self.name(primary)));
                 return None;
             }
-            Remedy::ReplaceOrStart | Remedy::Replace => match self.somebody_can_take_over(primary) {
-                Ok(()) => None,
-                Err(rejected) => {
-                    report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
-                    if trouble.remedy == Remedy::Replace {
-                        return None;
+            Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit => {
+                match self.somebody_can_take_over(primary, trouble.remedy == Remedy::ReplaceByFit) {
+                    Ok(()) => None,
+                    Err(rejected) => {
+                        if trouble.remedy == Remedy::ReplaceByFit {
+                            report.waiting.push(NotYet::Sick(trouble.reason.clone()));
+                        }
+                        report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
+                        if trouble.remedy != Remedy::ReplaceOrStart {
+                            return None;
+                        }
+                        Some(primary)
                     }
-                    Some(primary)
                 }
-            },
+            }
         };
         report.doing.push(format!("failover from {}: {}", self.name(primary), trouble.reason));
         Some(Command::Begin {
@@ -66,16 +74,18 @@ impl View<'_> {
         })
     }
 
-    fn somebody_can_take_over(&self, primary: NodeId) -> Result<(), Vec<String>> {
+    fn somebody_can_take_over(&self, primary: NodeId, fit: bool) -> Result<(), Vec<String>> {
         let predecessor = self.state.change.as_ref().filter(|change| change.before.is_none());
         if predecessor.is_some_and(|change| change.from != primary && self.can_return(change.from)) {
             return Ok(());
         }
         let (ranks, mut rejected) = self.ranks(primary, None);
         for rank in ranks {
-            match self.within_lag(rank, primary) {
-                Ok(()) => return Ok(()),
-                Err(reason) => rejected.push(reason),
+            let sick = self.postgres(rank.node()).filter(|postgres| fit && !postgres.health.is_fit());
+            match (sick, self.within_lag(rank, primary)) {
+                (Some(sick), _) => rejected.push(format!("{} {}", self.name(rank.node()), sick.health)),
+                (None, Ok(())) => return Ok(()),
+                (None, Err(reason)) => rejected.push(reason),
             }
         }
         Err(rejected)
@@ -148,11 +158,12 @@ impl View<'_> {
                 (format!("PostgreSQL on {name} has let nobody in for {bound:?}"), Remedy::Replace)
             }
             PostgresState::Unusable(reason) => (format!("{name}: {reason}"), Remedy::Replace),
-            PostgresState::Running(_)
-            | PostgresState::Starting { .. }
-            | PostgresState::Unresponsive { .. } => {
-                return None;
+            PostgresState::Running(_) | PostgresState::Starting { .. } => {
+                let sick = postgres.health.failure(self.policy.local_timeout)?;
+                (format!("PostgreSQL on {name} {sick}"), Remedy::ReplaceByFit)
             }
+            // Its own agent fences it in time, candidate or not: it is of no use as it is.
+            PostgresState::Unresponsive { .. } => return None,
         };
         Some(Trouble { reason, remedy })
     }

@@ -77,6 +77,8 @@ pub enum NotYet {
         /// The longest promise heard of.
         left: Duration,
     },
+    /// The primary is sick, and the text says how; what follows is why it stays.
+    Sick(String),
     /// No standby can take over.
     NoCandidate {
         /// The failed primary.
@@ -162,6 +164,9 @@ impl fmt::Display for NotYet {
                 "{node} may be writable for another {} ms: {lapsed} of {needed} promises have ended",
                 left.as_millis()
             ),
+            Self::Sick(reason) => {
+                write!(f, "{reason}; it stays the primary until a standby that is well can take over")
+            }
             Self::NoCandidate { node, rejected } => {
                 write!(f, "no standby can take over from {node}: {}", rejected.join("; "))
             }

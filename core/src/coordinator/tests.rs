@@ -14,7 +14,8 @@ use crate::cluster::{
     Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, Outcome, PrimaryPhase, Service, apply,
 };
 use crate::observation::{
-    NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
+    Disk, Health, NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
+    WriteFailure, WriteProbe,
 };
 
 const LEASE: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ impl Rig {
             recruit_timeout: Duration::from_secs(1),
             switchover_timeout: Duration::from_secs(15),
             change_timeout: Duration::from_secs(30),
+            local_timeout: Duration::from_secs(10),
         };
         adjust(&mut policy);
         Self {
@@ -198,6 +200,7 @@ fn observation(id: u64) -> NodeObservation {
             prepared: None,
             released: None,
             trouble: None,
+            health: Health::default(),
         }),
         remote: BTreeMap::new(),
     }
@@ -675,4 +678,106 @@ fn leadership_moves_off_the_primary_s_node() {
     rig.coordinator.me = NodeId(1);
     assert_eq!(rig.step(&[]).action, Some(Action::TransferLeadership(NodeId(4))));
     assert_eq!(rig.step(&[]).action, None, "one offer at a time");
+}
+
+/// What the primary's agent says of its own ability to work.
+fn sick(health: Health) -> Rig {
+    let mut rig = Rig::formed();
+    rig.postgres(1).health = health;
+    rig
+}
+
+fn all_signs(for_ms: u64) -> [Health; 4] {
+    let failing = |kind| WriteProbe::Failing { for_ms, kind, reason: "58030: I/O error".to_owned() };
+    [
+        Health { writes: failing(WriteFailure::Storage), ..Health::default() },
+        Health { writes: WriteProbe::Hanging { for_ms }, ..Health::default() },
+        Health { disk: Disk::Full { for_ms }, ..Health::default() },
+        Health { disk: Disk::ReadOnly { for_ms }, ..Health::default() },
+    ]
+}
+
+#[test]
+fn a_primary_that_cannot_commit_for_local_timeout_is_replaced() {
+    for early in all_signs(9_900) {
+        let mut rig = sick(early.clone());
+        assert_eq!(rig.step(&[]).action, None, "{early:?}");
+    }
+    for late in all_signs(10_000) {
+        let mut rig = sick(late.clone());
+        rig.pass(&[]);
+        let change = rig.state.change.clone().unwrap();
+        assert_eq!((change.kind, change.to), (ChangeKind::Failover, None), "{late:?}");
+        assert!(change.reason.contains(&late.to_string()), "{}", change.reason);
+    }
+}
+
+#[test]
+fn a_sick_primary_stays_where_nobody_is_better_and_the_report_says_why() {
+    for health in all_signs(60_000) {
+        let mut rig = sick(health.clone());
+        rig.postgres(2).health.disk = Disk::Full { for_ms: 1 };
+        rig.postgres(3).health.disk = Disk::ReadOnly { for_ms: 1 };
+        let decision = rig.step(&[]);
+        assert_eq!(decision.action, None, "{health:?}");
+        let report = decision.report.lines().join("\n");
+        for part in
+            ["stays the primary until", &health.to_string(), "server2 has had no disk space", "server3"]
+        {
+            assert!(report.contains(part), "{part:?} is not in {report}");
+        }
+        // One of them gets room.
+        rig.postgres(3).health.disk = Disk::Room;
+        rig.pass(&[]);
+        assert!(rig.state.change.is_some());
+    }
+}
+
+#[test]
+fn a_full_standby_is_better_than_none_when_the_primary_is_gone() {
+    let mut rig = Rig::formed();
+    for id in [2, 3] {
+        rig.postgres(id).health.disk = Disk::Full { for_ms: 60_000 };
+    }
+    let PostgresState::Running(running) = rig.postgres(1).state.clone() else { panic!() };
+    rig.postgres(1).state = PostgresState::Down(Stopped {
+        clean: false,
+        standby: false,
+        timeline: running.timeline,
+        checkpoint: running.position,
+        found_down: false,
+        for_ms: 0,
+    });
+    rig.pass(&[]);
+    let change = rig.state.change.clone().unwrap();
+    assert_eq!(change.to, None, "another one takes over");
+}
+
+#[test]
+fn a_crash_or_two_is_no_failure_but_a_storm_is() {
+    for crashes in 0..=2 {
+        let mut rig = sick(Health { crashes, ..Health::default() });
+        assert_eq!(rig.step(&[]).action, None);
+        rig.postgres(1).state = PostgresState::Starting { for_ms: 9_000 };
+        assert_eq!(rig.step(&[]).action, None);
+    }
+    for state in [None, Some(PostgresState::Starting { for_ms: 10 })] {
+        let mut rig = sick(Health { crashes: 3, ..Health::default() });
+        let state = state.unwrap_or_else(|| rig.postgres(1).state.clone());
+        rig.postgres(1).state = state;
+        rig.pass(&[]);
+        assert!(rig.state.change.is_some_and(|change| change.reason.contains("3 times within 60 s")));
+    }
+}
+
+#[test]
+fn a_standby_that_hangs_goes_out_of_service() {
+    let mut rig = Rig::formed();
+    let silent = |for_ms| PostgresState::Unresponsive { for_ms, reason: "no answer".to_owned() };
+    rig.postgres(2).state = silent(2_900);
+    assert_eq!(rig.step(&[]).action, None);
+    rig.postgres(2).state = silent(3_000);
+    rig.pass(&[]);
+    let service = &rig.state.members[&NodeId(2)].service;
+    assert!(matches!(service, Service::Failed(reason) if reason.contains("does not answer")), "{service:?}");
 }

@@ -8,7 +8,7 @@ use pgherd_common::{Lsn, Timeline};
 
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
-use crate::observation::Running;
+use crate::observation::{Health, Running};
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
@@ -117,6 +117,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         prepared: None,
         released: None,
         trouble: None,
+        health: Health::default(),
     }
 }
 

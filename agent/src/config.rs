@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use pgherd_common::config::{ByteSize, KnownKey, Problems, Reader, Section};
 use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
 
-pub use load::{LoadError, load};
+pub use load::{LoadError, load, load_text};
 pub use members::MemberEntry;
 pub use pgherd_core::timings::{RULES, Rule, Timings};
 pub use postgres::Postgres;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pgherd_common::{Generation, HostPort, MonoTime};
+use pgherd_common::{Generation, HostPort};
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -13,7 +13,7 @@ use crate::api::{Api, router};
 use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
 use crate::driver::{Driver, Parts};
-use crate::guardian::{Channel, GuardianLost};
+use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
 use crate::peers::{Link, Peers};
@@ -65,25 +65,22 @@ pub(crate) enum RunError {
 }
 
 /// Runs the worker. Returns when it was stopped; PostgreSQL goes on as it is. A primary that runs may
-/// go on until `adopted_until` without a lease.
-pub(crate) async fn run(config: Config, guardian: Channel, adopted_until: MonoTime) -> Result<(), RunError> {
+/// go on without a lease for as long as its guardian has said.
+pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver) -> Result<(), RunError> {
     let config = Arc::new(config);
     let _sole = Sole::lock(&config.node.state_dir).await?;
     let instance = match &config.postgres {
         Some(postgres) => Some(Instance::open(settings(&config, postgres)).await?),
         None => None,
     };
+    if hand_over.ran_before {
+        instance.iter().for_each(Instance::ran_before);
+    }
     let database = instance.as_ref().map(Instance::identity);
     let listener = listen(&config.node.listen).await?;
     let link = Link::new(config.cluster.clone(), config.timings.remote_timeout)?;
     let memory = Memory::open(&config.node.state_dir)?;
-    let introduction = introduce(&config, &link, database);
-    if memory.generation() == Generation::ZERO {
-        introduction.await?;
-    } else if let Ok(answered) = tokio::time::timeout(config.timings.lease / 8, introduction).await {
-        // A primary may be running here, and there is a lease to win: nobody slow is waited for.
-        answered?;
-    }
+    meet_the_others(&config, &link, database, memory.generation()).await?;
     let consensus = Consensus::open(options(&config)).await?;
     let (events, inbox) = mpsc::channel(INBOX);
     let hub = Hub::new(config.cluster.clone(), consensus.state());
@@ -111,18 +108,11 @@ pub(crate) async fn run(config: Config, guardian: Channel, adopted_until: MonoTi
         peers,
         hub,
         guardian,
-        adopted_until,
+        adopted_until: hand_over.adopted_until(),
         events,
         inbox,
     });
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let asked_to_stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = stop.notified() => {}
-        }
-    };
+    let asked_to_stop = asked_to_stop(stop)?;
     let forming = form_when_complete(config.clone(), link, consensus.clone(), database);
     let forming = async {
         match forming.await {
@@ -138,6 +128,35 @@ pub(crate) async fn run(config: Config, guardian: Channel, adopted_until: MonoTi
     consensus.shutdown().await;
     server.abort();
     end
+}
+
+/// Resolves when a signal or an operator ends this process.
+fn asked_to_stop(by_operator: Arc<Notify>) -> Result<impl Future<Output = ()>, std::io::Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = by_operator.notified() => {}
+        }
+    })
+}
+
+/// Introduces this agent before it touches anything.
+async fn meet_the_others(
+    config: &Config,
+    link: &Link,
+    database: Option<(u64, u32)>,
+    remembered: Generation,
+) -> Result<(), TurnedAway> {
+    let introduction = introduce(config, link, database);
+    if remembered == Generation::ZERO {
+        introduction.await?;
+    } else if let Ok(answered) = tokio::time::timeout(config.timings.lease / 8, introduction).await {
+        // A primary may be running here, and there is a lease to win: nobody slow is waited for.
+        answered?;
+    }
+    Ok(())
 }
 
 async fn listen(address: &HostPort) -> Result<TcpListener, RunError> {

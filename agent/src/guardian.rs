@@ -12,6 +12,7 @@ mod charge;
 mod lossy;
 mod privileges;
 mod timer;
+mod watchdog;
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -35,6 +36,7 @@ use crate::postgres::kill_instance;
 use channel::Word;
 use charge::{Charge, Fate};
 use timer::Timer;
+use watchdog::{Required, Watchdog};
 
 /// The exit code of a worker that cannot work here and has said why.
 pub(crate) const REFUSED: u8 = 3;
@@ -44,6 +46,9 @@ const FENCE_ATTEMPT: Duration = Duration::from_millis(500);
 /// Why a guardian does not run.
 #[derive(Debug, thiserror::Error)]
 enum GuardError {
+    /// The watchdog.
+    #[error(transparent)]
+    Watchdog(#[from] Required),
     /// The system.
     #[error("the guardian cannot set itself up")]
     System(#[from] std::io::Error),
@@ -78,12 +83,15 @@ fn watch_over(config: &Config, text: &str) -> Result<End, GuardError> {
     // What a worker leaves behind becomes this process's child, so that no zombie is left.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(std::io::Error::from)?;
     let (stop, children) = (signals(&[SIGTERM, SIGINT])?, signals(&[SIGCHLD])?);
-    let rules = Rules { terms: Terms::new(config.timings.lease), watchdog: None };
+    let watchdog = Watchdog::open(&config.watchdog)?;
+    let timeout = watchdog.as_ref().map(|_| config.watchdog.timeout);
+    let rules = Rules { terms: Terms::new(config.timings.lease), watchdog: timeout };
     let mut post = Post {
         config,
         text,
         guardian: Guardian::new(rules, RealClock.now()),
         charge: None,
+        watchdog,
         timer: Timer::new()?,
     };
     loop {
@@ -92,6 +100,9 @@ fn watch_over(config: &Config, text: &str) -> Result<End, GuardError> {
             continue;
         }
         if let Some(end) = step.end {
+            if let Some(watchdog) = post.watchdog.take() {
+                watchdog.disarm();
+            }
             post.bid_farewell(end);
             return Ok(end);
         }
@@ -127,6 +138,7 @@ struct Post<'a> {
     text: &'a str,
     guardian: Guardian,
     charge: Option<Charge>,
+    watchdog: Option<Watchdog>,
     timer: Timer,
 }
 
@@ -137,6 +149,9 @@ impl Post<'_> {
         if let Some(charge) = self.charge.as_ref().filter(|_| step.kill_worker) {
             charge.kill();
         }
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|_| step.pet) {
+            watchdog.pet();
+        }
         let fenced = step.fence.as_ref().map(|reason| self.fence(reason));
         for note in &step.notes {
             tracing::warn!("{note}");
@@ -145,7 +160,7 @@ impl Post<'_> {
             charge.ask_to_stop();
         }
         if let Some(adopted_until) = step.start_worker {
-            let hand_over = HandOver::new(adopted_until, self.text);
+            let hand_over = HandOver::new(adopted_until, self.guardian.ran_before(), self.text);
             match Charge::start(&hand_over) {
                 Ok(charge) => {
                     tracing::info!(pid = charge.pid().as_raw_nonzero().get(), "worker started");

@@ -54,7 +54,7 @@ fn start() -> Result<(), Failure> {
     die_of_any_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Start(error.into()))?;
-    runtime.block_on(app::run(config, channel, hand_over.adopted_until())).map_err(Failure::Run)
+    runtime.block_on(app::run(config, channel, &hand_over)).map_err(Failure::Run)
 }
 
 /// From here on this process does not outlive its guardian.

@@ -25,6 +25,8 @@ const ALIVE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HandOver {
     adopted_until_ns: u64,
+    /// PostgreSQL ran, and could write, when the last worker was heard of.
+    pub(crate) ran_before: bool,
     /// The process of the guardian.
     pub(crate) guardian: i32,
     /// The configuration as the guardian read it: the file may have changed since.
@@ -33,9 +35,9 @@ pub(crate) struct HandOver {
 
 impl HandOver {
     /// From this process.
-    pub(super) fn new(adopted_until: MonoTime, config: &str) -> Self {
+    pub(super) fn new(adopted_until: MonoTime, ran_before: bool, config: &str) -> Self {
         let guardian = rustix::process::getpid().as_raw_nonzero().get();
-        Self { adopted_until_ns: nanos(adopted_until), guardian, config: config.to_owned() }
+        Self { adopted_until_ns: nanos(adopted_until), ran_before, guardian, config: config.to_owned() }
     }
 
     /// Until when a primary that runs may go on without a lease.
@@ -210,7 +212,7 @@ mod tests {
     #[test]
     fn the_hand_over_arrives_whole() {
         let (ours, theirs) = charge::sockets().unwrap();
-        let given = HandOver::new(at(5000), &"# comment\n".repeat(5000));
+        let given = HandOver::new(at(5000), true, &"# comment\n".repeat(5000));
         given.send(&ours).unwrap();
         let got = HandOver::receive(&theirs).unwrap();
         assert_eq!((got.adopted_until(), &got), (at(5000), &given));

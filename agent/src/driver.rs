@@ -14,7 +14,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, HostPort, MonoTime, NodeId};
-use pgherd_core::node::{Begun, Done, Node, Quorum, Setup, Turn, version};
+use pgherd_core::node::{Begun, Done, Guard, Node, Quorum, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -24,12 +24,13 @@ use crate::cluster::{Applied, ClusterState, Command};
 use crate::config::Config;
 use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
 use crate::coordinator::{Action, SwitchoverRefused};
+use crate::guardian::{Channel, GuardianLost};
 use crate::memory::Memory;
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
 use crate::peers::{Peers, knock_unauthenticated};
 use crate::postgres::Instance;
 use crate::publish::Hub;
-use crate::reconcile::lease::Terms;
+use crate::reconcile::LocalAction;
 
 /// Everything that can wake the agent, besides the log and the clock.
 #[derive(Debug)]
@@ -90,6 +91,10 @@ pub struct Parts {
     pub peers: Peers,
     /// The proxies.
     pub hub: Hub,
+    /// Told what there is to guard.
+    pub(crate) guardian: Channel,
+    /// Until when a primary that was found running may go on without a lease.
+    pub adopted_until: MonoTime,
     /// Where tasks report.
     pub events: mpsc::Sender<Event>,
     /// The same, to read from.
@@ -105,6 +110,8 @@ pub struct Driver {
     /// Counts ended actions; an observation begun before the last end is out of date.
     ended: Arc<AtomicU64>,
     wake_at: Option<MonoTime>,
+    /// The guardian does not listen.
+    unheard: bool,
 }
 
 impl Driver {
@@ -121,7 +128,7 @@ impl Driver {
                 max_lag: config.failover.max_lag.0,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
-                adopted_until: now + Terms::new(config.timings.lease).adoption(),
+                adopted_until: parts.adopted_until,
             },
             now,
         );
@@ -131,12 +138,13 @@ impl Driver {
             acting: None,
             ended: Arc::default(),
             wake_at: None,
+            unheard: false,
             parts,
         }
     }
 
     /// Runs until `stop` resolves. PostgreSQL is left as it is.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), GuardianLost> {
         let mut state = self.parts.consensus.state();
         let mut standing = self.parts.consensus.standing();
         let (hurry, watching) = watch::channel(false);
@@ -156,18 +164,18 @@ impl Driver {
             let mut due = false;
             tokio::select! {
                 biased;
-                () = &mut stop => return,
-                changed = state.changed() => if changed.is_err() { return },
-                changed = standing.changed() => if changed.is_err() { return },
+                () = &mut stop => return self.parts.guardian.leave(),
+                changed = state.changed() => if changed.is_err() { return Ok(()) },
+                changed = standing.changed() => if changed.is_err() { return Ok(()) },
                 event = self.parts.inbox.recv() => match event {
                     Some(event) => self.handle(event),
-                    None => return,
+                    None => return Ok(()),
                 },
                 _ = beat.tick() => due = true,
                 () = tokio::time::sleep(pause) => {}
             }
             self.catch_up(state.borrow_and_update().clone(), standing.borrow_and_update().clone());
-            self.turn(due);
+            self.turn(due)?;
             // While the primary changes, positions decide, so they are looked at without pause.
             let changing = self.node.state().change.is_some();
             hurry.send_if_modified(|hurry| std::mem::replace(hurry, changing) != changing);
@@ -238,10 +246,10 @@ impl Driver {
         }
     }
 
-    fn turn(&mut self, beat_due: bool) {
-        let held = self.work_is_held();
-        let Turn { remember, rejoin, guard: _, act, lead, knock, beat, wake_at, doing } =
-            self.node.turn(RealClock.now(), RealClock.wall(), beat_due, held);
+    fn turn(&mut self, beat_due: bool) -> Result<(), GuardianLost> {
+        let (held, begun) = (self.work_is_held(), RealClock.now());
+        let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing } =
+            self.node.turn(begun, RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember
             && let Err(error) = self.parts.memory.remember(generation)
@@ -252,12 +260,14 @@ impl Driver {
         if let Some(token) = rejoin {
             self.rejoin(token);
         }
+        self.tell_guardian(guard, act.as_ref())?;
         for line in doing {
             tracing::info!("{line}");
         }
         if let Some(begun) = act {
             self.act(begun);
         }
+        self.parts.guardian.alive(begun);
         match lead {
             Some(Action::Propose(command)) => self.propose(command),
             Some(Action::TransferLeadership(to)) => self.transfer_leadership(to),
@@ -273,6 +283,27 @@ impl Driver {
         let now = RealClock.now();
         let backed_until = now + self.node.backed_for(now);
         self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), backed_until, now);
+        Ok(())
+    }
+
+    /// What makes a server writable is not begun unless somebody guards it.
+    fn tell_guardian(&mut self, guard: Option<Guard>, act: Option<&Begun>) -> Result<(), GuardianLost> {
+        let rises = act.is_some_and(|begun| {
+            matches!(begun.action, LocalAction::Promote(_) | LocalAction::StartPrimary(_))
+        });
+        match self.parts.guardian.tell(guard) {
+            Err(GuardianLost::Hangs) if !rises => {
+                if !std::mem::replace(&mut self.unheard, true) {
+                    tracing::error!("{}; until then only this worker guards PostgreSQL", GuardianLost::Hangs);
+                }
+                Ok(())
+            }
+            Err(lost) => Err(lost),
+            Ok(()) => {
+                self.unheard = false;
+                Ok(())
+            }
+        }
     }
 
     fn act(&mut self, begun: Begun) {

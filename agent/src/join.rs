@@ -22,7 +22,7 @@ use crate::peers::{CallError, Link};
 #[error(
     "{member} at {agent} turned this agent away: {reason}. Nothing was touched; correct the configuration and start again"
 )]
-pub struct TurnedAway {
+pub(crate) struct TurnedAway {
     member: pgherd_common::NodeName,
     agent: pgherd_common::HostPort,
     reason: String,

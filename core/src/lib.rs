@@ -6,10 +6,12 @@
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
 //! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
 //! failed all the same, [`timings`] holds every period and deadline.
+//! [`guardian`] is what stands behind an agent that crashes or hangs.
 
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
+pub mod guardian;
 pub mod health;
 pub mod node;
 pub mod observation;

@@ -473,6 +473,12 @@ impl Node {
             None => return None,
             Some(PostgresState::Down(_) | PostgresState::Unusable(_)) => false,
             Some(PostgresState::Running(running)) => !running.in_recovery,
+            // A standby, as far as is known: it must not be killed for taking its time.
+            Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. })
+                if !self.is_primary() =>
+            {
+                return None;
+            }
             Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
         };
         let rises = matches!(self.acting, Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));

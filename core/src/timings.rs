@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_common::config::{Millis, Reader, Section};
 
-use crate::reconcile::lease::KILL_BUDGET;
+use crate::reconcile::lease::{GUARDIAN_SLACK, KILL_BUDGET};
 
 /// `[timings]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +42,19 @@ pub struct Timings {
     pub restart_standby_after: Duration,
 }
 
-/// What the rules speak about.
+/// What else the rules speak about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Others {
+    /// `postgres.stop_timeout`; zero on a witness.
+    pub stop_timeout: Duration,
+    /// `watchdog.timeout`; zero where no watchdog is used.
+    pub watchdog: Duration,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Spans {
     timings: Timings,
-    /// `postgres.stop_timeout`; zero on a witness.
-    stop_timeout: Duration,
+    others: Others,
 }
 
 /// A relation between timings.
@@ -86,10 +93,17 @@ impl Rule {
 /// The relations between timings, in the order in which they are reported.
 pub const RULES: &[Rule] = &[
     Rule::below(
-        "beat_interval * 3 + 400ms < lease",
-        "two lost beats in a row must not cost a healthy primary its lease, whose last 400ms are kept for killing \
-         PostgreSQL",
-        |s| s.timings.beat_interval * 3 + KILL_BUDGET,
+        "beat_interval * 3 + 500ms < lease",
+        "two lost beats in a row must not cost a healthy primary its lease, whose last 500ms are kept for the \
+         guardian to wake up (100ms) and to kill PostgreSQL (400ms)",
+        |s| s.timings.beat_interval * 3 + KILL_BUDGET + GUARDIAN_SLACK,
+        |s| s.timings.lease,
+    ),
+    Rule::below(
+        "beat_interval * 3 + watchdog.timeout < lease",
+        "the watchdog is petted only while it would reset the machine within the lease, and two lost beats in a row \
+         must not make it do so",
+        |s| s.timings.beat_interval * 3 + s.others.watchdog,
         |s| s.timings.lease,
     ),
     Rule {
@@ -150,7 +164,7 @@ pub const RULES: &[Rule] = &[
     Rule::below(
         "postgres.stop_timeout < switchover_timeout",
         "a primary that is stopped in time must not be rolled back to for having been slow",
-        |s| s.stop_timeout,
+        |s| s.others.stop_timeout,
         |s| s.timings.switchover_timeout,
     ),
 ];
@@ -192,10 +206,9 @@ impl Timings {
         })
     }
 
-    /// One sentence for each rule that does not hold. `stop_timeout` is PostgreSQL's; `None` on a
-    /// witness.
-    pub fn broken_rules(&self, stop_timeout: Option<Duration>) -> Vec<String> {
-        let spans = Spans { timings: *self, stop_timeout: stop_timeout.unwrap_or_default() };
+    /// One sentence for each rule that does not hold.
+    pub fn broken_rules(&self, others: Others) -> Vec<String> {
+        let spans = Spans { timings: *self, others };
         RULES.iter().filter_map(|rule| rule.broken_by(&spans)).collect()
     }
 }
@@ -218,22 +231,33 @@ mod tests {
     #[test]
     fn the_defaults_hold() {
         let timings = Timings::default();
-        assert_eq!(timings.broken_rules(Some(Duration::from_secs(10))), Vec::<String>::new());
+        assert_eq!(
+            timings.broken_rules(Others {
+                stop_timeout: Duration::from_secs(10),
+                watchdog: Duration::from_secs(1)
+            }),
+            Vec::<String>::new()
+        );
         assert_eq!(timings.lease, Duration::from_secs(2));
         assert_eq!(timings.restart_standby_after, Duration::from_secs(5));
     }
 
     #[test]
-    fn the_rules_name_the_kill_budget_that_is_used() {
-        assert_eq!(format!("{KILL_BUDGET:?}"), "400ms");
+    fn the_rules_name_the_budgets_that_are_used() {
+        assert_eq!(format!("{KILL_BUDGET:?} {GUARDIAN_SLACK:?}"), "400ms 100ms");
     }
 
     #[test]
     fn every_rule_can_be_broken_and_says_so_with_both_numbers() {
         let (day, ms) = (Duration::from_secs(86_400), Duration::from_millis);
         let good = Timings::default();
-        let breaks: [(&str, Timings, Duration); 11] = [
-            ("beat_interval * 3 + 400ms < lease", Timings { beat_interval: ms(534), ..good }, ms(1)),
+        let breaks: [(&str, Timings, Duration); 12] = [
+            ("beat_interval * 3 + 500ms < lease", Timings { beat_interval: ms(500), ..good }, ms(1)),
+            (
+                "beat_interval * 3 + watchdog.timeout < lease",
+                Timings { beat_interval: ms(400), ..good },
+                ms(1),
+            ),
             ("heartbeat * 3 <= election_timeout_min", Timings { heartbeat: ms(201), ..good }, ms(1)),
             (
                 "election_timeout_min < election_timeout_max",
@@ -251,11 +275,11 @@ mod tests {
         ];
         assert_eq!(breaks.len(), RULES.len());
         for (text, timings, stop_timeout) in breaks {
-            let broken = timings.broken_rules(Some(stop_timeout));
+            let broken = timings.broken_rules(Others { stop_timeout, watchdog: ms(800) });
             let found = broken.iter().find(|sentence| sentence.starts_with(text));
             assert!(found.is_some_and(|sentence| sentence.contains("is not ")), "{text}: {broken:?}");
         }
-        let broken = Timings { remote_timeout: ms(2500), ..good }.broken_rules(None);
+        let broken = Timings { remote_timeout: ms(2500), ..good }.broken_rules(Others::default());
         assert_eq!(broken.len(), 1);
         assert!(
             broken[0].starts_with("remote_timeout < lease does not hold: 2.5s is not below 2s; "),

@@ -53,6 +53,11 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// A predecessor of this process has seen one.
+    pub(super) fn inherit(&mut self) {
+        self.seen_up = true;
+    }
+
     /// Takes note of the postmaster that was found, or of there being none.
     pub(super) fn meet(&mut self, postmaster: Option<Arc<Postmaster>>) {
         let now = RealClock.now();

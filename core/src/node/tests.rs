@@ -150,6 +150,20 @@ fn an_adopted_primary_has_the_time_it_was_given_and_the_guardian_knows() {
 }
 
 #[test]
+fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
+    let mut rig = Rig::new(Generation::ZERO);
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let members = (1..=3).map(descriptor).collect();
+    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    let serve = Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) };
+    rig.commit(&serve);
+    rig.node.look(PostgresObservation { state: PostgresState::Starting { for_ms: 9 }, ..postgres(true) });
+    assert_eq!(rig.turn().guard, None);
+    rig.node.look(postgres(true));
+    assert_eq!(rig.turn().guard, Some(Guard::Off));
+}
+
+#[test]
 fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
     let mut rig = Rig::serving();
     rig.answered(at(10_000));

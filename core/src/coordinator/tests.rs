@@ -625,13 +625,14 @@ fn sick(health: Health) -> Rig {
     rig
 }
 
-fn all_signs(for_ms: u64) -> [Health; 4] {
+fn all_signs(for_ms: u64) -> [Health; 5] {
     let failing = |kind| WriteProbe::Failing { for_ms, kind, reason: "58030: I/O error".to_owned() };
     [
         Health { writes: failing(WriteFailure::Storage), ..Health::default() },
         Health { writes: WriteProbe::Hanging { for_ms }, ..Health::default() },
         Health { disk: Disk::Full { for_ms }, ..Health::default() },
         Health { disk: Disk::ReadOnly { for_ms }, ..Health::default() },
+        Health { disk: Disk::Failing { for_ms }, ..Health::default() },
     ]
 }
 

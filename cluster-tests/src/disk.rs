@@ -35,8 +35,6 @@ impl SmallDisk {
         let made = ["-q", "-E", "lazy_itable_init=0,root_owner=0:0", "-J", "size=4", "-e", "remount-ro"];
         self.tool("mkfs.ext4", &made, &self.image).await?;
         self.mount().await?;
-        let lost = self.at.join("lost+found");
-        std::fs::remove_dir(&lost).map_err(at)?;
         self.tool("chown", &["postgres:postgres"], &self.at).await?;
         self.tool("chmod", &["700"], &self.at).await
     }
@@ -82,7 +80,9 @@ impl SmallDisk {
     async fn mount(&self) -> Result<(), CommandError> {
         let mut command = Command::new("mount");
         command.args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at);
-        run(command, STEP_TIME_MAX).await.map(drop)
+        run(command, STEP_TIME_MAX).await?;
+        // PostgreSQL wants the directory for itself, and its programs choke on what is root's.
+        self.tool("rmdir", &["--ignore-fail-on-non-empty"], &self.at.join("lost+found")).await
     }
 
     async fn tool(&self, program: &str, options: &[&str], on: &Path) -> Result<(), CommandError> {

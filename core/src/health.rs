@@ -83,8 +83,13 @@ pub enum Disk {
         /// Milliseconds since that was first seen.
         for_ms: u64,
     },
-    /// Mounted read-only, as the kernel does by itself after an error of the disk.
+    /// Read-only, as the kernel makes it by itself after an error of the disk.
     ReadOnly {
+        /// Milliseconds since that was first seen.
+        for_ms: u64,
+    },
+    /// It fails writes.
+    Failing {
         /// Milliseconds since that was first seen.
         for_ms: u64,
     },
@@ -95,7 +100,7 @@ impl Health {
     pub fn failure(&self, limit: Duration) -> Option<String> {
         let lasts = |for_ms: u64| Duration::from_millis(for_ms) >= limit;
         let disk = match self.disk {
-            Disk::Full { for_ms } | Disk::ReadOnly { for_ms } => lasts(for_ms),
+            Disk::Full { for_ms } | Disk::ReadOnly { for_ms } | Disk::Failing { for_ms } => lasts(for_ms),
             Disk::Unknown | Disk::Room => false,
         };
         let writes = match &self.writes {
@@ -111,7 +116,7 @@ impl Health {
     pub fn is_fit(&self) -> bool {
         match self.disk {
             Disk::Unknown | Disk::Room => true,
-            Disk::Full { .. } | Disk::ReadOnly { .. } => false,
+            Disk::Full { .. } | Disk::ReadOnly { .. } | Disk::Failing { .. } => false,
         }
     }
 
@@ -127,6 +132,7 @@ impl Health {
         let disk = match self.disk {
             Disk::Full { .. } => Disk::Full { for_ms: 0 },
             Disk::ReadOnly { .. } => Disk::ReadOnly { for_ms: 0 },
+            Disk::Failing { .. } => Disk::Failing { for_ms: 0 },
             Disk::Unknown => Disk::Unknown,
             Disk::Room => Disk::Room,
         };
@@ -152,6 +158,9 @@ impl fmt::Display for Health {
             Disk::ReadOnly { for_ms } => {
                 signs.push(format!("has had its data on a read-only file system for {for_ms} ms"));
             }
+            Disk::Failing { for_ms } => {
+                signs.push(format!("has had a disk that fails writes for {for_ms} ms"));
+            }
             Disk::Unknown | Disk::Room => {}
         }
         match &self.writes {
@@ -159,7 +168,7 @@ impl fmt::Display for Health {
                 signs.push(format!("has failed to commit for {for_ms} ms ({reason})"));
             }
             WriteProbe::Hanging { for_ms } => {
-                signs.push(format!("has been hanging in a commit for {for_ms} ms"))
+                signs.push(format!("has been hanging in a commit for {for_ms} ms"));
             }
             WriteProbe::Untried | WriteProbe::Good => {}
         }
@@ -195,6 +204,7 @@ mod tests {
             (writes(WriteProbe::Hanging { for_ms: 2999 }), writes(WriteProbe::Hanging { for_ms: 3000 })),
             (disk(Disk::Full { for_ms: 10 }), disk(Disk::Full { for_ms: 3000 })),
             (disk(Disk::ReadOnly { for_ms: 10 }), disk(Disk::ReadOnly { for_ms: 3000 })),
+            (disk(Disk::Failing { for_ms: 10 }), disk(Disk::Failing { for_ms: 3000 })),
             (Health { crashes: 2, ..Health::default() }, Health { crashes: 3, ..Health::default() }),
         ] {
             assert_eq!(early.failure(LIMIT), None, "{early:?}");
@@ -220,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_standby_is_fit_by_its_disk() {
-        for disk in [Disk::Full { for_ms: 0 }, Disk::ReadOnly { for_ms: 0 }] {
+        for disk in [Disk::Full { for_ms: 0 }, Disk::ReadOnly { for_ms: 0 }, Disk::Failing { for_ms: 0 }] {
             assert!(!Health { disk, ..Health::default() }.is_fit());
         }
     }

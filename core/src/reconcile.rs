@@ -344,7 +344,11 @@ impl Reconciler {
     fn run_standby(&self, s: &Situation<'_>, running: &Running) -> Reconciliation {
         if let Some(change) = &s.state.change {
             let recruiting = change.phase == ChangePhase::Recruiting;
-            if recruiting && s.own.recruited != Some(change.generation) {
+            // The promise to the new generation is in this node's log, on disk, before it is seen here:
+            // only committed changes are, and a voter syncs what it answers for. The standby's own part
+            // of it is `pgherd.conf`. Somebody may have pointed it at a primary again since.
+            let cut = running.follows.is_none() && running.receiver.is_none();
+            if recruiting && !(cut && s.own.recruited == Some(change.generation)) {
                 return Reconciliation::act(LocalAction::Recruit(change.generation));
             }
             return Reconciliation::default();

@@ -8,6 +8,10 @@ use pgherd_common::config::{Millis, Reader, Section};
 
 use crate::reconcile::lease::{GUARDIAN_SLACK, KILL_BUDGET};
 
+/// How often a new connection to the own PostgreSQL is tried: a postmaster that hangs still serves old
+/// ones.
+pub const NEW_CONNECTION_EVERY: Duration = Duration::from_secs(1);
+
 /// `[timings]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
@@ -156,6 +160,13 @@ pub const RULES: &[Rule] = &[
         |s| s.timings.local_timeout,
     ),
     Rule::below(
+        "remote_timeout + 1s < local_timeout",
+        "a new connection is tried once a second and may take remote_timeout; a single one that is not answered \
+         must not make PostgreSQL count as failed",
+        |s| s.timings.remote_timeout + NEW_CONNECTION_EVERY,
+        |s| s.timings.local_timeout,
+    ),
+    Rule::below(
         "lease + recruit_timeout < change_timeout",
         "a failover waits for the old lease, then for the standbys, before it can choose one",
         |s| s.timings.lease + s.timings.recruit_timeout,
@@ -243,15 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_name_the_budgets_that_are_used() {
+    fn the_rules_name_the_constants_that_are_used() {
         assert_eq!(format!("{KILL_BUDGET:?} {GUARDIAN_SLACK:?}"), "400ms 100ms");
+        assert_eq!(format!("{NEW_CONNECTION_EVERY:?}"), "1s");
     }
 
     #[test]
     fn every_rule_can_be_broken_and_says_so_with_both_numbers() {
         let (day, ms) = (Duration::from_secs(86_400), Duration::from_millis);
         let good = Timings::default();
-        let breaks: [(&str, Timings, Duration); 12] = [
+        let breaks: [(&str, Timings, Duration); 13] = [
             ("beat_interval * 3 + 500ms < lease", Timings { beat_interval: ms(500), ..good }, ms(1)),
             (
                 "beat_interval * 3 + watchdog.timeout < lease",
@@ -270,6 +282,7 @@ mod tests {
             ("node_timeout < node_lost_after", Timings { node_timeout: ms(10_000), ..good }, ms(1)),
             ("lease * 2 < node_lost_after", Timings { lease: ms(5000), ..good }, ms(1)),
             ("probe_interval * 3 < local_timeout", Timings { probe_interval: day, ..good }, ms(1)),
+            ("remote_timeout + 1s < local_timeout", Timings { local_timeout: ms(2000), ..good }, ms(1)),
             ("lease + recruit_timeout < change_timeout", Timings { change_timeout: ms(3000), ..good }, ms(1)),
             ("postgres.stop_timeout < switchover_timeout", good, ms(15_000)),
         ];

@@ -3,11 +3,15 @@
 //! All of it is measured beside the looks, never in them: whatever hangs here delays no look. One
 //! commit and one look at the disk are under way at a time, however long they take.
 //!
-//! No file is written to the data directory to see whether that works. On a primary the commit shows
-//! it, through the very path that clients' commits take. What a commit does not show (tables cannot
-//! grow though the WAL has room; a standby's room) the file system tells without a write.
+//! While all is well no file is written to see whether that works: on a primary the commit shows it,
+//! through the very path that clients' commits take, and what a commit does not show (tables cannot
+//! grow though the WAL has room; a standby's room) the file system tells without a write. Only where
+//! PostgreSQL lets nobody in, or its commits fail, is a nameless file written, to say whether the disk
+//! is the reason: a kernel that has stopped writing to a disk does not always show it as read-only.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +19,8 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::{Clock, MonoTime, time::RealClock};
 use pgherd_core::health::{CRASH_WINDOW, CRASHES_MAX};
-use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, openat, statvfs};
+use rustix::io::Errno;
 
 use super::instance::Instance;
 use super::session::{Session, SessionError};
@@ -85,6 +90,7 @@ enum Room {
     Enough,
     None,
     ReadOnly,
+    Failing,
 }
 
 impl Pulse {
@@ -119,6 +125,7 @@ impl Pulse {
             Some(Room::Enough) => Disk::Room,
             Some(Room::None) => Disk::Full { for_ms },
             Some(Room::ReadOnly) => Disk::ReadOnly { for_ms },
+            Some(Room::Failing) => Disk::Failing { for_ms },
         };
         let hangs = self.writes.begun.is_some_and(|begun| now.since(begun) >= PROOF_PAUSE);
         let since = self.writes.sick_since.or(self.writes.begun);
@@ -221,8 +228,12 @@ impl Instance {
         let due = pulse.disk.last.is_none_or(|last| now.since(last) >= DISK_PAUSE);
         if due && !pulse.disk.looking {
             (pulse.disk.looking, pulse.disk.last) = (true, Some(now));
+            let doubtful = match state {
+                PostgresState::Running(_) => matches!(pulse.writes.outcome, Outcome::Failed(..)),
+                _ => true,
+            };
             let instance = self.clone();
-            tokio::task::spawn_blocking(move || instance.look_at_disk());
+            tokio::task::spawn_blocking(move || instance.look_at_disk(doubtful));
         }
         pulse.health()
     }
@@ -248,10 +259,12 @@ impl Instance {
     }
 
     /// Blocks while the file system does.
-    fn look_at_disk(&self) {
+    fn look_at_disk(&self, doubtful: bool) {
         let places = [self.data_dir().to_owned(), self.data_dir().join("pg_wal")];
         // A directory that is not there is for looks to tell.
-        let found = places.iter().filter_map(|place| room(place)).max();
+        let rooms = places.iter().filter_map(|place| room(place));
+        let written = places.iter().filter(|_| doubtful).filter_map(|place| try_to_write(place));
+        let found = rooms.chain(written).max();
         let mut memory = self.memory();
         let disk = &mut memory.pulse.disk;
         disk.looking = false;
@@ -268,4 +281,22 @@ fn room(place: &Path) -> Option<Room> {
     }
     let free = seen.f_bavail.saturating_mul(seen.f_frsize);
     Some(if free < ROOM_MIN { Room::None } else { Room::Enough })
+}
+
+/// Writes a file without a name. `None` where that says nothing, as on a file system that knows no such
+/// files.
+fn try_to_write(place: &Path) -> Option<Room> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let written = openat(CWD, place, flags, Mode::RUSR | Mode::WUSR).map_err(std::io::Error::from);
+    let written = written.and_then(|file| {
+        let mut file = File::from(file);
+        file.write_all(&[0; 8192])?;
+        file.sync_all()
+    });
+    match written.err()?.raw_os_error().map(Errno::from_raw_os_error)? {
+        Errno::NOSPC | Errno::DQUOT => Some(Room::None),
+        Errno::ROFS => Some(Room::ReadOnly),
+        Errno::IO => Some(Room::Failing),
+        _ => None,
+    }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use pgherd_common::errors::Chain;
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
+use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
 use super::controldata::{ControlData, ControlDataError};
@@ -23,7 +24,7 @@ use super::{conninfo, files};
 use crate::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
 
 /// How old the last proof may be that new connections are served.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = NEW_CONNECTION_EVERY;
 
 /// A file not written for so long is not being written.
 const SETTLED: Duration = Duration::from_secs(1);

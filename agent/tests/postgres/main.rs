@@ -11,6 +11,7 @@
 
 mod health;
 mod open;
+mod recruit;
 mod server;
 
 use std::collections::BTreeSet;

@@ -88,9 +88,11 @@ impl View<'_> {
         (ranks, rejected)
     }
 
-    /// Whether a standby has been recruited for this generation.
+    /// Whether a standby has been recruited for this generation, and nobody has pointed it at a primary
+    /// again since.
     pub(super) fn is_recruited(&self, id: NodeId, generation: Generation) -> bool {
-        self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
+        let cut = self.running(id).is_some_and(|running| running.receiver.is_none());
+        cut && self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
     }
 
     /// Refuses a claim that lies further behind the lost primary than the configuration allows.

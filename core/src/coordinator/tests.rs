@@ -162,6 +162,7 @@ impl Rig {
         postgres.recruited = Some(generation);
         let PostgresState::Running(running) = &mut postgres.state else { panic!("{id} does not run") };
         running.received = Lsn(received);
+        (running.follows, running.receiver) = (None, None);
     }
 
     pub(super) fn propose(&mut self, command: &Command) -> Applied {
@@ -687,13 +688,14 @@ fn sick(health: Health) -> Rig {
     rig
 }
 
-fn all_signs(for_ms: u64) -> [Health; 4] {
+fn all_signs(for_ms: u64) -> [Health; 5] {
     let failing = |kind| WriteProbe::Failing { for_ms, kind, reason: "58030: I/O error".to_owned() };
     [
         Health { writes: failing(WriteFailure::Storage), ..Health::default() },
         Health { writes: WriteProbe::Hanging { for_ms }, ..Health::default() },
         Health { disk: Disk::Full { for_ms }, ..Health::default() },
         Health { disk: Disk::ReadOnly { for_ms }, ..Health::default() },
+        Health { disk: Disk::Failing { for_ms }, ..Health::default() },
     ]
 }
 
@@ -780,4 +782,30 @@ fn a_standby_that_hangs_goes_out_of_service() {
     rig.pass(&[]);
     let service = &rig.state.members[&NodeId(2)].service;
     assert!(matches!(service, Service::Failed(reason) if reason.contains("does not answer")), "{service:?}");
+}
+
+#[test]
+fn a_recruit_that_receives_again_is_none() {
+    let mut rig = Rig::formed();
+    rig.postgres(1).state = PostgresState::Down(Stopped {
+        clean: false,
+        standby: false,
+        timeline: Timeline(1),
+        checkpoint: Lsn(500),
+        found_down: false,
+        for_ms: 0,
+    });
+    rig.postgres(1).released = Some(rig.state.generation);
+    rig.pass(&[]);
+    for id in [2, 3] {
+        rig.recruited(id, 1000);
+    }
+    // Somebody has pointed the better one at a primary again: what it has is not final.
+    rig.recruited(2, 2000);
+    let PostgresState::Running(running) = &mut rig.postgres(2).state else { panic!() };
+    running.receiver = Some("streaming".to_owned());
+    for _ in 0..15 {
+        rig.pass(&[]);
+    }
+    assert_eq!(rig.state.primary.map(|primary| primary.node), Some(NodeId(3)));
 }

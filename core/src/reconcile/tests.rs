@@ -255,7 +255,14 @@ fn a_standby_is_recruited_once_and_stays_cut_off_until_the_new_primary_serves() 
     let generation = rig.state.generation.next();
     assert_eq!(rig.decide(3).action, Some(LocalAction::Recruit(generation)));
     rig.own.recruited = Some(generation);
-    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    let cut = Running { follows: None, ..running(true) };
+    for (follows, receiver) in [(running(true).follows, None), (None, Some("streaming".to_owned()))] {
+        let again = Running { follows, receiver, ..cut.clone() };
+        rig.own.state = PostgresState::Running(again);
+        let action = rig.decide(3).action;
+        assert_eq!(action, Some(LocalAction::Recruit(generation)), "pointed at a primary behind its back");
+    }
+    rig.own.state = PostgresState::Running(cut);
     assert_eq!(rig.decide(3).action, None);
     rig.grant(2);
     assert_eq!(rig.decide(3).action, None, "the new primary does not listen yet");

@@ -344,9 +344,11 @@ impl Driver {
         let consensus = self.parts.consensus.clone();
         tokio::spawn(async move {
             match consensus.rejoin(token).await {
-                Ok(()) => {
-                    tracing::info!("the cluster has let this node in again; its raft store is being filled")
+                Ok(true) => {
+                    tracing::info!("the cluster has let this node in again; its raft store is being filled");
                 }
+                // By an earlier turn.
+                Ok(false) => {}
                 Err(error) => tracing::error!("{}", Chain(&error)),
             }
         });

@@ -29,4 +29,4 @@ pub use cluster::Cluster;
 pub use failure::{Failure, TestResult};
 pub use node::{Node, Proxy};
 pub use status::Status;
-pub use wait::{never, wait_until};
+pub use wait::{NotReached, never, wait_until};

@@ -36,21 +36,21 @@ impl Keeper {
     }
 
     /// On return it is on disk and in force. Does nothing unless `from` is in force: a word that comes
-    /// late must not undo what followed.
+    /// late must not undo what followed. Returns whether it did anything.
     pub(super) async fn change(
         &self,
         raft: &Raft,
         from: Admission,
         to: Admission,
-    ) -> Result<(), AdmissionError> {
+    ) -> Result<bool, AdmissionError> {
         let _one_at_a_time = self.changing.lock().await;
         if self.now() != from {
-            return Ok(());
+            return Ok(false);
         }
         self.writer.mark(self.cluster.clone(), self.node, to).await.map_err(AdmissionError)?;
         self.now.send_replace(to);
         raft.runtime_config().elect(to == Admission::Full);
-        Ok(())
+        Ok(true)
     }
 }
 

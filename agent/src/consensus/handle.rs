@@ -85,17 +85,18 @@ impl Consensus {
     /// Nothing was forgotten: no other member belongs to a group. From now on a group may be formed
     /// with this node.
     pub async fn nothing_forgotten(&self) -> Result<(), AdmissionError> {
-        self.admission.change(&self.raft, Admission::Undecided, Admission::Full).await
+        self.admission.change(&self.raft, Admission::Undecided, Admission::Full).await.map(|_| ())
     }
 
     /// Others belong to a group that this node has forgotten: it waits to be let in again.
     pub async fn has_forgotten(&self) -> Result<(), AdmissionError> {
         let probation = Admission::Probation(rand::random());
-        self.admission.change(&self.raft, Admission::Undecided, probation).await
+        self.admission.change(&self.raft, Admission::Undecided, probation).await.map(|_| ())
     }
 
-    /// The log has let this node in again with the store of this number: it may be fed.
-    pub async fn rejoin(&self, token: u64) -> Result<(), AdmissionError> {
+    /// The log has let this node in again with the store of this number: it may be fed. Returns false if
+    /// that was so already, or the number is not this store's.
+    pub async fn rejoin(&self, token: u64) -> Result<bool, AdmissionError> {
         self.admission.change(&self.raft, Admission::Probation(token), Admission::Learner(token)).await
     }
 
@@ -252,7 +253,7 @@ async fn await_return(
             let back = is_voter_again(node, token, &known, &metrics.borrow_and_update());
             if back {
                 match admission.change(&raft, worth, Admission::Full).await {
-                    Ok(()) => tracing::info!("this node has its vote back"),
+                    Ok(_) => tracing::info!("this node has its vote back"),
                     Err(error) => {
                         tracing::error!("{}", pgherd_common::errors::Chain(&error));
                         return;

@@ -172,11 +172,11 @@ async fn a_lost_store_is_filled_only_after_readmission_and_votes_only_after_its_
     let blank = group.consensus(lost).standing().borrow().clone();
     assert_eq!((blank.last_applied, blank.initialized), (0, false), "nobody feeds it: {blank:?}");
     // The wrong number opens nothing.
-    group.consensus(lost).rejoin(token ^ 1).await.unwrap();
+    assert!(!group.consensus(lost).rejoin(token ^ 1).await.unwrap());
     assert_eq!(group.consensus(lost).standing().borrow().admission, Admission::Probation(token));
 
     group.command(Command::Readmit { node: lost, token }).await;
-    group.consensus(lost).rejoin(token).await.unwrap();
+    assert!(group.consensus(lost).rejoin(token).await.unwrap());
     group.await_state(lost, |state| state.readmitted.get(&lost) == Some(&token)).await;
     // It has been through the log, whose first entries say that it votes.
     let fed = group.await_standing(lost, |standing| standing.learners == ids(&[lost])).await;

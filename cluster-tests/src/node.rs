@@ -42,6 +42,19 @@ impl Node {
         format!("http://{}", self.agent_address())
     }
 
+    /// The process of its agent that does the work: the child of the one that was started, where the
+    /// agent is guarded by a parent of its own.
+    pub fn worker(&self) -> Option<u32> {
+        let agent = self.agent.pid()?;
+        let is_agent = |child: &u32| process::title(*child).contains("pgherd-agent");
+        Some(process::children(agent).into_iter().find(is_agent).unwrap_or(agent))
+    }
+
+    /// Every process of the node. Only where each node has a network namespace.
+    pub fn processes(&self) -> Vec<u32> {
+        self.place.netns.as_deref().map(process::in_netns).unwrap_or_default()
+    }
+
     /// Its data directory; `None` on a witness.
     pub fn data_dir(&self) -> Option<&Path> {
         self.postgres.as_ref().map(|postgres| postgres.data_dir.as_path())

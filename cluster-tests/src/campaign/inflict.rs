@@ -72,6 +72,8 @@ fn pick<T: Clone>(from: &[T], choice: usize) -> Option<T> {
 pub(crate) struct Deed {
     /// Just before the harm.
     pub(crate) begun: Instant,
+    /// When frozen processes were woken up.
+    pub(crate) woken: Option<Instant>,
     /// What a person should know about it.
     pub(crate) note: String,
     /// What should not have happened.
@@ -80,7 +82,7 @@ pub(crate) struct Deed {
 
 /// Does it and takes it back.
 pub(crate) async fn inflict(cluster: &mut Cluster, fault: &Fault, cast: &Cast) -> Result<Deed, Failure> {
-    let mut deed = Deed { begun: Instant::now(), note: String::new(), wrong: None };
+    let mut deed = Deed { begun: Instant::now(), woken: None, note: String::new(), wrong: None };
     let victim = cast.victim.as_str();
     match fault.kind {
         Kind::KillPostmaster => kill_postmaster(cluster, victim)?,
@@ -106,7 +108,7 @@ pub(crate) async fn inflict(cluster: &mut Cluster, fault: &Fault, cast: &Cast) -
             cluster.node_mut(victim).agent.start()?;
         }
         Kind::FreezeWorker => freeze_worker(cluster, fault, victim).await,
-        Kind::FreezeNode => freeze_node(cluster, fault, victim).await,
+        Kind::FreezeNode => deed.woken = Some(freeze_node(cluster, fault, victim).await),
         Kind::Isolate | Kind::IsolateStandby | Kind::Blip => {
             cluster.cut(victim).await?;
             sleep(fault.hold).await;
@@ -212,7 +214,8 @@ async fn freeze_worker(cluster: &Cluster, fault: &Fault, name: &str) {
     process::signal(worker, Signal::CONT);
 }
 
-async fn freeze_node(cluster: &Cluster, fault: &Fault, name: &str) {
+/// Returns when it was woken up.
+async fn freeze_node(cluster: &Cluster, fault: &Fault, name: &str) -> Instant {
     let node = cluster.node(name);
     // Once more for those that were being born.
     for _ in 0..2 {
@@ -224,9 +227,11 @@ async fn freeze_node(cluster: &Cluster, fault: &Fault, name: &str) {
     let mut frozen = node.processes();
     let first = fault.choice.checked_rem(frozen.len()).unwrap_or(0);
     frozen.rotate_left(first);
+    let woken = Instant::now();
     for process in frozen {
         process::signal(process, Signal::CONT);
     }
+    woken
 }
 
 async fn lose_node(cluster: &mut Cluster, fault: &Fault, name: &str) -> Result<(), Failure> {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::kind::{Expect, Kind, Rows};
 use super::terms::Overlap;
 
@@ -65,15 +67,18 @@ pub(crate) fn expectation(kind: Kind, meets_primary: bool) -> Expect {
     }
 }
 
-/// Two primaries at once: a violation, or what cannot be helped and is only told.
-pub(crate) fn overlap(kind: Kind, victim: &str, overlap: &Overlap) -> Result<String, String> {
-    let told = format!(
-        "two nodes accepted writes at the same time, for {} ms: {}",
-        overlap.length.as_millis(),
-        overlap.evidence
-    );
-    let woken = kind == Kind::FreezeNode && overlap.older == victim && overlap.length <= WAKE_TIME_MAX;
-    if woken { Ok(told) } else { Err(told) }
+/// Two primaries at once: a violation, or what cannot be helped and is only told. `woken` is when the
+/// victim was, if it had been frozen.
+pub(crate) fn overlap(victim: &str, woken: Option<Instant>, overlap: &Overlap) -> Result<String, String> {
+    let after = woken.map(|woken| overlap.older_last.saturating_duration_since(woken));
+    match after.filter(|after| overlap.older == victim && *after <= WAKE_TIME_MAX) {
+        Some(after) => Ok(format!("accepted writes until {} ms after it woke up", after.as_millis())),
+        None => Err(format!(
+            "two nodes accepted writes at the same time, for {} ms: {}",
+            overlap.length.as_millis(),
+            overlap.evidence
+        )),
+    }
 }
 
 /// Every expectation that does not hold.
@@ -107,6 +112,9 @@ fn change(kind: Kind, seen: &Measured) -> Vec<String> {
         Expect::Change | Expect::Stay | Expect::Either => (),
     }
     let most = if kind == Kind::Double { 3 } else { 1 };
+    if kind == Kind::Double && seen.generations < 2 {
+        wrong.push("the second primary should have been replaced too".to_owned());
+    }
     if seen.generations > most {
         wrong.push(format!("{} changes of primary for one fault", seen.generations));
     }
@@ -191,13 +199,15 @@ mod tests {
 
     #[test]
     fn only_a_frozen_node_may_wake_up_writable_and_only_for_a_moment() {
-        let of = |kind, ms| {
-            let length = Duration::from_millis(ms);
-            let found = Overlap { length, older: "a".to_owned(), evidence: String::new() };
-            overlap(kind, "a", &found).is_ok()
+        let now = Instant::now();
+        let of = |woken, ms| {
+            let older_last = now + Duration::from_millis(ms);
+            let (length, evidence) = (Duration::ZERO, String::new());
+            let found = Overlap { length, older: "a".to_owned(), older_last, evidence };
+            overlap("a", woken, &found).is_ok()
         };
-        assert!(of(Kind::FreezeNode, 100));
-        assert!(!of(Kind::FreezeNode, 900));
-        assert!(!of(Kind::Isolate, 1));
+        assert!(of(Some(now), 100));
+        assert!(!of(Some(now), 900));
+        assert!(!of(None, 1));
     }
 }

@@ -174,7 +174,8 @@ pub const RULES: &[Rule] = {
         rule(Kind::Unstartable, "unstartable", Primary, (5_000, 20_000), Change, MayBeLost),
         rule(Kind::Switchover, "switchover", Primary, (0, 0), Change, Kept),
         rule(Kind::SwitchoverKill, "switchover-kill", Any, (0, 800), Either, Kept),
-        rule(Kind::Double, "double", Primary, (0, 3_000), Change, MayBeLost),
+        // The second successor may be the first primary.
+        rule(Kind::Double, "double", Primary, (0, 3_000), Either, MayBeLost),
     ]
 };
 

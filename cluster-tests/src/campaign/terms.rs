@@ -74,6 +74,8 @@ pub(crate) struct Overlap {
     pub(crate) length: Duration,
     /// Whose term had begun first.
     pub(crate) older: String,
+    /// When the last write that this one accepted was answered.
+    pub(crate) older_last: Instant,
     /// Both terms.
     pub(crate) evidence: String,
 }
@@ -131,6 +133,7 @@ impl Terms {
                 found.push(Overlap {
                     length: ended.saturating_duration_since(begun),
                     older: older.node.clone(),
+                    older_last: older.last_acked,
                     evidence: format!("{}; {}", other.told(epoch), one.told(epoch)),
                 });
             }

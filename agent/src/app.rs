@@ -70,7 +70,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let consensus = Consensus::open(options(&config)).await?;
     let memory = Memory::open(&config.node.state_dir)?;
     let (events, inbox) = mpsc::channel(INBOX);
-    let hub = Hub::new(config.cluster.clone(), consensus.state());
+    let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease);
     let stop = Arc::new(Notify::new());
     let api = Api {
         config: config.clone(),

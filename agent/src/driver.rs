@@ -252,7 +252,9 @@ impl Driver {
         if let Some(beat) = beat {
             self.parts.peers.broadcast(beat);
         }
-        self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), RealClock.now());
+        let now = RealClock.now();
+        let backed_until = now + self.node.backed_for(now);
+        self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), backed_until, now);
     }
 
     fn act(&mut self, begun: Begun) {

@@ -12,6 +12,8 @@ mod service;
 mod switchover;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod totality_tests;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,9 +102,17 @@ impl Coordinator {
         }
     }
 
-    /// Input from the world: an agent has spoken, this one included.
+    /// Input from the world: an agent has spoken, this one included. What the same process said before
+    /// something that was heard already is no news.
     pub fn observe(&mut self, observation: NodeObservation, now: MonoTime) {
         let id = observation.descriptor.id;
+        let known = self.seen.get(&id).map(|seen| &seen.observation);
+        let overtaken = known.is_some_and(|known| {
+            known.incarnation == observation.incarnation && known.serial > observation.serial
+        });
+        if overtaken {
+            return;
+        }
         let running = observation.postgres.as_ref().and_then(|postgres| postgres.running());
         if let Some(primary) = running.filter(|running| !running.in_recovery) {
             self.ends.insert(id, primary.position);

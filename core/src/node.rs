@@ -21,7 +21,7 @@ use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
-use crate::reconcile::lease::{Lease, Promise, Terms};
+use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
 use crate::timings::Timings;
 
@@ -134,6 +134,7 @@ pub struct Node {
     duty: Duty,
     acting: Option<LocalAction>,
     proposing: bool,
+    serial: u64,
     knocks: Knocks,
     report: Vec<String>,
     note: Option<String>,
@@ -179,6 +180,7 @@ impl Node {
             duty: Duty::default(),
             acting: None,
             proposing: false,
+            serial: 0,
             knocks: Knocks::default(),
             report: Vec::new(),
             note: None,
@@ -217,6 +219,25 @@ impl Node {
     /// Why nothing is done to the own PostgreSQL, where there is a reason.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// For how much longer this node counts as backed by a quorum, should it hear nobody again: the
+    /// primary it knows cannot have been replaced without one of the voters it has heard.
+    pub fn backed_for(&self, now: MonoTime) -> Duration {
+        let voters = &self.quorum.voters;
+        if !voters.contains(&self.id()) || self.highest > self.state.generation {
+            return Duration::ZERO;
+        }
+        let seen = self.coordinator.seen();
+        let others = voters.iter().filter(|voter| **voter != self.id());
+        let mut ages: Vec<Duration> =
+            others.filter_map(|voter| seen.get(voter)).map(|seen| now.since(seen.at)).collect();
+        ages.sort_unstable();
+        let oldest = match lease::quorum(voters.len()) - 1 {
+            0 => Some(Duration::ZERO),
+            needed => ages.get(needed - 1).copied(),
+        };
+        oldest.map_or(Duration::ZERO, |age| self.setup.timings.lease.saturating_sub(age))
     }
 
     /// The action in progress.
@@ -324,6 +345,7 @@ impl Node {
             self.remembered = self.highest;
             turn.remember = Some(self.highest);
         }
+        self.serial += 1;
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;
@@ -365,6 +387,7 @@ impl Node {
             descriptor: self.setup.descriptor.clone(),
             cluster: self.setup.cluster.clone(),
             incarnation: self.setup.incarnation,
+            serial: self.serial,
             generation: self.state.generation,
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),

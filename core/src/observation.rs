@@ -21,6 +21,8 @@ pub struct NodeObservation {
     pub cluster: ClusterName,
     /// Drawn at random when the agent starts: tells two processes with one identity apart.
     pub incarnation: u64,
+    /// Rises with everything this process says, so that what was overtaken on its way is known as old.
+    pub serial: u64,
     /// The highest generation this agent has applied from the log.
     pub generation: Generation,
     /// The generation of the change of primary this agent has applied and takes part in. From then on
@@ -169,6 +171,7 @@ impl NodeObservation {
     /// the others should hear of it at once.
     pub fn essence(&self) -> Self {
         let mut essence = self.clone();
+        essence.serial = 0;
         essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
         essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
         if let Some(postgres) = &mut essence.postgres {

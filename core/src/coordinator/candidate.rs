@@ -56,6 +56,13 @@ impl View<'_> {
         if !running.in_recovery {
             return Err(format!("{name} is not a standby"));
         }
+        if let Some(served) = self.state.served_timeline().filter(|served| running.timeline > *served) {
+            return Err(format!(
+                "{name} is on timeline {}, but the cluster has only come to {served}: it was promoted by hand, or never \
+                 served, and has to be rewound",
+                running.timeline
+            ));
+        }
         Ok(Rank {
             timeline: running.timeline,
             received: running.received,

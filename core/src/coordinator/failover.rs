@@ -186,6 +186,12 @@ impl View<'_> {
         if !released && !self.is_fresh(from) && !self.verified_gone(from, report) {
             return None;
         }
+        // Its own agent sees it accept writes: whatever the promises say, it has not been fenced.
+        if !released && self.running(from).is_some_and(|running| !running.in_recovery) {
+            let (node, since) = (self.name(from), self.step_age);
+            report.waiting.push(NotYet::Step { kind: change.kind, node, what: "be fenced", since });
+            return None;
+        }
         if change.to == Some(from) && released {
             return Some(self.grant(change, from, Lsn::default(), report));
         }

@@ -18,13 +18,13 @@ use crate::observation::{
 const LEASE: Duration = Duration::from_secs(2);
 
 /// Servers 1 to 3 with databases, server 4 a witness; the coordinator under test leads on server 4.
-struct Rig {
-    coordinator: Coordinator,
-    state: ClusterState,
-    voters: BTreeSet<NodeId>,
-    now: MonoTime,
+pub(super) struct Rig {
+    pub(super) coordinator: Coordinator,
+    pub(super) state: ClusterState,
+    pub(super) voters: BTreeSet<NodeId>,
+    pub(super) now: MonoTime,
     revision: u64,
-    seen: BTreeMap<u64, NodeObservation>,
+    pub(super) seen: BTreeMap<u64, NodeObservation>,
 }
 
 impl Rig {
@@ -54,8 +54,16 @@ impl Rig {
     }
 
     /// A formed cluster, server 1 serving.
-    fn formed() -> Self {
+    pub(super) fn formed() -> Self {
         Self::new().form()
+    }
+
+    /// A cluster that has formed and has yet to confirm its first primary.
+    pub(super) fn just_formed() -> Self {
+        let mut rig = Self::new();
+        rig.pass(&[]);
+        assert!(rig.state.is_new(), "{:?}", rig.state);
+        rig
     }
 
     fn form(mut self) -> Self {
@@ -64,12 +72,22 @@ impl Rig {
         self
     }
 
-    fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
+    pub(super) fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
         self.seen.get_mut(&id).unwrap().postgres.as_mut().unwrap()
     }
 
     /// All agents but `silent` beat, then the coordinator steps once and the log applies.
     fn step(&mut self, silent: &[u64]) -> Decision {
+        let decision = self.look_at(silent);
+        if let Some(Action::Propose(command)) = &decision.action {
+            assert_eq!(self.propose(command), Applied::Changed, "{command:?}");
+            self.coordinator.committed(&self.state, &self.voters, self.now);
+        }
+        decision
+    }
+
+    /// All agents but `silent` beat, then the coordinator steps once.
+    pub(super) fn look_at(&mut self, silent: &[u64]) -> Decision {
         self.now = self.now + Duration::from_millis(100);
         self.coordinator.committed(&self.state, &self.voters, self.now);
         for (id, observation) in &mut self.seen {
@@ -88,14 +106,7 @@ impl Rig {
                 self.coordinator.observe(observation.clone(), self.now);
             }
         }
-        let decision = self.coordinator.step(self.now, WallTime(1));
-        if let Some(Action::Propose(command)) = &decision.action {
-            self.revision += 1;
-            let applied = apply(&mut self.state, command, self.revision);
-            assert_eq!(applied, Applied::Changed, "{command:?}");
-            self.coordinator.committed(&self.state, &self.voters, self.now);
-        }
-        decision
+        self.coordinator.step(self.now, WallTime(1))
     }
 
     /// A step whose outcome shows in the state.
@@ -134,7 +145,7 @@ impl Rig {
         running.received = Lsn(received);
     }
 
-    fn propose(&mut self, command: &Command) -> Applied {
+    pub(super) fn propose(&mut self, command: &Command) -> Applied {
         self.revision += 1;
         apply(&mut self.state, command, self.revision)
     }
@@ -154,6 +165,7 @@ fn observation(id: u64) -> NodeObservation {
         },
         cluster: "demo".parse().unwrap(),
         incarnation: id,
+        serial: 0,
         generation: Generation::ZERO,
         intent: None,
         promise_left_ms: 0,
@@ -172,7 +184,7 @@ fn observation(id: u64) -> NodeObservation {
     }
 }
 
-fn running(in_recovery: bool) -> Running {
+pub(super) fn running(in_recovery: bool) -> Running {
     Running {
         in_recovery,
         timeline: Timeline(1),
@@ -187,7 +199,7 @@ fn running(in_recovery: bool) -> Running {
     }
 }
 
-fn down(clean: bool) -> PostgresState {
+pub(super) fn down(clean: bool) -> PostgresState {
     PostgresState::Down(Stopped {
         clean,
         standby: false,
@@ -286,6 +298,8 @@ fn equal_standbys_are_ranked_by_priority_then_number() {
 #[test]
 fn a_later_timeline_beats_a_longer_one() {
     let mut rig = Rig::formed();
+    // Server 1 has served timeline 2 in the meantime; server 2 never got there.
+    rig.state.history.last_mut().unwrap().timeline = Some(Timeline(2));
     rig.crash(1);
     rig.pass(&[]);
     rig.released(1);
@@ -295,6 +309,35 @@ fn a_later_timeline_beats_a_longer_one() {
     running.timeline = Timeline(2);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_timeline_that_no_primary_ever_served_makes_no_claim() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    rig.recruited(3, 9000);
+    let PostgresState::Running(promoted_by_hand) = &mut rig.postgres(3).state else { unreachable!() };
+    promoted_by_hand.timeline = Timeline(2);
+    for _ in 0..12 {
+        rig.pass(&[]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn what_was_overtaken_on_its_way_is_not_believed() {
+    let mut rig = Rig::formed();
+    let late = rig.seen[&1].clone();
+    let news = NodeObservation { serial: 2, postgres: None, ..late.clone() };
+    rig.coordinator.observe(news, rig.now);
+    rig.coordinator.observe(NodeObservation { serial: 1, ..late.clone() }, rig.now);
+    let known = |rig: &Rig| rig.coordinator.seen()[&NodeId(1)].observation.clone();
+    assert_eq!((known(&rig).serial, known(&rig).postgres), (2, None));
+    rig.coordinator.observe(NodeObservation { incarnation: 99, ..late }, rig.now);
+    assert_eq!(known(&rig).serial, 0, "a new process begins anew");
 }
 
 #[test]

@@ -187,6 +187,20 @@ fn a_generation_that_exists_somewhere_is_remembered_and_older_leases_are_refused
 }
 
 #[test]
+fn an_agent_is_backed_for_a_lease_after_it_heard_enough_voters() {
+    let mut rig = Rig::serving();
+    let (first, lease) = (rig.state.generation, Timings::default().lease);
+    assert_eq!(rig.node.backed_for(rig.now), Duration::ZERO, "alone of three");
+    let beat = rig.beat_of(2, first, None);
+    let _ = rig.node.beaten(beat, rig.now);
+    assert_eq!(rig.node.backed_for(rig.now + Duration::from_millis(300)), lease - Duration::from_millis(300));
+    assert_eq!(rig.node.backed_for(rig.now + lease), Duration::ZERO);
+    let news = rig.beat_of(3, first.next(), None);
+    let _ = rig.node.beaten(news, rig.now);
+    assert_eq!(rig.node.backed_for(rig.now), Duration::ZERO, "it does not know the newest primary");
+}
+
+#[test]
 fn a_primary_whose_agent_forgot_the_cluster_is_fenced_when_nobody_reminds_it() {
     let mut rig = Rig::new(Generation::ZERO.next());
     assert!(!fences(&rig.turn()));

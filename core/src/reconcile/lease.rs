@@ -55,8 +55,9 @@ impl Terms {
     }
 }
 
-/// Voters, the holder included, that must have answered a beat: see the module's text.
-fn quorum(voters: usize) -> usize {
+/// Voters, the holder included, that must have answered a beat: see the module's text. An agent that
+/// hears fewer, itself included, cannot tell whether the primary it knows has been replaced.
+pub fn quorum(voters: usize) -> usize {
     let majority = voters / 2 + 1;
     voters - majority + 1
 }

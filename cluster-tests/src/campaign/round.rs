@@ -35,8 +35,15 @@ pub(super) const EXPECTED: &[&str] = &[
     "role \"campaign_direct\" does not exist",
 ];
 
-/// A node that cannot start says so.
-const UNSTARTABLE: &[&str] = &["cannot rewind this node: crash recovery before the rewind failed"];
+/// What a kind brings beyond that: a node that cannot start says so, and so does one whose upstream is
+/// killed while it rewinds.
+const fn expected(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Unstartable => &["cannot rewind this node: crash recovery before the rewind failed"],
+        Kind::Double => &["cannot rewind this node: pg_rewind failed"],
+        _ => &[],
+    }
+}
 
 /// A cluster under load.
 pub(super) struct Campaign<'a> {
@@ -97,7 +104,7 @@ impl<'a> Campaign<'a> {
         }
         let alarms = self.cluster.alarms(EXPECTED).into_iter();
         let new = alarms.filter(|line| self.alarms.insert(line.clone()));
-        let of_kind = if fault.kind == Kind::Unstartable { UNSTARTABLE } else { &[] };
+        let of_kind = expected(fault.kind);
         seen.alarms = new.filter(|line| !of_kind.iter().any(|known| line.contains(known))).collect();
         wrong.extend(judge::violations(fault.kind, &seen));
         Ok(Round {

@@ -61,6 +61,15 @@ pub enum NotYet {
     NeverConfirmed(NodeName),
     /// Nobody has knocked on the silent node's database yet.
     Unverified(NodeName),
+    /// The silent node may be well, and with the agents that are not heard here.
+    Minority {
+        /// The silent node.
+        node: NodeName,
+        /// Voters that are heard, this one included, and how many are needed.
+        heard: usize,
+        /// A majority.
+        needed: usize,
+    },
     /// The old primary may still be writable.
     LeaseRunning {
         /// The old primary.
@@ -150,6 +159,9 @@ impl fmt::Display for NotYet {
             ),
             Self::Unverified(name) => {
                 write!(f, "the agent of primary {name} is silent; checking its database from the other nodes")
+            }
+            Self::Minority { node, heard, needed } => {
+                write!(f, "{node} is silent here, but may be well: of {needed} agents {heard} are heard")
             }
             Self::LeaseRunning { node, lapsed, needed, left } => write!(
                 f,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pgherd_common::HostPort;
+use pgherd_common::{Generation, HostPort};
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -67,8 +67,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let listener = listen(&config.node.listen).await?;
     let link = Link::new(config.cluster.clone(), config.timings.remote_timeout)?;
     introduce(&config, &link, database).await?;
-    let consensus = Consensus::open(options(&config)).await?;
     let memory = Memory::open(&config.node.state_dir)?;
+    let consensus = Consensus::open(options(&config, &memory)).await?;
     let (events, inbox) = mpsc::channel(INBOX);
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease);
     let stop = Arc::new(Notify::new());
@@ -139,13 +139,14 @@ fn others(config: &Config) -> BTreeMap<pgherd_common::NodeId, HostPort> {
     others.map(|member| (member.id, member.agent.clone())).collect()
 }
 
-fn options(config: &Config) -> Options {
+fn options(config: &Config, memory: &Memory) -> Options {
     let timings = &config.timings;
     Options {
         node: config.node.id,
         cluster: config.cluster.clone(),
         dir: config.node.state_dir.clone(),
         members: config.members.iter().map(|member| (member.id, member.agent.clone())).collect(),
+        remembers: memory.generation() > Generation::ZERO,
         heartbeat: timings.heartbeat,
         election_timeout: (timings.election_timeout_min, timings.election_timeout_max),
         rpc_timeout: timings.remote_timeout,

@@ -6,7 +6,7 @@
 
 mod actions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::api::types::PromoteRequest;
 use crate::beat::{Beat, BeatAnswer};
 use crate::cluster::{Applied, ClusterState, Command};
 use crate::config::Config;
-use crate::consensus::{Consensus, ProposeError, Standing};
+use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
 use crate::coordinator::{Action, SwitchoverRefused};
 use crate::memory::Memory;
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
@@ -56,6 +56,8 @@ pub enum Event {
     Knocked(NodeId, RemoteDatabase),
     /// A proposal of the coordinator has ended.
     Proposed(Command, Result<Applied, ProposeError>),
+    /// A change of raft's voters has ended.
+    Regrouped(Result<(), RegroupError>),
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// Somebody wants to know everything.
@@ -176,7 +178,13 @@ impl Driver {
     }
 
     fn catch_up(&mut self, state: Arc<ClusterState>, standing: Standing) {
-        let quorum = Quorum { voters: standing.voters.clone(), leads: standing.is_established };
+        let quorum = Quorum {
+            voters: standing.voters.clone(),
+            learners: standing.learners.clone(),
+            settled: standing.settled,
+            leads: standing.is_established,
+            admission: standing.admission,
+        };
         self.standing = standing;
         self.node.committed(state, quorum, RealClock.now());
     }
@@ -212,6 +220,12 @@ impl Driver {
                     Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
                 }
             }
+            Event::Regrouped(result) => {
+                self.node.regrouped();
+                if let Err(error) = result {
+                    tracing::warn!("raft's voters did not change: {error}");
+                }
+            }
             Event::Plan(request, answer) => {
                 let (to, wall) = (request.to.as_ref(), RealClock.wall());
                 let plan = if request.switchover {
@@ -229,7 +243,7 @@ impl Driver {
 
     fn turn(&mut self, beat_due: bool) {
         let held = self.work_is_held();
-        let Turn { remember, guard: _, act, lead, knock, beat, wake_at, doing } =
+        let Turn { remember, rejoin, guard: _, act, lead, knock, beat, wake_at, doing } =
             self.node.turn(RealClock.now(), RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember
@@ -237,6 +251,9 @@ impl Driver {
         {
             // The raft store, on the same disk, has it too, or fails as well and ends this agent's part.
             tracing::error!(%generation, "{}", Chain(&error));
+        }
+        if let Some(token) = rejoin {
+            self.rejoin(token);
         }
         for line in doing {
             tracing::info!("{line}");
@@ -247,6 +264,7 @@ impl Driver {
         match lead {
             Some(Action::Propose(command)) => self.propose(command),
             Some(Action::TransferLeadership(to)) => self.transfer_leadership(to),
+            Some(Action::ChangeVoters(voters)) => self.change_voters(voters),
             None => {}
         }
         if let Some((node, address)) = knock {
@@ -294,6 +312,28 @@ impl Driver {
                 tokio::time::sleep(PROPOSAL_PAUSE).await;
             }
             let _ = events.send(Event::Proposed(command, result)).await;
+        });
+    }
+
+    /// Asked for again at every turn until it has happened.
+    fn rejoin(&self, token: u64) {
+        let consensus = self.parts.consensus.clone();
+        tokio::spawn(async move {
+            match consensus.rejoin(token).await {
+                Ok(()) => {
+                    tracing::info!("the cluster has let this node in again; its raft store is being filled")
+                }
+                Err(error) => tracing::error!("{}", Chain(&error)),
+            }
+        });
+    }
+
+    fn change_voters(&self, voters: BTreeSet<NodeId>) {
+        let (consensus, events) = (self.parts.consensus.clone(), self.parts.events.clone());
+        tokio::spawn(async move {
+            let result = consensus.change_voters(&voters).await;
+            // The loop may have ended.
+            let _ = events.send(Event::Regrouped(result)).await;
         });
     }
 

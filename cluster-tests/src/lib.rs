@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod config_files;
 pub mod daemon;
 pub mod descriptor;
+pub mod disk;
 pub mod failure;
 pub mod install;
 pub mod logs;

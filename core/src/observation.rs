@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
 
+pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
+
 /// Everything one agent says about itself and its PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeObservation {
@@ -25,6 +27,10 @@ pub struct NodeObservation {
     pub serial: u64,
     /// The highest generation this agent has applied from the log.
     pub generation: Generation,
+    /// The revision of the cluster's state that this agent has applied from the log.
+    pub revision: u64,
+    /// The number of its raft store, while this agent takes no part because the store before was lost.
+    pub probation: Option<u64>,
     /// The generation of the change of primary this agent has applied and takes part in. From then on
     /// it acknowledges no beat of an older primary.
     pub intent: Option<Generation>,
@@ -77,6 +83,8 @@ pub struct PostgresObservation {
     pub released: Option<Generation>,
     /// Why the last action failed, until one succeeds.
     pub trouble: Option<String>,
+    /// Whether it can do its work, beyond answering.
+    pub health: Health,
 }
 
 /// What the local PostgreSQL is doing.
@@ -175,6 +183,7 @@ impl NodeObservation {
         essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
         essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
         if let Some(postgres) = &mut essence.postgres {
+            postgres.health = postgres.health.ageless();
             match &mut postgres.state {
                 PostgresState::Down(stopped) => stopped.for_ms = 0,
                 PostgresState::Starting { for_ms } => *for_ms = 0,

@@ -30,6 +30,8 @@ pub struct Timings {
     /// An agent silent for so long takes its node out of service (standbys; for a primary the lease
     /// decides).
     pub node_timeout: Duration,
+    /// An agent silent for so long loses its vote, if it is the only one and not the primary's.
+    pub node_lost_after: Duration,
     /// How long a failover waits for standbys to report how much they have.
     pub recruit_timeout: Duration,
     /// How long a change of primary may take before it is given up or begun anew.
@@ -122,6 +124,18 @@ pub const RULES: &[Rule] = &[
         |s| s.timings.node_timeout,
     ),
     Rule::below(
+        "node_timeout < node_lost_after",
+        "a node leaves the voters long after it has left service, not before",
+        |s| s.timings.node_timeout,
+        |s| s.timings.node_lost_after,
+    ),
+    Rule::below(
+        "lease * 2 < node_lost_after",
+        "a failover comes first, and a node that is back must be heard for longer than a lease before it votes",
+        |s| s.timings.lease * 2,
+        |s| s.timings.node_lost_after,
+    ),
+    Rule::below(
         "probe_interval * 3 < local_timeout",
         "a single slow answer must not make PostgreSQL count as failed",
         |s| s.timings.probe_interval * 3,
@@ -154,6 +168,7 @@ impl Timings {
         let election_timeout_min = span("election_timeout_min", "\"600ms\"");
         let election_timeout_max = span("election_timeout_max", "\"1200ms\"");
         let node_timeout = span("node_timeout", "\"3s\"");
+        let node_lost_after = span("node_lost_after", "\"10s\"");
         let recruit_timeout = span("recruit_timeout", "\"1s\"");
         let change_timeout = span("change_timeout", "\"30s\"");
         let switchover_timeout = span("switchover_timeout", "\"15s\"");
@@ -169,6 +184,7 @@ impl Timings {
             election_timeout_min: election_timeout_min?,
             election_timeout_max: election_timeout_max?,
             node_timeout: node_timeout?,
+            node_lost_after: node_lost_after?,
             recruit_timeout: recruit_timeout?,
             change_timeout: change_timeout?,
             switchover_timeout: switchover_timeout?,
@@ -216,7 +232,7 @@ mod tests {
     fn every_rule_can_be_broken_and_says_so_with_both_numbers() {
         let (day, ms) = (Duration::from_secs(86_400), Duration::from_millis);
         let good = Timings::default();
-        let breaks: [(&str, Timings, Duration); 9] = [
+        let breaks: [(&str, Timings, Duration); 11] = [
             ("beat_interval * 3 + 400ms < lease", Timings { beat_interval: ms(534), ..good }, ms(1)),
             ("heartbeat * 3 <= election_timeout_min", Timings { heartbeat: ms(201), ..good }, ms(1)),
             (
@@ -227,6 +243,8 @@ mod tests {
             ("election_timeout_max < lease", Timings { election_timeout_max: ms(2000), ..good }, ms(1)),
             ("remote_timeout < lease", Timings { remote_timeout: ms(2000), ..good }, ms(1)),
             ("beat_interval * 3 < node_timeout", Timings { node_timeout: ms(600), ..good }, ms(1)),
+            ("node_timeout < node_lost_after", Timings { node_timeout: ms(10_000), ..good }, ms(1)),
+            ("lease * 2 < node_lost_after", Timings { lease: ms(5000), ..good }, ms(1)),
             ("probe_interval * 3 < local_timeout", Timings { probe_interval: day, ..good }, ms(1)),
             ("lease + recruit_timeout < change_timeout", Timings { change_timeout: ms(3000), ..good }, ms(1)),
             ("postgres.stop_timeout < switchover_timeout", good, ms(15_000)),

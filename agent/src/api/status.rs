@@ -272,6 +272,8 @@ impl<'a> Composer<'a> {
         info.extend(
             trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned(),
         );
+        let complaint = postgres.filter(|_| heard).and_then(|postgres| postgres.health.complaint());
+        info.extend(complaint.map(|complaint| format!("PostgreSQL {complaint}")));
         info.join("; ")
     }
 
@@ -300,6 +302,10 @@ impl<'a> Composer<'a> {
         }
         for node in nodes.iter().filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
             verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
+        }
+        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Primary) {
+            let ill = self.databases.get(&node.id).and_then(|seen| seen.health.failure(Duration::ZERO));
+            verdict.extend(ill.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
         }
         let in_service = |node: &NodeStatus| {
             let member = self.picture.state.members.get(&node.id);

@@ -13,6 +13,7 @@ use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
 use tokio_postgres::error::SqlState;
 
 use super::controldata::{ControlData, ControlDataError};
+use super::health::Pulse;
 use super::instance::Instance;
 use super::process::Postmaster;
 use super::rewind;
@@ -48,6 +49,7 @@ pub(super) struct Memory {
     history: Option<(Timeline, TimelineHistory)>,
     /// `pg_control` as it was at this modification time.
     control: Option<(SystemTime, ControlData)>,
+    pub(super) pulse: Pulse,
 }
 
 impl Memory {
@@ -60,6 +62,7 @@ impl Memory {
         self.postmaster = postmaster;
         (self.session, self.answered, self.fresh) = (None, None, None);
         (self.starting_since, self.highest) = (None, None);
+        self.pulse.meet();
     }
 }
 
@@ -76,7 +79,8 @@ SELECT recovering,
        ARRAY(SELECT concat(state, ' ', sync_state, ' ', application_name)
                FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY application_name, pid),
        ARRAY(SELECT slot_name::text FROM pg_replication_slots
-              WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name)
+              WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name),
+       (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer')
   FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
  CROSS JOIN pg_control_checkpoint() AS control
   LEFT JOIN pg_stat_wal_receiver AS receiver ON true";
@@ -108,6 +112,7 @@ impl Instance {
             }
         };
         let (system_identifier, major) = self.identity();
+        let health = self.health(&state);
         PostgresObservation {
             system_identifier,
             major,
@@ -117,6 +122,7 @@ impl Instance {
             prepared: None,
             released: None,
             trouble: None,
+            health,
         }
     }
 
@@ -274,6 +280,7 @@ impl Instance {
         let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_default();
         let positive = |timeline: Option<i32>| timeline.and_then(|t| u32::try_from(t).ok()).map(Timeline);
         let in_recovery: bool = session.take(&row, 0)?;
+        self.memory().pulse.saw_checkpointer(session.take(&row, 11)?);
         let position = lsn(session.take(&row, 1)?);
         let received = lsn(session.take(&row, 2)?).max(position);
         let written: Option<&str> = session.take(&row, 3)?;

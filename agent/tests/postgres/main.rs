@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+mod health;
 mod open;
 mod server;
 

@@ -43,6 +43,7 @@ impl View<'_> {
         if member.priority() == 0 && !asked {
             return Err(format!("{name} has priority 0"));
         }
+        self.check_vote(member)?;
         let Some(observation) = self.postgres(id) else {
             return Err(format!("the agent of {name} is silent"));
         };

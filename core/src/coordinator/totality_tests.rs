@@ -174,7 +174,7 @@ fn set(rig: &mut Rig, id: u64, sight: Sight) {
 fn edge(case: Case) -> (Rig, Decision) {
     let mut rig = if case.state == State::NewlyFormed { Rig::just_formed() } else { Rig::formed() };
     state(&mut rig, case.state);
-    rig.coordinator.committed(&rig.state, &rig.voters, rig.now);
+    rig.coordinator.committed(&rig.state, &rig.quorum, rig.now);
     rig.now = rig.now + Duration::from_secs(if case.overdue { 40 } else { 4 });
     set(&mut rig, OLD, case.old);
     set(&mut rig, NEW, case.new);

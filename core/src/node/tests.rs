@@ -8,7 +8,7 @@ use pgherd_common::{Lsn, Timeline};
 
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
-use crate::observation::Running;
+use crate::observation::{Health, Running};
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
@@ -74,7 +74,7 @@ impl Rig {
     }
 
     fn learn(&mut self) {
-        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), leads: false };
+        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), settled: true, ..Quorum::default() };
         self.node.committed(Arc::new(self.state.clone()), quorum, self.now);
     }
 
@@ -85,7 +85,7 @@ impl Rig {
     /// Server 2 has answered a beat.
     fn answered(&mut self, sent: MonoTime) {
         let lease = Some(self.state.generation);
-        self.node.answered(NodeId(2), sent, &BeatAnswer { lease });
+        self.node.answered(NodeId(2), sent, &BeatAnswer { lease, readmitted: None });
     }
 
     fn beat_of(&self, id: u64, generation: Generation, wants_lease: Option<Generation>) -> Beat {
@@ -117,6 +117,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         prepared: None,
         released: None,
         trouble: None,
+        health: Health::default(),
     }
 }
 
@@ -234,4 +235,73 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
     assert_eq!(rig.turn().act, None);
     assert!(rig.node.note().is_some_and(|note| note.contains("generation 3")), "{:?}", rig.node.note());
     assert_eq!(BTreeMap::<NodeId, RemoteDatabase>::new(), rig.node.knocks.results());
+}
+
+/// The same agent, whose raft store was lost and is being filled again.
+fn forgotten(rig: &mut Rig, admission: Admission) {
+    let quorum = Quorum { admission, ..rig.node.quorum().clone() };
+    rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
+}
+
+#[test]
+fn an_agent_that_lost_its_store_neither_promises_nor_holds_a_lease() {
+    let mut rig = Rig::serving();
+    rig.answered(rig.now);
+    assert!(rig.node.fence_at(rig.now).is_some());
+    let generation = rig.state.generation;
+    let wanted = rig.beat_of(1, generation, Some(generation));
+    for admission in [Admission::Undecided, Admission::Probation(5), Admission::Learner(5)] {
+        forgotten(&mut rig, admission);
+        assert_eq!(rig.node.fence_at(rig.now), None, "{admission:?}");
+        assert_eq!(rig.node.beaten(wanted.clone(), rig.now).lease, None, "{admission:?}");
+        assert_eq!(rig.node.observation(rig.now).probation, admission.probation());
+    }
+    forgotten(&mut rig, Admission::Full);
+    assert!(rig.node.fence_at(rig.now).is_some());
+    assert_eq!(rig.node.beaten(wanted, rig.now).lease, Some(generation));
+}
+
+#[test]
+fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
+    let mut rig = Rig::serving();
+    let begin = Command::Begin {
+        generation: rig.state.generation,
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: None,
+        reason: "test".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(0),
+    };
+    rig.commit(&begin);
+    assert_eq!(rig.node.observation(rig.now).intent, Some(rig.state.generation.next()));
+    forgotten(&mut rig, Admission::Learner(5));
+    assert_eq!(rig.node.observation(rig.now).intent, None, "its lapsed promise counts for nothing");
+}
+
+#[test]
+fn an_agent_rejoins_with_the_store_that_the_log_names_and_no_other() {
+    let mut rig = Rig::serving();
+    forgotten(&mut rig, Admission::Probation(5));
+    let answer = |readmitted| BeatAnswer { lease: None, readmitted };
+    rig.node.answered(NodeId(2), rig.now, &answer(None));
+    rig.node.answered(NodeId(2), rig.now, &answer(Some(4)));
+    assert_eq!(rig.turn().rejoin, None, "that was the store before");
+    rig.node.answered(NodeId(2), rig.now, &answer(Some(5)));
+    rig.node.answered(NodeId(3), rig.now, &answer(None));
+    assert_eq!(rig.turn().rejoin, Some(5));
+    forgotten(&mut rig, Admission::Learner(5));
+    assert_eq!(rig.turn().rejoin, None);
+}
+
+#[test]
+fn raft_is_asked_for_one_change_of_voters_at_a_time() {
+    let mut rig = Rig::serving();
+    let quorum = Quorum { voters: [1, 2].map(NodeId).into(), leads: true, ..rig.node.quorum().clone() };
+    rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
+    let wanted = Some(Action::ChangeVoters((1..=3).map(NodeId).collect()));
+    assert_eq!(rig.turn().lead, wanted);
+    assert_eq!(rig.turn().lead, None);
+    rig.node.regrouped();
+    assert_eq!(rig.turn().lead, wanted);
 }

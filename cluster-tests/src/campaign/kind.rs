@@ -170,7 +170,8 @@ pub const RULES: &[Rule] = {
         rule(Kind::RoguePromote, "rogue-promote", Standby, (0, 0), Stay, Kept),
         rule(Kind::ConnectionsFull, "connections-full", Primary, (2_000, 15_000), Stay, Kept),
         rule(Kind::LoseWitness, "lose-witness", Witness, (1_000, 20_000), Stay, Kept),
-        rule(Kind::WipeStore, "wipe-store", Any, (500, 5_000), Stay, Kept),
+        // A primary whose agent has forgotten what it promised cannot renew its lease for a while.
+        rule(Kind::WipeStore, "wipe-store", Any, (500, 5_000), Either, MayBeLost),
         rule(Kind::Unstartable, "unstartable", Primary, (5_000, 20_000), Change, MayBeLost),
         rule(Kind::Switchover, "switchover", Primary, (0, 0), Change, Kept),
         rule(Kind::SwitchoverKill, "switchover-kill", Any, (0, 800), Either, Kept),

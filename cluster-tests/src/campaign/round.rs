@@ -41,6 +41,7 @@ const fn expected(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Unstartable => &["cannot rewind this node: crash recovery before the rewind failed"],
         Kind::Double => &["cannot rewind this node: pg_rewind failed"],
+        Kind::WipeStore => &["the raft store of this node is new, but the cluster is not"],
         _ => &[],
     }
 }

@@ -321,7 +321,7 @@ impl Driver {
         tokio::spawn(async move {
             match consensus.rejoin(token).await {
                 Ok(()) => {
-                    tracing::info!("the cluster has let this node in again; its raft store is being filled")
+                    tracing::info!("the cluster has let this node in again; its raft store is being filled");
                 }
                 Err(error) => tracing::error!("{}", Chain(&error)),
             }

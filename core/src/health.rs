@@ -159,7 +159,7 @@ impl fmt::Display for Health {
                 signs.push(format!("has failed to commit for {for_ms} ms ({reason})"));
             }
             WriteProbe::Hanging { for_ms } => {
-                signs.push(format!("has been hanging in a commit for {for_ms} ms"))
+                signs.push(format!("has been hanging in a commit for {for_ms} ms"));
             }
             WriteProbe::Untried | WriteProbe::Good => {}
         }

@@ -68,10 +68,22 @@ pub async fn iproute2(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
     if ["/sbin/ip", "/usr/sbin/ip", "/bin/ip"].iter().any(|path| Path::new(path).exists()) {
         return Ok(());
     }
-    progress("`ip` is missing: apt-get update");
+    missing("ip", "iproute2", progress).await
+}
+
+/// `nft`, installed if it is missing.
+pub async fn nftables(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    if ["/sbin/nft", "/usr/sbin/nft"].iter().any(|path| Path::new(path).exists()) {
+        return Ok(());
+    }
+    missing("nft", "nftables", progress).await
+}
+
+async fn missing(program: &str, package: &str, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    progress(&format!("`{program}` is missing: apt-get update"));
     apt(&["update"], "the package lists").await?;
-    progress("installing iproute2");
-    apt(&["install", "iproute2"], "iproute2").await
+    progress(&format!("installing {package}"));
+    apt(&["install", package], package).await
 }
 
 fn newest_postgres() -> Option<PathBuf> {

@@ -170,8 +170,16 @@ impl View<'_> {
 
     /// The primary's agent is silent. Its database is given up only when every other agent has knocked
     /// on it and nobody found it in service: an agent alone may have died, and one that still hears it
-    /// does not knock.
+    /// does not knock. There must be enough of them: whoever is heard by a minority only may be well.
     fn verified_gone(&self, primary: NodeId, report: &mut Report) -> bool {
+        let voters = &self.state.voters;
+        let heard: BTreeSet<NodeId> = self.seen.keys().copied().filter(|id| self.is_fresh(*id)).collect();
+        if !voters.allow_successor(&heard) {
+            let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);
+            let heard = heard.iter().filter(|id| voters.mentions(**id)).count();
+            report.waiting.push(NotYet::Minority { node: self.name(primary), heard, needed });
+            return false;
+        }
         if self.is_in_service(primary) {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;

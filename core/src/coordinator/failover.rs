@@ -226,11 +226,11 @@ impl View<'_> {
             return Some(self.grant(change, before, Lsn::default(), report));
         }
         let (ranks, mut rejected) = self.ranks(from, change.to.filter(|to| *to != from));
-        let recruited: Vec<_> =
-            ranks.iter().filter(|rank| self.is_recruited(rank.node(), change.generation)).copied().collect();
+        let all = ranks.len();
+        let (recruited, busy): (Vec<_>, Vec<_>) =
+            ranks.into_iter().partition(|rank| self.is_recruited(rank.node(), change.generation));
         // The best claim may belong to one who is still busy cutting its walreceiver.
-        let expected =
-            if change.to.is_some() { ranks.len() } else { self.expected_recruits(from).max(ranks.len()) };
+        let expected = if change.to.is_some() { all } else { self.expected_recruits(from).max(all) };
         if recruited.len() < expected && self.step_age < self.policy.recruit_timeout {
             report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected });
             return None;
@@ -241,6 +241,9 @@ impl View<'_> {
                 Ok(()) | Err(_) => return Some(self.grant(change, rank.node(), rank.received(), report)),
             }
         }
+        rejected.extend(
+            busy.iter().map(|rank| format!("{} has not cut its walreceiver yet", self.name(rank.node()))),
+        );
         report.waiting.push(NotYet::NoCandidate { node: self.name(from), rejected });
         // Better the old primary, restarted with all it has, than nobody.
         let last_resort = released && self.step_age >= self.policy.recruit_timeout;

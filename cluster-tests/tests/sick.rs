@@ -154,7 +154,28 @@ async fn servers_that_hang_storm_or_promote_themselves_are_dealt_with() -> TestR
     cluster.until_healthy(SOON).await?;
     assert_eq!(cluster.writable().await, [next]);
     assert_eq!(cluster.status().await?.generation, generation + 2);
-    Ok(cluster.finish(&["connection to client lost"])?)
+    ends_at_each_start(&mut cluster, next).await?;
+    let expected =
+        ["connection to client lost", "contains errors", "cannot rewind", "ended during its start"];
+    Ok(cluster.finish(&expected)?)
+}
+
+/// The primary dies and cannot be started any more: another one takes over at once, the failure is told
+/// with PostgreSQL's own words, and the node comes back once it can.
+async fn ends_at_each_start(cluster: &mut Cluster, primary: &str) -> TestResult {
+    let postgres = cluster.node(primary).postgres.as_ref();
+    let file = postgres.ok_or_else(|| Failure::new("a primary has a database"))?.config_file();
+    let good = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, format!("{good}shared_buffers = 'plenty'\n"))?;
+    let begun = Instant::now();
+    cluster.kill_postmaster(primary).ok_or_else(|| Failure::new("the primary does not run"))?;
+    until_one_writes(cluster, &others(primary)).await?;
+    figure("a primary that cannot be started until another node accepts writes", begun.elapsed());
+    cluster.until("why it cannot start", SOON, |s| complains(s, primary, "contains errors")).await?;
+    std::fs::write(&file, good)?;
+    cluster.until_healthy(Duration::from_secs(60)).await?;
+    figure("a server that ended at each start, put right: until all is well again", begun.elapsed());
+    Ok(())
 }
 
 /// Kills a backend and waits until the server has recovered from it.

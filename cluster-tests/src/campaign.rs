@@ -65,7 +65,7 @@ pub struct Outcome {
 
 /// Runs it and tells every step to `say`.
 pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Outcome, Failure> {
-    install::nftables(say).await?;
+    install::tool(install::NFT, say).await?;
     say(&format!("seed {}", options.seed));
     let builder = Cluster::builder().name("campaign").netns(true).keep_logs(options.logs.clone());
     let mut cluster = builder.start().await?;

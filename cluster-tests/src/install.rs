@@ -63,23 +63,26 @@ pub async fn postgres_programs(
     newest_postgres().ok_or(InstallError::StillMissing)
 }
 
-/// `ip`, installed if it is missing.
-pub async fn iproute2(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
-    if ["/sbin/ip", "/usr/sbin/ip", "/bin/ip"].iter().any(|path| Path::new(path).exists()) {
-        return Ok(());
-    }
-    missing("ip", "iproute2", progress).await
+/// A program of the system that not every machine has.
+#[derive(Debug, Clone, Copy)]
+pub struct Tool {
+    program: &'static str,
+    package: &'static str,
 }
 
-/// `nft`, installed if it is missing.
-pub async fn nftables(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
-    if ["/sbin/nft", "/usr/sbin/nft"].iter().any(|path| Path::new(path).exists()) {
+/// For network namespaces.
+pub const IP: Tool = Tool { program: "ip", package: "iproute2" };
+/// For cutting connections one by one.
+pub const NFT: Tool = Tool { program: "nft", package: "nftables" };
+/// For disks of their own.
+pub const MKFS: Tool = Tool { program: "mkfs.ext4", package: "e2fsprogs" };
+
+/// Installs a tool if it is missing.
+pub async fn tool(tool: Tool, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    let Tool { program, package } = tool;
+    if ["/sbin", "/usr/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists()) {
         return Ok(());
     }
-    missing("nft", "nftables", progress).await
-}
-
-async fn missing(program: &str, package: &str, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
     progress(&format!("`{program}` is missing: apt-get update"));
     apt(&["update"], "the package lists").await?;
     progress(&format!("installing {package}"));

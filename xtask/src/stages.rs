@@ -53,7 +53,7 @@ pub(crate) fn test_stages() -> Vec<Stage> {
     };
     let mut install = Command::new(built("debug/pgherd-demo"));
     install.arg("--install-only");
-    let installed = Stage { name: "PostgreSQL and iproute2", command: install };
+    let installed = Stage { name: "PostgreSQL and tools", command: install };
     vec![
         stage("format", &["fmt", "--all", "--check"]),
         stage("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),

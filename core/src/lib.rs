@@ -5,10 +5,12 @@
 //! only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only act
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
 //! and [`beat`] are what agents see and tell each other, [`timings`] holds every period and deadline.
+//! [`guardian`] is what stands behind an agent that crashes or hangs.
 
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
+pub mod guardian;
 pub mod node;
 pub mod observation;
 pub mod reconcile;

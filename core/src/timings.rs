@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_common::config::{Millis, Reader, Section};
 
-use crate::reconcile::lease::KILL_BUDGET;
+use crate::reconcile::lease::{GUARDIAN_SLACK, KILL_BUDGET};
 
 /// `[timings]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +84,10 @@ impl Rule {
 /// The relations between timings, in the order in which they are reported.
 pub const RULES: &[Rule] = &[
     Rule::below(
-        "beat_interval * 3 + 400ms < lease",
-        "two lost beats in a row must not cost a healthy primary its lease, whose last 400ms are kept for killing \
-         PostgreSQL",
-        |s| s.timings.beat_interval * 3 + KILL_BUDGET,
+        "beat_interval * 3 + 500ms < lease",
+        "two lost beats in a row must not cost a healthy primary its lease, whose last 500ms are kept for the \
+         guardian to wake up (100ms) and to kill PostgreSQL (400ms)",
+        |s| s.timings.beat_interval * 3 + KILL_BUDGET + GUARDIAN_SLACK,
         |s| s.timings.lease,
     ),
     Rule {
@@ -208,8 +208,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_name_the_kill_budget_that_is_used() {
-        assert_eq!(format!("{KILL_BUDGET:?}"), "400ms");
+    fn the_rules_name_the_budgets_that_are_used() {
+        assert_eq!(format!("{KILL_BUDGET:?} {GUARDIAN_SLACK:?}"), "400ms 100ms");
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
         let (day, ms) = (Duration::from_secs(86_400), Duration::from_millis);
         let good = Timings::default();
         let breaks: [(&str, Timings, Duration); 9] = [
-            ("beat_interval * 3 + 400ms < lease", Timings { beat_interval: ms(534), ..good }, ms(1)),
+            ("beat_interval * 3 + 500ms < lease", Timings { beat_interval: ms(500), ..good }, ms(1)),
             ("heartbeat * 3 <= election_timeout_min", Timings { heartbeat: ms(201), ..good }, ms(1)),
             (
                 "election_timeout_min < election_timeout_max",

@@ -23,8 +23,19 @@ const CLOCK_RATE_ERROR_PER_MILLE: u32 = 5;
 /// From the decision to fence until the last process is gone. Measured 75 to 175 ms.
 pub const KILL_BUDGET: Duration = Duration::from_millis(400);
 
+/// How much later than the worker its guardian may begin to fence: its worker's head start, and as much
+/// again for waking up.
+pub const GUARDIAN_SLACK: Duration = Duration::from_millis(100);
+
+/// How long a guardian leaves it to the worker to act on a deadline: that knows best what is to be
+/// done afterwards.
+pub const WORKER_HEAD_START: Duration = Duration::from_millis(50);
+
 /// Leases that agents which have just started give the others to start too.
 pub const ADOPTION_LEASES: u32 = 5;
+
+/// Leases of silence after which a worker has hung.
+const FROZEN_LEASES: u32 = 5;
 
 /// The agreed length of a lease, the same on every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +62,13 @@ impl Terms {
 
     /// How long after sending the beat the holder must begin to fence, by its own clock.
     pub fn hold(self) -> Duration {
-        (self.length - self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000).saturating_sub(KILL_BUDGET)
+        (self.length - self.length * CLOCK_RATE_ERROR_PER_MILLE / 1000)
+            .saturating_sub(KILL_BUDGET + GUARDIAN_SLACK)
+    }
+
+    /// A worker that says nothing for so long has hung; whatever it guarded is fenced long before.
+    pub fn frozen_after(self) -> Duration {
+        self.length * FROZEN_LEASES
     }
 }
 
@@ -169,7 +186,7 @@ mod tests {
     #[test]
     fn the_holder_is_done_before_any_promise_ends() {
         // Holder's clock slow, voter's clock fast, both at the bound, instant delivery.
-        let hold = TERMS.hold() + KILL_BUDGET;
+        let hold = TERMS.hold() + GUARDIAN_SLACK + KILL_BUDGET;
         let slow_holder = hold + hold * CLOCK_RATE_ERROR_PER_MILLE / 1000;
         let fast_voter = TERMS.promise() - TERMS.promise() * CLOCK_RATE_ERROR_PER_MILLE / 1000;
         assert!(slow_holder < fast_voter + Duration::from_millis(1), "{slow_holder:?} {fast_voter:?}");

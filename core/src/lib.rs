@@ -10,6 +10,7 @@
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
+pub mod defect;
 pub mod guardian;
 pub mod node;
 pub mod observation;

@@ -19,6 +19,7 @@ use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeNam
 
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
+use crate::defect::{Defect, planted};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{Lease, Promise, Terms};
@@ -233,7 +234,7 @@ impl Node {
             return;
         }
         self.coordinator.committed(&self.state, &self.quorum.voters, now);
-        if self.stays_primary(&before) {
+        if self.stays_primary(&before) || planted(Defect::CarryOverAlways) {
             self.lease.carry_over(self.state.generation);
         }
         let stopping = self.state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Stopping);
@@ -390,7 +391,9 @@ impl Node {
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,
             highest: self.highest,
-            work_is_held: held || self.holding_since.is_some_and(|since| now.since(since) >= HOLD_PATIENCE),
+            work_is_held: held
+                || planted(Defect::NoHold)
+                || self.holding_since.is_some_and(|since| now.since(since) >= HOLD_PATIENCE),
             stopped_here: self.duty.stopped_here,
             now,
         };

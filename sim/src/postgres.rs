@@ -34,6 +34,8 @@ pub enum Phase {
 pub struct Receiver {
     /// The node it receives from.
     pub upstream: usize,
+    /// The postmaster there.
+    pub upstream_life: u64,
     /// Tells it from earlier ones.
     pub connection: u64,
     /// Whether a batch is on its way already.
@@ -119,6 +121,11 @@ impl Server {
         self.process.as_ref().map(|process| process.phase)
     }
 
+    /// The number of the postmaster, if there is one.
+    pub fn life(&self) -> Option<u64> {
+        self.process.as_ref().map(|process| process.life)
+    }
+
     /// Whether this is still the same postmaster.
     pub fn is_life(&self, life: u64) -> bool {
         self.process.as_ref().is_some_and(|process| process.life == life)
@@ -167,11 +174,13 @@ impl Server {
         Some(self.wal.len() - 1)
     }
 
-    /// The end of recovery in a promotion. False when there is nothing to promote.
-    pub fn promoted(&mut self, generation: Generation) -> bool {
+    /// The end of recovery in a promotion, to primary of a generation unless somebody did it by hand.
+    /// False when there is nothing to promote.
+    pub fn promoted(&mut self, generation: Option<Generation>) -> bool {
         if self.phase() != Some(Phase::Promoting) {
             return false;
         }
+        let generation = generation.unwrap_or(self.generation);
         let fork = self.wal.end();
         let next = self.newest_known.max(self.timeline) + 1;
         self.history.0.push((Timeline(self.timeline), fork));

@@ -6,6 +6,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline};
 
 use super::view::View;
 use crate::cluster::Member;
+use crate::defect::{Defect, planted};
 
 /// A standby's claim, in the order of what counts: the newest timeline (a short history of a later
 /// primary beats a long one of an earlier), then what is safely on disk, then the operator's order,
@@ -57,7 +58,7 @@ impl View<'_> {
             return Err(format!("{name} is not a standby"));
         }
         Ok(Rank {
-            timeline: running.timeline,
+            timeline: if planted(Defect::LongestWalWins) { Timeline(1) } else { running.timeline },
             received: running.received,
             priority: Reverse(member.priority()),
             id: Reverse(id),

@@ -7,6 +7,7 @@ use pgherd_common::{Lsn, NodeId};
 
 use super::report::{NotYet, Report};
 use super::view::View;
+use crate::defect::{Defect, planted};
 use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 
@@ -195,6 +196,7 @@ impl View<'_> {
         let (ranks, mut rejected) = self.ranks(from, change.to.filter(|to| *to != from));
         let recruited: Vec<_> =
             ranks.iter().filter(|rank| self.is_recruited(rank.node(), change.generation)).copied().collect();
+        let recruited = if planted(Defect::SkipRecruit) { ranks.clone() } else { recruited };
         // The best claim may belong to one who is still busy cutting its walreceiver.
         let expected =
             if change.to.is_some() { ranks.len() } else { self.expected_recruits(from).max(ranks.len()) };
@@ -229,7 +231,7 @@ impl View<'_> {
 
     /// Whether a majority of voters have no promise left to the old primary and give it none anew.
     fn promises_lapsed(&self, change: &Change, report: &mut Report) -> bool {
-        let needed = self.voters.len() / 2 + 1;
+        let needed = if planted(Defect::NoPromiseWait) { 0 } else { self.voters.len() / 2 + 1 };
         let (mut lapsed, mut longest) = (0, Duration::ZERO);
         // The old primary counts itself among those that let it stay, so it has no say here.
         let others = self.seen.iter().filter(|(id, _)| self.voters.contains(id) && **id != change.from);

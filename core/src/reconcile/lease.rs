@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use pgherd_common::{Generation, MonoTime, NodeId};
 
+use crate::defect::{Defect, planted};
+
 /// How much faster or slower one machine's clock may run than another's: 0.5 %, far beyond what a
 /// working oscillator does.
 const CLOCK_RATE_ERROR_PER_MILLE: u32 = 5;
@@ -74,6 +76,9 @@ impl Terms {
 
 /// Voters, the holder included, that must have answered a beat: see the module's text.
 fn quorum(voters: usize) -> usize {
+    if planted(Defect::RenewWithoutQuorum) {
+        return voters.min(2);
+    }
     let majority = voters / 2 + 1;
     voters - majority + 1
 }
@@ -108,7 +113,7 @@ impl Lease {
 
     /// The primary stays what it is under the next number: what the voters promised it holds on.
     pub fn carry_over(&mut self, generation: Generation) {
-        if self.generation.next() == generation {
+        if self.generation.next() == generation || planted(Defect::CarryOverAlways) {
             self.generation = generation;
         }
     }
@@ -146,7 +151,7 @@ pub struct Promise {
 impl Promise {
     /// An agent that has just started cannot know what it promised before: it waits it out.
     pub fn unknown(terms: Terms, now: MonoTime) -> Self {
-        Self { until: now + terms.promise() }
+        Self { until: if planted(Defect::ForgottenPromise) { now } else { now + terms.promise() } }
     }
 
     /// A beat of the current primary was answered.

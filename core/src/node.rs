@@ -133,7 +133,7 @@ pub struct Node {
     holding_since: Option<MonoTime>,
     own: Option<PostgresObservation>,
     duty: Duty,
-    acting: Option<LocalAction>,
+    acting: Option<(LocalAction, Before)>,
     proposing: bool,
     knocks: Knocks,
     report: Vec<String>,
@@ -222,7 +222,7 @@ impl Node {
 
     /// The action in progress.
     pub fn acting(&self) -> Option<&LocalAction> {
-        self.acting.as_ref()
+        self.acting.as_ref().map(|(action, _)| action)
     }
 
     /// The log has moved, or the group has changed.
@@ -253,7 +253,8 @@ impl Node {
 
     /// A look at the own PostgreSQL. Not to be called with a look that was begun before an action ended.
     pub fn look(&mut self, observation: PostgresObservation) {
-        self.duty.stopped_here &= observation.stopped().is_some();
+        // One that died on its way up is as much in the agent's charge as before.
+        self.duty.stopped_here &= observation.running().is_none();
         self.own = Some(observation);
     }
 
@@ -398,7 +399,7 @@ impl Node {
             now,
         };
         let Reconciliation { action, wake_at, note } = self.reconciler.decide(&situation);
-        let before = Before {
+        let mut before = Before {
             primary_of: self.is_primary().then_some(self.state.generation),
             ran: own.stopped().is_none(),
         };
@@ -408,11 +409,15 @@ impl Node {
         let fences = matches!(action, LocalAction::Fence { .. });
         let abort = match &self.acting {
             None => false,
-            Some(LocalAction::Fence { .. }) => return None,
-            Some(_) if fences => true,
+            Some((LocalAction::Fence { .. }, _)) => return None,
+            Some((interrupted, begun)) if fences => {
+                // The look that finds PostgreSQL gone may come before the word that it was stopped.
+                before.ran |= begun.ran && interrupted.stops();
+                true
+            }
             Some(_) => return None,
         };
-        self.acting = Some(action.clone());
+        self.acting = Some((action.clone(), before));
         Some(Begun { action, before, abort })
     }
 
@@ -424,7 +429,7 @@ impl Node {
             Some(PostgresState::Running(running)) => !running.in_recovery,
             Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
         };
-        let rises = matches!(self.acting, Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
+        let rises = matches!(self.acting(), Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
         let generation = self.state.generation;
         let never_formed = self.state.identity.is_none() && self.highest == Generation::ZERO;
         let word = match self.fence_at(now) {

@@ -64,6 +64,24 @@ pub enum LocalAction {
     },
 }
 
+impl LocalAction {
+    /// Whether PostgreSQL is down once it has succeeded.
+    pub fn stops(&self) -> bool {
+        match self {
+            Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop => true,
+            Self::StartPrimary(_)
+            | Self::StartStandby(_)
+            | Self::Rejoin { .. }
+            | Self::Prepare(_)
+            | Self::Checkpoint
+            | Self::Recruit(_)
+            | Self::Promote(_)
+            | Self::Follow(_)
+            | Self::AlignSlots { .. } => false,
+        }
+    }
+}
+
 /// A server to stream from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
@@ -326,6 +344,15 @@ impl Reconciler {
                 reason: format!(
                     "it has replayed timeline {} to {}, past the point where {} left that timeline: it has to be rewound",
                     running.timeline, running.position, upstream.node
+                ),
+            });
+        }
+        // PostgreSQL compares numbers only, and would stream.
+        if running.timeline == primary.timeline && running.history != primary.history {
+            return Reconciliation::act(LocalAction::StopFast {
+                reason: format!(
+                    "its timeline {} is another than the timeline {} of {}: both came from a promotion of their own",
+                    running.timeline, primary.timeline, upstream.node
                 ),
             });
         }

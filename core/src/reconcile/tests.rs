@@ -277,6 +277,24 @@ fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
 }
 
 #[test]
+fn a_standby_on_another_timeline_of_the_same_number_is_stopped() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.serve();
+    let branch = |fork| Running {
+        timeline: Timeline(2),
+        history: TimelineHistory(vec![(Timeline(1), Lsn(fork))]),
+        ..running(false)
+    };
+    rig.primary = Some(branch(900));
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, ..branch(950) });
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, follows: None, ..branch(900) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+}
+
+#[test]
 fn the_chosen_standby_promotes_only_with_the_lease_of_its_generation() {
     let mut rig = Rig::new(PostgresState::Running(running(true)));
     rig.begin(ChangeKind::Failover);

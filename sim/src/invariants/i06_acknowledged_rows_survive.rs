@@ -20,6 +20,11 @@ impl Rows {
         self.written.insert(row);
     }
 
+    /// This row may be lost: its server was writable by an excuse.
+    pub(crate) fn excuse(&mut self, row: u64) {
+        self.lost.insert(row);
+    }
+
     /// A client was told that its row is there.
     pub(crate) fn acknowledge(&mut self, node: usize, row: u64) -> Option<Violation> {
         self.acknowledged.insert(row, node);

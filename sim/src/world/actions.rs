@@ -20,6 +20,16 @@ pub(crate) struct Acting {
     result: Result<(), String>,
 }
 
+impl super::Worker {
+    /// The generation as whose primary it is promoting PostgreSQL right now.
+    pub(super) fn promoting(&self) -> Option<pgherd_common::Generation> {
+        match self.acting.as_ref()?.begun.action {
+            LocalAction::Promote(generation) => Some(generation),
+            _ => None,
+        }
+    }
+}
+
 /// What comes after a step.
 enum Next {
     /// The next step, after this long.
@@ -294,7 +304,6 @@ impl World {
                     self.begin_promotion(index, span, generation, false);
                     Next::Step(PROMOTING, 5 * MS)
                 }
-                Next::End(Err(_)) if self.phase(index) == Some(Phase::Primary) => ok(),
                 Next::End(refused) => Next::End(refused),
             };
         }

@@ -84,7 +84,7 @@ impl World {
     }
 
     pub(super) fn check_generation(&mut self, index: usize, generation: Generation) {
-        let found = self.checks.generations.seen("server", index, generation);
+        let found = self.checks.generations.seen("the memory of server", index, generation);
         self.judge(found);
     }
 
@@ -141,7 +141,8 @@ impl World {
         let before = self.checks.logs.before(at).unwrap_or_default();
         let (first, found) = self.checks.logs.applied(index, at, entry, state);
         self.judge(found);
-        self.check_generation(index, state.generation);
+        let found = self.checks.generations.seen("server", index, state.generation);
+        self.judge(found);
         if !first {
             return;
         }
@@ -223,6 +224,14 @@ impl World {
         let index = self.index_of(node).unwrap_or(0);
         let found = self.checks.routes.routed(proxy, index, node);
         self.judge(found);
+    }
+
+    /// A server has a row. One that may be writable beside another for a moment may lose it again.
+    pub(super) fn check_written(&mut self, index: usize, row: u64) {
+        self.checks.rows.written(row);
+        if self.excuse(index).is_some() {
+            self.checks.rows.excuse(row);
+        }
     }
 
     pub(super) fn check_acknowledged(&mut self, node: NodeId, row: u64) {

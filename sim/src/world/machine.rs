@@ -261,6 +261,9 @@ impl World {
     }
 
     fn server_promoted(&mut self, index: usize, generation: Generation, by_hand: bool) {
+        // If the log has chosen it meanwhile, nobody can tell who promoted it.
+        let chosen = self.machines[index].worker.as_ref().and_then(super::Worker::promoting);
+        let (generation, by_hand) = chosen.map_or((generation, by_hand), |generation| (generation, false));
         let Some(server) = &mut self.machines[index].server else { return };
         if !server.promoted((!by_hand).then_some(generation)) {
             return;

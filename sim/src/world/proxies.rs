@@ -269,7 +269,7 @@ impl World {
         let Some(server) = &mut self.machines[index].server else { return };
         let there = server.write(row).is_some();
         if there {
-            self.checks.rows.written(row);
+            self.check_written(index, row);
             self.wal_grew(index);
         }
         self.answer(index, proxy, session, row, there);
@@ -308,7 +308,7 @@ impl World {
         if let Some(server) = &mut self.machines[index].server
             && server.write(row).is_some()
         {
-            self.checks.rows.written(row);
+            self.check_written(index, row);
             self.check_acknowledged(node, row);
             self.wal_grew(index);
         }

@@ -388,7 +388,8 @@ impl Reconciler {
             }
             // A former primary waits for one it can be compared with.
             (_, _) if !stopped.standby => Reconciliation::wait("waiting for a primary to rejoin"),
-            (upstream, _) => Reconciliation::act(LocalAction::StartStandby(upstream)),
+            // Whom it may follow is decided once the primary's agent has said what there is to compare.
+            (_, _) => Reconciliation::act(LocalAction::StartStandby(None)),
         }
     }
 

@@ -252,6 +252,11 @@ impl ClusterState {
         promoting && self.change.is_none()
     }
 
+    /// The timeline that the last primary wrote, of those that have served.
+    pub fn last_served_timeline(&self) -> Option<Timeline> {
+        self.history.iter().rev().find_map(|entry| entry.timeline)
+    }
+
     /// The member that is primary, serving or not.
     pub fn primary_member(&self) -> Option<&Member> {
         self.primary.and_then(|primary| self.members.get(&primary.node))

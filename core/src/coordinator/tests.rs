@@ -614,3 +614,17 @@ fn leadership_moves_off_the_primary_s_node() {
     assert_eq!(rig.step(&[]).action, Some(Action::TransferLeadership(NodeId(4))));
     assert_eq!(rig.step(&[]).action, None, "one offer at a time");
 }
+
+#[test]
+fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_only() {
+    let mut rig = Rig::formed();
+    rig.settle();
+    let newer = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
+    rig.postgres(1).state = PostgresState::Running(newer);
+    let generation = rig.state.generation;
+    rig.propose(&Command::Serve { generation, timeline: Timeline(2), at: WallTime(0) });
+    rig.crash(1);
+    let decision = rig.step(&[]);
+    let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };
+    assert_eq!(to, Some(NodeId(1)), "it has everything, so it is started where it is");
+}

@@ -370,7 +370,7 @@ fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
 fn after_a_power_cut_standbys_come_up_before_there_is_a_primary() {
     let mut rig = Rig::new(PostgresState::Down(Stopped { found_down: true, ..stopped(false, true) }));
     rig.primary = None;
-    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(Some(upstream(1)))));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(None)), "whom to follow is told later");
     rig.own.state = PostgresState::Down(Stopped { found_down: true, ..stopped(false, false) });
     assert_eq!(rig.decide(2).action, None, "a former primary is compared first");
 }

@@ -6,7 +6,6 @@ use pgherd_common::{ClusterName, Generation, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{Change, ChangePhase, ClusterState, Descriptor};
-use crate::defect::{Defect, planted};
 use crate::observation::NodeObservation;
 use pgherd_common::topology::ChangeKind;
 
@@ -48,7 +47,6 @@ pub struct Welcome {
 /// log, the old primary's lease is only ever waited out.
 pub fn grants_lease(state: &ClusterState, from: NodeId, wanted: Generation) -> bool {
     let given_up = state.change.as_ref().is_some_and(gives_up_primary);
-    let given_up = given_up && !planted(Defect::RenewAfterGivingUp);
     state.primary.is_some_and(|primary| primary.node == from) && state.generation == wanted && !given_up
 }
 

@@ -28,16 +28,8 @@ pub enum Defect {
     RenewWithoutQuorum,
     /// Neither worker nor guardian minds the end of the lease.
     NoFenceAtLeaseEnd,
-    /// A restarted voter does not wait for the end of promises it has forgotten.
-    ForgottenPromise,
-    /// A restarted agent trusts the primary that it finds, for as long as it likes.
-    EndlessAdoption,
     /// A chosen primary is promoted before it has won its lease.
     PromoteWithoutLease,
-    /// Promises made in one generation count in whichever comes next.
-    CarryOverAlways,
-    /// Voters go on renewing the lease of a primary that the log has given up.
-    RenewAfterGivingUp,
     /// A standby that was found diverged is started as it is.
     NoRewind,
     /// A node whose raft store was lost votes as if nothing had happened.
@@ -46,7 +38,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipRecruit,
         Self::LeaseFromReceipt,
         Self::NoPromiseWait,
@@ -58,11 +50,7 @@ impl Defect {
         Self::ReleaseBeforeFence,
         Self::RenewWithoutQuorum,
         Self::NoFenceAtLeaseEnd,
-        Self::ForgottenPromise,
-        Self::EndlessAdoption,
         Self::PromoteWithoutLease,
-        Self::CarryOverAlways,
-        Self::RenewAfterGivingUp,
         Self::NoRewind,
         Self::AmnesiaVotes,
     ];
@@ -81,11 +69,7 @@ impl Defect {
             Self::ReleaseBeforeFence => "release-before-fence",
             Self::RenewWithoutQuorum => "renew-without-quorum",
             Self::NoFenceAtLeaseEnd => "no-fence-at-lease-end",
-            Self::ForgottenPromise => "forgotten-promise",
-            Self::EndlessAdoption => "endless-adoption",
             Self::PromoteWithoutLease => "promote-without-lease",
-            Self::CarryOverAlways => "carry-over-always",
-            Self::RenewAfterGivingUp => "renew-after-giving-up",
             Self::NoRewind => "no-rewind",
             Self::AmnesiaVotes => "amnesia-votes",
         }

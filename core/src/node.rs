@@ -234,7 +234,7 @@ impl Node {
             return;
         }
         self.coordinator.committed(&self.state, &self.quorum.voters, now);
-        if self.stays_primary(&before) || planted(Defect::CarryOverAlways) {
+        if self.stays_primary(&before) {
             self.lease.carry_over(self.state.generation);
         }
         let stopping = self.state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Stopping);

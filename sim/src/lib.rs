@@ -14,4 +14,5 @@ pub mod postgres;
 pub mod raft;
 pub mod rng;
 pub mod run;
+pub mod scenario;
 pub mod world;

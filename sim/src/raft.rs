@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use pgherd_core::cluster::{Applied, ClusterState, Command};
 
+use pgherd_core::defect::{Defect, planted};
+
 use crate::clock::{MS, Micros, Time};
 use crate::rng::Rng;
 
@@ -130,6 +132,7 @@ pub struct Raft {
     me: usize,
     term: u64,
     voted: Option<usize>,
+    amnesia: bool,
     log: Vec<Arc<Entry>>,
     stored: Stored,
     writes: VecDeque<(u64, Stored)>,
@@ -163,6 +166,7 @@ impl Raft {
             me,
             term: stored.term,
             voted: stored.voted,
+            amnesia: stored.amnesia && !planted(Defect::AmnesiaVotes),
             log: stored.log.clone(),
             synced_to: stored.log.len(),
             stored,
@@ -218,6 +222,11 @@ impl Raft {
         self.role == Role::Leader
             && self.applied > 0
             && self.log.get(self.applied - 1).is_some_and(|entry| entry.term == self.term)
+    }
+
+    /// Whether this member has lost its disk and was not filled again, as its disk knows.
+    pub fn has_amnesia(&self) -> bool {
+        self.amnesia || self.stored.amnesia
     }
 
     /// Whether this member leads.
@@ -340,7 +349,8 @@ impl Raft {
 
     fn persist(&mut self, then: Option<(usize, Message)>) {
         self.version += 1;
-        let stored = Stored { term: self.term, voted: self.voted, log: self.log.clone() };
+        let (term, voted, amnesia) = (self.term, self.voted, self.amnesia);
+        let stored = Stored { term, voted, log: self.log.clone(), amnesia };
         self.writes.push_back((self.version, stored));
         self.out.push(Output::Sync(self.version, then));
     }

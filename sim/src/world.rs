@@ -169,6 +169,8 @@ pub struct Plan {
     pub write_pause: Micros,
     /// Whether clients write at every server directly too.
     pub direct_writers: bool,
+    /// How long it typically takes to kill PostgreSQL.
+    pub kill: Micros,
     /// Whether to keep a log.
     pub log: bool,
 }
@@ -185,6 +187,7 @@ impl Plan {
             drift_ppm: 0,
             write_pause: 250_000,
             direct_writers: true,
+            kill: 100_000,
             log: false,
         }
     }
@@ -214,6 +217,7 @@ pub struct World {
     connections: u64,
     write_pause: Micros,
     direct_writers: bool,
+    kill: Micros,
     /// Commands that an operator has proposed.
     operators: Vec<pgherd_core::cluster::Command>,
     /// Events handled.
@@ -260,6 +264,7 @@ impl World {
             connections: 0,
             write_pause: plan.write_pause,
             direct_writers: plan.direct_writers,
+            kill: plan.kill,
             operators: Vec::new(),
             events: 0,
         };

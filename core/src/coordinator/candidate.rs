@@ -58,7 +58,7 @@ impl View<'_> {
             return Err(format!("{name} is not a standby"));
         }
         Ok(Rank {
-            timeline: if planted(Defect::LongestWalWins) { Timeline(1) } else { running.timeline },
+            timeline: if planted(Defect::LongestWalWins) { Timeline(u32::MAX) } else { running.timeline },
             received: running.received,
             priority: Reverse(member.priority()),
             id: Reverse(id),

@@ -113,7 +113,7 @@ impl Lease {
 
     /// The primary stays what it is under the next number: what the voters promised it holds on.
     pub fn carry_over(&mut self, generation: Generation) {
-        if self.generation.next() == generation || planted(Defect::CarryOverAlways) {
+        if self.generation.next() == generation {
             self.generation = generation;
         }
     }
@@ -151,7 +151,7 @@ pub struct Promise {
 impl Promise {
     /// An agent that has just started cannot know what it promised before: it waits it out.
     pub fn unknown(terms: Terms, now: MonoTime) -> Self {
-        Self { until: if planted(Defect::ForgottenPromise) { now } else { now + terms.promise() } }
+        Self { until: now + terms.promise() }
     }
 
     /// A beat of the current primary was answered.

@@ -11,6 +11,11 @@ use super::Violation;
 pub(crate) struct Generations(BTreeMap<(&'static str, usize), Generation>);
 
 impl Generations {
+    /// A server has lost its raft store: what it applies begins anew. Its memory does not.
+    pub(crate) fn forget(&mut self, server: usize) {
+        self.0.remove(&("server", server));
+    }
+
     /// This actor (a kind and a number) acts under this generation.
     pub(crate) fn seen(
         &mut self,

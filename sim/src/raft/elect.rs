@@ -8,7 +8,7 @@ use super::{HEARTBEAT, Message, Output, Payload, Progress, Raft, Role, STICKINES
 
 impl Raft {
     pub(super) fn election_due(&mut self, now: Time) {
-        if !self.voters().contains(&self.me) {
+        if !self.voters().contains(&self.me) || self.amnesia {
             self.rest(now);
             return;
         }
@@ -53,7 +53,7 @@ impl Raft {
     ) {
         let leading = self.role == Role::Leader;
         let hears = leading || self.heard.is_some_and(|heard| now.since(heard) < STICKINESS);
-        let fits = last >= self.last();
+        let fits = last >= self.last() && !self.amnesia;
         if pre {
             let granted = !hears && fits && term > self.term;
             let reply = Message::VoteReply { term: self.term, wanted: term, pre, granted };

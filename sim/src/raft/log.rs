@@ -34,6 +34,8 @@ pub struct Stored {
     pub voted: Option<usize>,
     /// The log; its first entry has index 1.
     pub log: Vec<Arc<Entry>>,
+    /// The disk was lost: what it had promised and logged is not known.
+    pub amnesia: bool,
 }
 
 impl Stored {
@@ -42,9 +44,14 @@ impl Stored {
         index.checked_sub(1).and_then(|at| self.log.get(at)).is_some_and(|entry| entry.term == term)
     }
 
+    /// Of a member that has lost its disk: it votes for nobody until it has been filled again.
+    pub fn lost() -> Self {
+        Self { amnesia: true, ..Self::default() }
+    }
+
     /// Of a member of a group that has just been formed.
     pub fn formed(voters: BTreeSet<usize>) -> Self {
         let first = Entry { term: 0, payload: Payload::Members(vec![voters]) };
-        Self { term: 0, voted: None, log: vec![Arc::new(first)] }
+        Self { term: 0, voted: None, log: vec![Arc::new(first)], amnesia: false }
     }
 }

@@ -90,6 +90,10 @@ impl Raft {
             self.log.push(entry);
             written = true;
         }
+        if self.amnesia && matched >= commit && commit > 0 && self.term_at(matched) == term {
+            // It has all that was ever committed, and its vote of this term is the leader's.
+            (self.amnesia, self.voted, written) = (false, Some(from), true);
+        }
         let reply = Message::AppendReply { term, matched, fitted: true, sent };
         // A repeated message must not be answered before the first one's entries are on disk.
         if written || !self.writes.is_empty() {

@@ -43,9 +43,17 @@ enum Kind {
     PromoteByHand,
     Switchover,
     Checkpoint,
+    Wipe,
+    LosePrimary,
+    LateThenAlone,
+    Overtaken,
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 20] = [
+    Kind::Wipe,
+    Kind::LosePrimary,
+    Kind::LateThenAlone,
+    Kind::Overtaken,
     Kind::Partition,
     Kind::OneWay,
     Kind::Pair,
@@ -73,6 +81,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.proxies = usize::try_from(rng.between(1, 2)).unwrap_or(1);
     plan.drift_ppm = if rng.chance(500) { 5000 } else { 100 };
     plan.write_pause = rng.between(100 * MS, 500 * MS);
+    plan.kill = if rng.chance(300) { 330 * MS } else { 100 * MS };
     plan.log = options.log;
     let kinds = kinds(&mut rng);
     let pause = rng.between(2 * SECOND, 15 * SECOND);
@@ -80,8 +89,8 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     let mut at = 0;
     while at < options.faults_for {
         if let Some(kind) = rng.pick(&kinds).copied() {
-            let (fault, span) = fault(kind, databases, witnesses, &mut rng);
-            faults.push((at, fault, span));
+            let together = story(kind, databases, witnesses, &mut rng);
+            faults.extend(together.into_iter().map(|(after, fault, span)| (at + after, fault, span)));
         }
         // Some faults come together.
         at += if rng.chance(250) { rng.below(300 * MS) } else { rng.tailed(pause, pause * 4) };
@@ -97,6 +106,48 @@ fn kinds(rng: &mut Rng) -> Vec<Kind> {
         _ => {
             let count = rng.between(1, 5);
             (0..count).filter_map(|_| rng.pick(&KINDS).copied()).collect()
+        }
+    }
+}
+
+/// One fault, or several that only together tell something.
+fn story(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> Vec<(Micros, Fault, Micros)> {
+    let place = |bound: usize, rng: &mut Rng| {
+        usize::try_from(rng.below(u64::try_from(bound).unwrap_or(1))).unwrap_or(0)
+    };
+    let one = place(databases, rng);
+    let other = (one + 1 + place(databases - 1, rng)) % databases;
+    match kind {
+        // Answers take nearly as long as they may, then none come at all.
+        Kind::LateThenAlone => {
+            let slow = rng.between(600, 980) * MS;
+            let late = rng.between(2 * SECOND, 5 * SECOND);
+            let alone = rng.between(4 * SECOND, 9 * SECOND);
+            vec![(0, Fault::Late(one, slow), late), (late, Fault::Partition(vec![one]), alone)]
+        }
+        // A standby that lags is chosen while a better one is away; that one is back when the choice fails.
+        Kind::Overtaken => {
+            let lag = rng.between(SECOND, 4 * SECOND);
+            let away = rng.between(4 * SECOND, 8 * SECOND);
+            let again = lag + away + rng.below(900 * MS);
+            let gone = rng.between(500 * MS, 3 * SECOND);
+            vec![
+                (0, Fault::PostgresPort(one), lag + SECOND),
+                (lag, Fault::Partition(vec![other]), away),
+                (lag + rng.below(100 * MS), Fault::LosePrimary, gone),
+                (again, Fault::LosePrimary, rng.between(5 * SECOND, 9 * SECOND)),
+            ]
+        }
+        Kind::Wipe => {
+            let machines = databases + witnesses;
+            let node = place(machines, rng);
+            let second = (node + 1 + place(machines - 1, rng)) % machines;
+            let soon = rng.below(400 * MS);
+            vec![(soon, Fault::Wipe(node), 0), (0, Fault::Partition(vec![second]), rng.between(MS, 4 * SECOND))]
+        }
+        _ => {
+            let (fault, span) = fault(kind, databases, witnesses, rng);
+            vec![(0, fault, span)]
         }
     }
 }
@@ -139,6 +190,8 @@ fn fault(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> (Faul
         Kind::PromoteByHand => Fault::PromoteByHand(database),
         Kind::Switchover => Fault::Switchover(rng.chance(300).then_some(database)),
         Kind::Checkpoint => Fault::Checkpoint(database),
+        Kind::Wipe => Fault::Wipe(any),
+        Kind::LosePrimary | Kind::LateThenAlone | Kind::Overtaken => Fault::LosePrimary,
     };
     (fault, span)
 }

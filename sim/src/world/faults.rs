@@ -42,6 +42,12 @@ pub enum Fault {
     HangPostmaster(usize),
     /// Nothing is written to the disk.
     StallDisk(usize),
+    /// The disk of an agent's raft store is lost, and its worker ends.
+    Wipe(usize),
+    /// Whatever machine runs the primary loses power.
+    LosePrimary,
+    /// Whatever gets to this machine gets there late, up to so much.
+    Late(usize, Micros),
     /// `pg_ctl promote` by somebody who has no business to.
     PromoteByHand(usize),
     /// An operator asks for a switchover, to this node or to any.
@@ -82,6 +88,11 @@ impl fmt::Display for Fault {
             Self::KillPostmaster(index) => write!(f, "the postmaster of {} is killed", server(index)),
             Self::HangPostmaster(index) => write!(f, "the postmaster of {} hangs (SIGSTOP)", server(index)),
             Self::StallDisk(index) => write!(f, "the disk of {} stalls", server(index)),
+            Self::Wipe(index) => write!(f, "the raft store of {} is lost", server(index)),
+            Self::LosePrimary => f.write_str("power cut on the primary, whichever it is"),
+            Self::Late(index, slow) => {
+                write!(f, "messages to {} come up to {} ms late", server(index), slow / MS)
+            }
             Self::PromoteByHand(index) => write!(f, "somebody runs pg_ctl promote on {}", server(index)),
             Self::Switchover(Some(to)) => write!(f, "an operator switches over to {}", server(to)),
             Self::Switchover(None) => f.write_str("an operator switches over"),
@@ -177,6 +188,19 @@ impl World {
                 let disk = &mut self.machines[*index].disk;
                 disk.stalled_until = disk.stalled_until.max(until);
             }
+            Fault::Wipe(index) => self.wipe(*index),
+            Fault::LosePrimary => {
+                let primary = (0..self.machines.len()).find(|index| self.machines[*index].accepts());
+                if let Some(index) = primary {
+                    self.crash(index);
+                    self.after(span, Event::Fault(Step::End(Fault::Power(index))));
+                }
+            }
+            Fault::Late(index, slow) => {
+                for from in 0..self.endpoints() {
+                    self.network.spoil(from, *index, 0, *slow);
+                }
+            }
             Fault::PromoteByHand(index) => {
                 if self.machines[*index].up && !self.machines[*index].frozen {
                     let span = self.rng.tailed(60 * MS, SECOND);
@@ -203,7 +227,7 @@ impl World {
             }
             Fault::PostgresPort(index) => self.port(*index, Class::Postgres, true),
             Fault::AgentPort(index) => self.port(*index, Class::Agent, true),
-            Fault::Bad(..) => self.spoil(0, 0),
+            Fault::Bad(..) | Fault::Late(..) => self.spoil(0, 0),
             Fault::Power(index) => self.boot(*index),
             Fault::Freeze(index) => self.thaw(*index),
             Fault::FreezeWorker(index) => self.thaw_worker(*index),
@@ -217,9 +241,28 @@ impl World {
             | Fault::StallDisk(_)
             | Fault::PromoteByHand(_)
             | Fault::Switchover(_)
+            | Fault::Wipe(_)
+            | Fault::LosePrimary
             | Fault::Checkpoint(_) => return,
         }
         self.note(|| format!("*** over: {fault}"));
+    }
+
+    /// A lost store comes with the end of the process that used it.
+    fn wipe(&mut self, index: usize) {
+        // Two lost stores at once may be a majority's, and then only a human helps.
+        let whole = (0..self.machines.len()).all(|other| {
+            let machine = &self.machines[other];
+            let raft = machine.worker.as_ref().and_then(|worker| worker.raft.as_ref());
+            !raft.map_or(machine.disk.raft.amnesia, crate::raft::Raft::has_amnesia)
+        });
+        if self.machines[index].up && !self.machines[index].frozen && whole {
+            self.kill_worker(index);
+            let disk = &mut self.machines[index].disk;
+            disk.raft = crate::raft::Stored::lost();
+            disk.applied = Default::default();
+            self.checks.generations.forget(index);
+        }
     }
 
     fn spoil(&mut self, loss: u64, slow: Micros) {

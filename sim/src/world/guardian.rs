@@ -56,7 +56,8 @@ impl World {
 
     /// How long it takes to kill every process of PostgreSQL: seldom anything near the budget.
     pub(crate) fn time_to_kill(&mut self) -> Micros {
-        self.rng.tailed(100 * MS, micros(KILL_BUDGET) - 5 * MS)
+        let most = micros(KILL_BUDGET) - 5 * MS;
+        self.rng.tailed(self.kill, most).min(most)
     }
 
     pub(crate) fn guard(&mut self, index: usize, life: u64, what: &Guard) {

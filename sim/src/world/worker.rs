@@ -158,7 +158,6 @@ impl World {
         let machine = &mut self.machines[index];
         let disk = &machine.disk;
         let Some(worker) = &mut machine.worker else { return };
-        let endless = MonoTime::since_boot(std::time::Duration::from_secs(1_000_000));
         let setup = Setup {
             descriptor: machine.descriptor.clone(),
             cluster,
@@ -167,7 +166,7 @@ impl World {
             max_lag: 0,
             incarnation,
             remembered: disk.remembered,
-            adopted_until: if planted(Defect::EndlessAdoption) { endless } else { worker.adopted_until },
+            adopted_until: worker.adopted_until,
         };
         worker.node = Some(Node::new(setup, mono));
         worker.raft = Some(Raft::open(index, disk.raft.clone(), disk.applied.clone(), now, rng));

@@ -9,7 +9,7 @@ mod show;
 use std::fmt;
 
 use crate::clock::{Micros, SECOND, Time};
-use crate::world::{Fault, Plan, World};
+use crate::world::{Fault, OPEN_END, Plan, World};
 
 use command::Command;
 
@@ -84,6 +84,9 @@ impl Stage {
 
     /// Time is counted from here.
     fn count(&mut self) {
+        if self.world.now == self.since {
+            return;
+        }
         self.since = self.world.now;
         self.shown = self.world.log.lines().count();
     }
@@ -95,7 +98,7 @@ impl Stage {
             Command::Fault(fault) => {
                 let fault = self.numbered(fault)?;
                 self.count();
-                self.world.strike(0, fault.clone(), 100_000 * SECOND);
+                self.world.strike(0, fault.clone(), OPEN_END);
                 self.standing.push(fault);
                 self.run(0);
             }

@@ -33,7 +33,7 @@ use crate::postgres::Server;
 use crate::raft::Message;
 use crate::rng::Rng;
 
-pub use faults::Fault;
+pub use faults::{Fault, OPEN_END};
 pub use machine::Machine;
 pub use proxies::{Proxy, Push};
 pub(crate) use worker::Worker;

@@ -98,6 +98,12 @@ impl View<'_> {
                 report.waiting.push(NotYet::NeverConfirmed(name));
                 return None;
             }
+            // Whoever begins to lead may have been cut off itself until now: the primary's next beat may be
+            // on its way.
+            if self.led_for < self.policy.lease / 2 {
+                report.waiting.push(NotYet::Unverified(name));
+                return None;
+            }
             let reason = format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody");
             return self
                 .verified_gone(primary, report)

@@ -628,3 +628,26 @@ fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_onl
     let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };
     assert_eq!(to, Some(NodeId(1)), "it has everything, so it is started where it is");
 }
+
+#[test]
+fn whoever_begins_to_lead_listens_before_it_judges_a_silent_primary() {
+    let mut rig = Rig::formed();
+    rig.settle();
+    for id in [2, 3, 4] {
+        rig.knocked(id, RemoteDatabase::Silent);
+    }
+    // Cut off from a majority and so from the leadership, it hears nobody; then the network is whole again.
+    rig.now = rig.now + Duration::from_secs(10);
+    for id in [2, 3, 4] {
+        let observation = rig.seen[&id].clone();
+        rig.coordinator.observe(observation, rig.now);
+    }
+    for _ in 0..9 {
+        assert_eq!(rig.step(&[1]).action, None);
+    }
+    assert_eq!(rig.step(&[]).action, None, "the primary's beat has come");
+    for _ in 0..30 {
+        rig.pass(&[1]);
+    }
+    assert!(rig.state.change.is_some(), "and if it does not come, all is as ever");
+}

@@ -64,6 +64,9 @@ pub(crate) enum Step {
     Flap(usize, usize, u32, bool),
 }
 
+/// A fault that lasts for so long ends when somebody says so.
+pub const OPEN_END: Micros = 100_000 * SECOND;
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let server = |index: &usize| format!("server{}", index + 1);
@@ -110,7 +113,10 @@ impl World {
     pub(super) fn fault(&mut self, step: Step) {
         match step {
             Step::Begin(fault, span) => {
-                self.note(|| format!("*** {fault}, for {} ms", span / MS));
+                self.note(|| {
+                    let bound = if span < OPEN_END { format!(", for {} ms", span / MS) } else { String::new() };
+                    format!("*** {fault}{bound}")
+                });
                 self.begin_fault(&fault, span);
                 self.after(span, Event::Fault(Step::End(fault)));
             }

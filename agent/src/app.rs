@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pgherd_common::HostPort;
+use pgherd_common::{Generation, HostPort};
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -13,24 +13,29 @@ use crate::api::{Api, router};
 use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
 use crate::driver::{Driver, Parts};
+use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
+use crate::sole::{Sole, SoleError};
 
 /// Events waiting for the loop; senders wait when it is full.
 const INBOX: usize = 256;
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// Its PostgreSQL.
     #[error("cannot take care of this PostgreSQL")]
     Postgres(#[from] OpenError),
     /// Its raft store.
     #[error("cannot take part in the cluster")]
     Store(#[from] StoreError),
+    /// Its state directory.
+    #[error("cannot take part in the cluster")]
+    Sole(#[from] SoleError),
     /// What it remembers besides.
     #[error("cannot take part in the cluster")]
     Memory(#[from] MemoryError),
@@ -54,23 +59,31 @@ pub enum RunError {
     /// The HTTP client.
     #[error("cannot set up the connection to the other agents")]
     Client(#[from] reqwest::Error),
+    /// The guardian.
+    #[error("the worker ends: what it was about to do is not safe without a guardian")]
+    Guardian(#[from] GuardianLost),
 }
 
-/// Runs the agent. Returns when it was stopped; PostgreSQL goes on as it is.
-pub async fn run(config: Config) -> Result<(), RunError> {
+/// Runs the worker. Returns when it was stopped; PostgreSQL goes on as it is. A primary that runs may
+/// go on without a lease for as long as its guardian has said.
+pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver) -> Result<(), RunError> {
     let config = Arc::new(config);
+    let _sole = Sole::lock(&config.node.state_dir).await?;
     let instance = match &config.postgres {
         Some(postgres) => Some(Instance::open(settings(&config, postgres)).await?),
         None => None,
     };
+    if hand_over.ran_before {
+        instance.iter().for_each(Instance::ran_before);
+    }
     let database = instance.as_ref().map(Instance::identity);
     let listener = listen(&config.node.listen).await?;
     let link = Link::new(config.cluster.clone(), config.timings.remote_timeout)?;
-    introduce(&config, &link, database).await?;
-    let consensus = Consensus::open(options(&config)).await?;
     let memory = Memory::open(&config.node.state_dir)?;
+    meet_the_others(&config, &link, database, memory.generation()).await?;
+    let consensus = Consensus::open(options(&config, &memory)).await?;
     let (events, inbox) = mpsc::channel(INBOX);
-    let hub = Hub::new(config.cluster.clone(), consensus.state());
+    let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease);
     let stop = Arc::new(Notify::new());
     let api = Api {
         config: config.clone(),
@@ -94,17 +107,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         memory,
         peers,
         hub,
+        guardian,
+        adopted_until: hand_over.adopted_until(),
         events,
         inbox,
     });
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let asked_to_stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = stop.notified() => {}
-        }
-    };
+    let asked_to_stop = asked_to_stop(stop)?;
     let forming = form_when_complete(config.clone(), link, consensus.clone(), database);
     let forming = async {
         match forming.await {
@@ -113,18 +121,42 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             Err(turned_away) => turned_away,
         }
     };
-    let turned_away = tokio::select! {
-        () = driver.run(asked_to_stop) => None,
-        turned_away = forming => Some(turned_away),
+    let end = tokio::select! {
+        end = driver.run(asked_to_stop) => end.map_err(RunError::from),
+        turned_away = forming => Err(turned_away.into()),
     };
-    if config.postgres.is_some() && turned_away.is_none() {
-        tracing::info!(
-            "agent stopped; PostgreSQL is left as it is and nobody watches it until an agent is back"
-        );
-    }
     consensus.shutdown().await;
     server.abort();
-    turned_away.map_or(Ok(()), |turned_away| Err(turned_away.into()))
+    end
+}
+
+/// Resolves when a signal or an operator ends this process.
+fn asked_to_stop(by_operator: Arc<Notify>) -> Result<impl Future<Output = ()>, std::io::Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = by_operator.notified() => {}
+        }
+    })
+}
+
+/// Introduces this agent before it touches anything.
+async fn meet_the_others(
+    config: &Config,
+    link: &Link,
+    database: Option<(u64, u32)>,
+    remembered: Generation,
+) -> Result<(), TurnedAway> {
+    let introduction = introduce(config, link, database);
+    if remembered == Generation::ZERO {
+        introduction.await?;
+    } else if let Ok(answered) = tokio::time::timeout(config.timings.lease / 8, introduction).await {
+        // A primary may be running here, and there is a lease to win: nobody slow is waited for.
+        answered?;
+    }
+    Ok(())
 }
 
 async fn listen(address: &HostPort) -> Result<TcpListener, RunError> {
@@ -139,13 +171,14 @@ fn others(config: &Config) -> BTreeMap<pgherd_common::NodeId, HostPort> {
     others.map(|member| (member.id, member.agent.clone())).collect()
 }
 
-fn options(config: &Config) -> Options {
+fn options(config: &Config, memory: &Memory) -> Options {
     let timings = &config.timings;
     Options {
         node: config.node.id,
         cluster: config.cluster.clone(),
         dir: config.node.state_dir.clone(),
         members: config.members.iter().map(|member| (member.id, member.agent.clone())).collect(),
+        remembers: memory.generation() > Generation::ZERO,
         heartbeat: timings.heartbeat,
         election_timeout: (timings.election_timeout_min, timings.election_timeout_max),
         rpc_timeout: timings.remote_timeout,

@@ -7,16 +7,18 @@
 mod load;
 mod members;
 mod postgres;
+mod watchdog;
 
 use std::path::PathBuf;
 
 use pgherd_common::config::{ByteSize, KnownKey, Problems, Reader, Section};
 use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
 
-pub use load::{LoadError, load};
+pub use load::{LoadError, load, load_text};
 pub use members::MemberEntry;
-pub use pgherd_core::timings::{RULES, Rule, Timings};
+pub use pgherd_core::timings::{Others, RULES, Rule, Timings};
 pub use postgres::Postgres;
+pub use watchdog::{Mode as WatchdogMode, Watchdog};
 
 use crate::cluster::{Descriptor, NodeKind};
 
@@ -35,6 +37,8 @@ pub struct Config {
     pub timings: Timings,
     /// What may happen without being asked.
     pub failover: Failover,
+    /// The device that stands behind the guardian.
+    pub watchdog: Watchdog,
 }
 
 /// This node.
@@ -109,10 +113,17 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     members::check(r, &members, node.id, node.name.as_ref());
     let postgres = postgres(r, &mut root, node.kind);
 
+    let watchdog = root.table(r, "watchdog");
+    let watchdog = Watchdog::read(r, watchdog);
+
     let timings = root.table(r, "timings");
     let timings = Timings::read(r, timings);
     if let Some(timings) = &timings {
-        for broken in timings.broken_rules(postgres.as_ref().map(|postgres| postgres.stop_timeout)) {
+        let others = Others {
+            stop_timeout: postgres.as_ref().map(|postgres| postgres.stop_timeout).unwrap_or_default(),
+            watchdog: watchdog.as_ref().map(Watchdog::span).unwrap_or_default(),
+        };
+        for broken in timings.broken_rules(others) {
             r.problem("timings", broken);
         }
     }
@@ -130,6 +141,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         postgres,
         timings: timings?,
         failover: Failover { auto: auto?, max_lag: max_lag? },
+        watchdog: watchdog?,
     })
 }
 

@@ -5,6 +5,7 @@
 //! border; all that leaves it is [`Consensus`], [`Standing`] and the error of each operation.
 
 mod acks;
+mod admission;
 mod errors;
 mod handle;
 mod network;
@@ -16,7 +17,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-pub use errors::{FormError, OpenError, ProposeError, TransferError};
+pub use errors::{AdmissionError, FormError, OpenError, ProposeError, RegroupError, TransferError};
 pub use handle::Consensus;
 pub use options::Options;
 pub use standing::Standing;

@@ -6,7 +6,7 @@
 
 mod actions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, HostPort, MonoTime, NodeId};
-use pgherd_core::node::{Begun, Done, Node, Quorum, Setup, Turn, version};
+use pgherd_core::node::{Begun, Done, Guard, Node, Quorum, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -22,14 +22,15 @@ use crate::api::types::PromoteRequest;
 use crate::beat::{Beat, BeatAnswer};
 use crate::cluster::{Applied, ClusterState, Command};
 use crate::config::Config;
-use crate::consensus::{Consensus, ProposeError, Standing};
+use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
 use crate::coordinator::{Action, SwitchoverRefused};
+use crate::guardian::{Channel, GuardianLost};
 use crate::memory::Memory;
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
 use crate::peers::{Peers, knock_unauthenticated};
 use crate::postgres::Instance;
 use crate::publish::Hub;
-use crate::reconcile::lease::Terms;
+use crate::reconcile::LocalAction;
 
 /// Everything that can wake the agent, besides the log and the clock.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub enum Event {
     Knocked(NodeId, RemoteDatabase),
     /// A proposal of the coordinator has ended.
     Proposed(Command, Result<Applied, ProposeError>),
+    /// A change of raft's voters has ended.
+    Regrouped(Result<(), RegroupError>),
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// Somebody wants to know everything.
@@ -88,6 +91,10 @@ pub struct Parts {
     pub peers: Peers,
     /// The proxies.
     pub hub: Hub,
+    /// Told what there is to guard.
+    pub(crate) guardian: Channel,
+    /// Until when a primary that was found running may go on without a lease.
+    pub adopted_until: MonoTime,
     /// Where tasks report.
     pub events: mpsc::Sender<Event>,
     /// The same, to read from.
@@ -103,6 +110,8 @@ pub struct Driver {
     /// Counts ended actions; an observation begun before the last end is out of date.
     ended: Arc<AtomicU64>,
     wake_at: Option<MonoTime>,
+    /// The guardian does not listen.
+    unheard: bool,
 }
 
 impl Driver {
@@ -119,7 +128,7 @@ impl Driver {
                 max_lag: config.failover.max_lag.0,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
-                adopted_until: now + Terms::new(config.timings.lease).adoption(),
+                adopted_until: parts.adopted_until,
             },
             now,
         );
@@ -129,12 +138,13 @@ impl Driver {
             acting: None,
             ended: Arc::default(),
             wake_at: None,
+            unheard: false,
             parts,
         }
     }
 
     /// Runs until `stop` resolves. PostgreSQL is left as it is.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), GuardianLost> {
         let mut state = self.parts.consensus.state();
         let mut standing = self.parts.consensus.standing();
         let (hurry, watching) = watch::channel(false);
@@ -154,18 +164,18 @@ impl Driver {
             let mut due = false;
             tokio::select! {
                 biased;
-                () = &mut stop => return,
-                changed = state.changed() => if changed.is_err() { return },
-                changed = standing.changed() => if changed.is_err() { return },
+                () = &mut stop => return self.parts.guardian.leave(),
+                changed = state.changed() => if changed.is_err() { return Ok(()) },
+                changed = standing.changed() => if changed.is_err() { return Ok(()) },
                 event = self.parts.inbox.recv() => match event {
                     Some(event) => self.handle(event),
-                    None => return,
+                    None => return Ok(()),
                 },
                 _ = beat.tick() => due = true,
                 () = tokio::time::sleep(pause) => {}
             }
             self.catch_up(state.borrow_and_update().clone(), standing.borrow_and_update().clone());
-            self.turn(due);
+            self.turn(due)?;
             // While the primary changes, positions decide, so they are looked at without pause.
             let changing = self.node.state().change.is_some();
             hurry.send_if_modified(|hurry| std::mem::replace(hurry, changing) != changing);
@@ -173,7 +183,13 @@ impl Driver {
     }
 
     fn catch_up(&mut self, state: Arc<ClusterState>, standing: Standing) {
-        let quorum = Quorum { voters: standing.voters.clone(), leads: standing.is_established };
+        let quorum = Quorum {
+            voters: standing.voters.clone(),
+            learners: standing.learners.clone(),
+            settled: standing.settled,
+            leads: standing.is_established,
+            admission: standing.admission,
+        };
         self.standing = standing;
         self.node.committed(state, quorum, RealClock.now());
     }
@@ -209,6 +225,12 @@ impl Driver {
                     Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
                 }
             }
+            Event::Regrouped(result) => {
+                self.node.regrouped();
+                if let Err(error) = result {
+                    tracing::warn!("raft's voters did not change: {error}");
+                }
+            }
             Event::Plan(request, answer) => {
                 let (to, wall) = (request.to.as_ref(), RealClock.wall());
                 let plan = if request.switchover {
@@ -224,10 +246,10 @@ impl Driver {
         }
     }
 
-    fn turn(&mut self, beat_due: bool) {
-        let held = self.work_is_held();
-        let Turn { remember, guard: _, act, lead, knock, beat, wake_at, doing } =
-            self.node.turn(RealClock.now(), RealClock.wall(), beat_due, held);
+    fn turn(&mut self, beat_due: bool) -> Result<(), GuardianLost> {
+        let (held, begun) = (self.work_is_held(), RealClock.now());
+        let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing } =
+            self.node.turn(begun, RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember
             && let Err(error) = self.parts.memory.remember(generation)
@@ -235,15 +257,21 @@ impl Driver {
             // The raft store, on the same disk, has it too, or fails as well and ends this agent's part.
             tracing::error!(%generation, "{}", Chain(&error));
         }
+        if let Some(token) = rejoin {
+            self.rejoin(token);
+        }
+        self.tell_guardian(guard, act.as_ref())?;
         for line in doing {
             tracing::info!("{line}");
         }
         if let Some(begun) = act {
             self.act(begun);
         }
+        self.parts.guardian.alive(begun);
         match lead {
             Some(Action::Propose(command)) => self.propose(command),
             Some(Action::TransferLeadership(to)) => self.transfer_leadership(to),
+            Some(Action::ChangeVoters(voters)) => self.change_voters(voters),
             None => {}
         }
         if let Some((node, address)) = knock {
@@ -252,7 +280,30 @@ impl Driver {
         if let Some(beat) = beat {
             self.parts.peers.broadcast(beat);
         }
-        self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), RealClock.now());
+        let now = RealClock.now();
+        let backed_until = now + self.node.backed_for(now);
+        self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), backed_until, now);
+        Ok(())
+    }
+
+    /// What makes a server writable is not begun unless somebody guards it.
+    fn tell_guardian(&mut self, guard: Option<Guard>, act: Option<&Begun>) -> Result<(), GuardianLost> {
+        let rises = act.is_some_and(|begun| {
+            matches!(begun.action, LocalAction::Promote(_) | LocalAction::StartPrimary(_))
+        });
+        match self.parts.guardian.tell(guard) {
+            Err(GuardianLost::Hangs) if !rises => {
+                if !std::mem::replace(&mut self.unheard, true) {
+                    tracing::error!("{}; until then only this worker guards PostgreSQL", GuardianLost::Hangs);
+                }
+                Ok(())
+            }
+            Err(lost) => Err(lost),
+            Ok(()) => {
+                self.unheard = false;
+                Ok(())
+            }
+        }
     }
 
     fn act(&mut self, begun: Begun) {
@@ -285,6 +336,30 @@ impl Driver {
         tokio::spawn(async move {
             let result = consensus.propose(command.clone()).await;
             let _ = events.send(Event::Proposed(command, result)).await;
+        });
+    }
+
+    /// Asked for again at every turn until it has happened.
+    fn rejoin(&self, token: u64) {
+        let consensus = self.parts.consensus.clone();
+        tokio::spawn(async move {
+            match consensus.rejoin(token).await {
+                Ok(true) => {
+                    tracing::info!("the cluster has let this node in again; its raft store is being filled");
+                }
+                // By an earlier turn.
+                Ok(false) => {}
+                Err(error) => tracing::error!("{}", Chain(&error)),
+            }
+        });
+    }
+
+    fn change_voters(&self, voters: BTreeSet<NodeId>) {
+        let (consensus, events) = (self.parts.consensus.clone(), self.parts.events.clone());
+        tokio::spawn(async move {
+            let result = consensus.change_voters(&voters).await;
+            // The loop may have ended.
+            let _ = events.send(Event::Regrouped(result)).await;
         });
     }
 

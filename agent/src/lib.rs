@@ -4,7 +4,8 @@
 //! Two pure machines hold the decisions: [`coordinator`] (cluster level; runs where raft leads and
 //! may only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only
 //! act on its own PostgreSQL, from committed state). [`driver`] is the one loop that feeds them and
-//! carries out what they decide through the IO modules. See `docs/architecture.md`.
+//! carries out what they decide through the IO modules. An agent is two processes: a [`guardian`], which
+//! fences PostgreSQL even when all the rest has failed, and a [`worker`], which is all the rest. See `docs/architecture.md`.
 
 pub mod api;
 mod app;
@@ -12,11 +13,14 @@ pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod driver;
+pub mod guardian;
 mod join;
+mod logging;
 mod memory;
 pub mod peers;
 pub mod postgres;
 pub mod publish;
+mod sole;
+pub mod worker;
 
-pub use app::{RunError, run};
 pub use pgherd_core::{beat, cluster, coordinator, observation, reconcile};

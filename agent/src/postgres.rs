@@ -15,6 +15,7 @@ mod controldata;
 mod fence;
 mod files;
 mod follow;
+mod health;
 mod instance;
 mod open;
 mod probe;

@@ -7,23 +7,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
-use pgherd_common::push::{BackendStatus, PROTOCOL, ToAgent, ToProxy};
-use pgherd_common::{ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
+use pgherd_common::push::{BackendStatus, PROTOCOL, Status, ToAgent, ToProxy};
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
 use tokio::sync::watch;
 
 use crate::cluster::ClusterState;
 use crate::coordinator::Seen;
 
-/// How often proxies hear how the backends are doing; also what keeps the link provably alive.
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often proxies hear how things are; also what keeps the link provably alive. At least four times
+/// in a lease, so that a proxy knows in time that its agents are backed.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
 /// All proxy links of this agent.
 #[derive(Debug, Clone)]
 pub struct Hub {
     cluster: ClusterName,
     state: watch::Receiver<Arc<ClusterState>>,
-    status: watch::Sender<Vec<BackendStatus>>,
+    status: watch::Sender<Observed>,
+    interval: Duration,
     proxies: Arc<Mutex<BTreeMap<String, Proxy>>>,
+}
+
+/// What a status is made of when it is sent.
+#[derive(Debug, Clone, Default)]
+struct Observed {
+    backends: Vec<BackendStatus>,
+    backed_until: MonoTime,
 }
 
 /// A connected proxy.
@@ -39,8 +49,9 @@ pub struct Proxy {
 
 impl Hub {
     /// Publishes what raft applies.
-    pub fn new(cluster: ClusterName, state: watch::Receiver<Arc<ClusterState>>) -> Self {
-        Self { cluster, state, status: watch::Sender::default(), proxies: Arc::default() }
+    pub fn new(cluster: ClusterName, state: watch::Receiver<Arc<ClusterState>>, lease: Duration) -> Self {
+        let interval = STATUS_INTERVAL_MAX.min(lease / 4);
+        Self { cluster, state, status: watch::Sender::default(), interval, proxies: Arc::default() }
     }
 
     /// The connected proxies by name.
@@ -48,9 +59,16 @@ impl Hub {
         self.lock().clone()
     }
 
-    /// What was heard of the backends; sent with the next status.
-    pub fn observed(&self, state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: MonoTime) {
-        self.status.send_replace(backend_status(state, seen, now));
+    /// What was heard of the backends, and until when this agent is backed by a quorum; sent with the
+    /// next status.
+    pub fn observed(
+        &self,
+        state: &ClusterState,
+        seen: &BTreeMap<NodeId, Seen>,
+        backed_until: MonoTime,
+        now: MonoTime,
+    ) {
+        self.status.send_replace(Observed { backends: backend_status(state, seen, now), backed_until });
     }
 
     /// Serves one proxy until its link ends.
@@ -100,7 +118,7 @@ impl Hub {
     async fn push(&self, socket: &mut WebSocket, name: &str, link: u64) -> Result<(), axum::Error> {
         let (mut state, status) = (self.state.clone(), self.status.subscribe());
         let mut sent = None;
-        let mut beat = tokio::time::interval(STATUS_INTERVAL);
+        let mut beat = tokio::time::interval(self.interval);
         loop {
             let topology = topology_of(&state.borrow_and_update());
             if let Some(topology) = topology.filter(|topology| sent != Some(topology.version())) {
@@ -116,8 +134,9 @@ impl Hub {
                     None => return Ok(()),
                 },
                 _ = beat.tick() => {
-                    let status = ToProxy::Status(status.borrow().clone());
-                    say(socket, &status).await?;
+                    let Observed { backends, backed_until } = status.borrow().clone();
+                    let backed_ms = millis(backed_until.since(RealClock.now()));
+                    say(socket, &ToProxy::Status(Status { backed_ms, backends })).await?;
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::binaries::{Binaries, BinariesError};
 use crate::cluster::{Cluster, Parts};
 use crate::config_files;
 use crate::daemon::{Daemon, DaemonError};
+use crate::disk::SmallDisk;
 use crate::install::{self, InstallError};
 use crate::network::{Network, NetworkError, Place};
 use crate::node::{Node, Proxy};
@@ -95,6 +96,7 @@ pub struct Builder {
     netns: bool,
     databases: usize,
     proxies: usize,
+    small_disk: Option<(String, u64)>,
     agent_settings: String,
     proxy_settings: String,
     keep_logs: Option<PathBuf>,
@@ -110,6 +112,7 @@ impl Default for Builder {
             netns: false,
             databases: 3,
             proxies: 1,
+            small_disk: None,
             agent_settings: String::new(),
             proxy_settings: String::new(),
             keep_logs: None,
@@ -147,6 +150,12 @@ impl Builder {
     #[must_use]
     pub fn proxies(self, proxies: usize) -> Self {
         Self { proxies, ..self }
+    }
+
+    /// Gives one server's data a disk of its own of this many megabytes (see [`SmallDisk`]).
+    #[must_use]
+    pub fn small_disk(self, node: &str, megabytes: u64) -> Self {
+        Self { small_disk: Some((node.to_owned(), megabytes)), ..self }
     }
 
     /// Lines for the end of every `agent.toml`, such as a `[timings]` section.
@@ -218,10 +227,24 @@ impl Builder {
             let place = beside.ok_or(NetworkError::NoFreeSubnet)?;
             proxies.push(proxy(number, place, &dir, &binaries, &mut network)?);
         }
+        let small = self.small_disk.as_ref();
+        let small =
+            small.and_then(|(name, size)| Some((nodes.iter().find(|node| node.name == *name)?, *size)));
+        let small = small.and_then(|(node, size)| Some((SmallDisk::of(node)?, node.data_dir()?, size)));
+        if let Some((_, at, _)) = &small {
+            let io = |source| StartError::Io { path: at.to_path_buf(), source };
+            undertaker.will_unmount(at).map_err(io)?;
+        }
+        let small = small.map(|(disk, _, size)| (disk, size));
         let (name, keep_logs) = (self.name.clone(), self.keep_logs.clone());
         let parts = Parts { name, dir, binaries, nodes, proxies, keep_logs, network, undertaker };
         let cluster = Cluster::new(parts);
         self.write_files(&cluster)?;
+        if let Some((disk, size)) = small {
+            self.say("a small disk for one server's data");
+            let made = disk.make(size).await;
+            made.map_err(|source| StartError::Postgres { step: "make a small disk".to_owned(), source })?;
+        }
         Ok(cluster)
     }
 

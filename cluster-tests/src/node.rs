@@ -47,6 +47,11 @@ impl Node {
         self.postgres.as_ref().map(|postgres| postgres.data_dir.as_path())
     }
 
+    /// The process of its agent that does everything but guard; the agent itself is the guardian.
+    pub fn worker(&self) -> Option<u32> {
+        process::child_named(self.agent.pid()?, "pgherd-worker")
+    }
+
     /// Its postmaster, while one runs.
     pub fn postmaster(&self) -> Option<u32> {
         self.data_dir().and_then(process::postmaster)

@@ -98,3 +98,19 @@ pub fn postmaster(data_dir: &Path) -> Option<u32> {
     let cwd = std::fs::read_link(format!("/proc/{number}/cwd")).ok()?;
     (cwd == data_dir).then_some(number)
 }
+
+/// The child with this name, as `ps` shows it.
+pub fn child_named(parent: u32, name: &str) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    let named = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(named)
+}
+
+/// Memory that a process holds now, in kilobytes.
+pub fn resident_kb(number: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{number}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -18,6 +18,9 @@ pub struct Status {
     pub generation: u64,
     /// The raft leader.
     pub leader: Option<String>,
+    /// Who votes.
+    #[serde(default)]
+    pub voting: Vec<String>,
     /// The members.
     pub nodes: Vec<NodeStatus>,
     /// The verdict, in sentences.

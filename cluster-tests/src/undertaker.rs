@@ -43,6 +43,11 @@ impl Undertaker {
         self.tell("empty", &dir.display().to_string())
     }
 
+    /// What is mounted here will be unmounted.
+    pub fn will_unmount(&mut self, at: &Path) -> std::io::Result<()> {
+        self.tell("umount", &at.display().to_string())
+    }
+
     /// The network namespace will be deleted.
     pub fn will_delete_netns(&mut self, name: &str) -> std::io::Result<()> {
         self.tell("netns", name)

@@ -1,11 +1,13 @@
 # Ends and removes what a cluster has left, once standard input ends: whoever held the other side of
-# the pipe has finished or died. Reads "netns NAME", "link NAME", "empty DIR" and "remove DIR" lines.
+# the pipe has finished or died. Reads "netns NAME", "link NAME", "umount DIR", "empty DIR" and
+# "remove DIR" lines.
 set -u
-netns= links= dirs= removed=
+netns= links= mounts= dirs= removed=
 while read -r kind name; do
     case $kind in
         netns) netns="$netns $name" ;;
         link) links="$links $name" ;;
+        umount) mounts="$mounts $name" ;;
         empty) dirs="$dirs $name" ;;
         remove) dirs="$dirs $name" removed="$removed $name" ;;
     esac
@@ -46,5 +48,7 @@ done 2>/dev/null
 
 for link in $links; do ip link del "$link"; done 2>/dev/null
 for name in $netns; do ip netns del "$name"; done 2>/dev/null
+# Whoever still uses it was not ours; it goes with the last of them.
+for at in $mounts; do umount "$at" || umount --lazy "$at"; done 2>/dev/null
 for dir in $dirs; do find "$dir" -mindepth 1 -delete; done
 for dir in $removed; do rmdir "$dir"; done

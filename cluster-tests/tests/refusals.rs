@@ -28,6 +28,10 @@ async fn wrong_agents_are_turned_away() -> TestResult {
     let typo = |text: String| text.replace("[node]", "[node]\npriorty = 1");
     let reason = cluster.refused_agent("server3", typo).await?;
     assert!(reason.contains("node.priorty") && reason.contains("priority"), "{reason}");
+    let unwatched =
+        |text: String| text + "\n[watchdog]\nmode = \"required\"\ndevice = \"/nowhere/watchdog\"\n";
+    let reason = cluster.refused_agent("server3", unwatched).await?;
+    assert!(reason.contains("cannot open the watchdog /nowhere/watchdog"), "{reason}");
     assert_eq!(postmasters(&cluster), before, "a refused agent touches nothing");
 
     cluster.node_mut("server3").agent.start()?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ClusterName, HostPort, Lsn, NodeId, Topology, Version};
 
 /// Version of this protocol. Both sides refuse another major number.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The path of the push link on an agent's port.
 pub const PATH: &str = "/v1/push";
@@ -22,8 +22,8 @@ pub const PATH: &str = "/v1/push";
 pub enum ToProxy {
     /// The whole truth at one version. Acknowledged with [`ToAgent::Ack`] once it is in effect.
     Reset(Topology),
-    /// How the backends are doing, as this agent sees it. Not ordered, not acknowledged.
-    Status(Vec<BackendStatus>),
+    /// How things are, as this agent sees them. Not ordered, not acknowledged.
+    Status(Status),
     /// The link will be closed; the text says why (wrong cluster, unknown protocol).
     Goodbye(String),
 }
@@ -52,6 +52,16 @@ pub enum ToAgent {
         /// What is in effect.
         have: Version,
     },
+}
+
+/// How things are, as one agent sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// For how many milliseconds more the agent counts as backed by a quorum of voters, should it hear
+    /// none of them again. 0: it may be cut off, and the primary it knows may have been replaced.
+    pub backed_ms: u64,
+    /// Replication on each backend.
+    pub backends: Vec<BackendStatus>,
 }
 
 /// Replication as observed on one backend. Ages instead of times: clocks are not compared.

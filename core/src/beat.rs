@@ -23,6 +23,8 @@ pub struct Beat {
 pub struct BeatAnswer {
     /// The generation for which the lease is renewed by this voter.
     pub lease: Option<Generation>,
+    /// The number of the raft store with which the log has let the asking node in again.
+    pub readmitted: Option<u64>,
 }
 
 /// Body of `POST /v1/hello`, said once to every other member before an agent takes part.
@@ -41,6 +43,9 @@ pub struct Hello {
 pub struct Welcome {
     /// Whether the answering agent is part of a raft group already.
     pub initialized: bool,
+    /// Whether it is known that the answering agent's raft store has nothing to remember: a group may
+    /// be formed with it.
+    pub ready: bool,
 }
 
 /// Whether a voter in this state renews the lease that `from` asks for. Once a failover is in the

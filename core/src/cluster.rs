@@ -6,6 +6,7 @@ mod command;
 mod state;
 #[cfg(test)]
 mod tests;
+mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
@@ -13,3 +14,4 @@ pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, Outcome,
     Primary, PrimaryPhase, Service,
 };
+pub use voters::{LeaseVoters, VoterPlan, majority};

@@ -12,7 +12,10 @@ mod service;
 mod switchover;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod totality_tests;
 mod view;
+mod voters;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,10 +24,13 @@ use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
 
 use crate::cluster::{ChangePhase, ClusterState, Command};
 use crate::observation::NodeObservation;
+use crate::quorum::Quorum;
 
-pub use report::{NotYet, Report};
+pub use report::{NotYet, Report, VotersStay};
 pub use switchover::SwitchoverRefused;
 pub use view::{Seen, View};
+
+use voters::Hearing;
 
 /// What the coordinator needs to know of the configuration.
 #[derive(Debug, Clone)]
@@ -37,12 +43,16 @@ pub struct Policy {
     pub lease: Duration,
     /// Silence of a standby's or witness's agent after which it is out of service.
     pub node_timeout: Duration,
+    /// Silence of a voter's agent after which it loses its vote.
+    pub node_lost_after: Duration,
     /// How long to wait for standbys to be recruited once one is.
     pub recruit_timeout: Duration,
     /// Bound of a switchover until the new primary is chosen.
     pub switchover_timeout: Duration,
     /// Bound of a promotion or start of a chosen primary.
     pub change_timeout: Duration,
+    /// How long a primary may be unable to make commits last before another one is looked for.
+    pub local_timeout: Duration,
 }
 
 /// What the coordinator wants done.
@@ -52,6 +62,8 @@ pub enum Action {
     Propose(Command),
     /// Let this node lead instead.
     TransferLeadership(NodeId),
+    /// Have raft vote by exactly these, as the log's plan says. To be asked for again until raft does.
+    ChangeVoters(BTreeSet<NodeId>),
 }
 
 /// The outcome of one step.
@@ -72,7 +84,8 @@ pub struct Coordinator {
     me: NodeId,
     policy: Policy,
     state: ClusterState,
-    voters: BTreeSet<NodeId>,
+    quorum: Quorum,
+    hearing: Hearing,
     seen: BTreeMap<NodeId, Seen>,
     /// The step of a change this coordinator is watching, and since when.
     step_since: Option<(Generation, Option<ChangePhase>, MonoTime)>,
@@ -93,7 +106,8 @@ impl Coordinator {
             me,
             policy,
             state: ClusterState::default(),
-            voters: BTreeSet::new(),
+            quorum: Quorum::default(),
+            hearing: Hearing::default(),
             seen: BTreeMap::new(),
             step_since: None,
             stalled: BTreeMap::new(),
@@ -103,20 +117,30 @@ impl Coordinator {
         }
     }
 
-    /// Input from the world: an agent has spoken, this one included.
+    /// Input from the world: an agent has spoken, this one included. What the same process said before
+    /// something that was heard already is no news.
     pub fn observe(&mut self, observation: NodeObservation, now: MonoTime) {
         let id = observation.descriptor.id;
+        let known = self.seen.get(&id).map(|seen| &seen.observation);
+        let overtaken = known.is_some_and(|known| {
+            known.incarnation == observation.incarnation && known.serial > observation.serial
+        });
+        if overtaken {
+            return;
+        }
         let running = observation.postgres.as_ref().and_then(|postgres| postgres.running());
         if let Some(primary) = running.filter(|running| !running.in_recovery) {
             self.ends.insert(id, primary.position);
         }
+        self.hearing.listen(now, self.policy.lease);
+        self.hearing.hear(id, observation.incarnation, now, self.policy.lease);
         self.seen.insert(id, Seen { observation, at: now });
     }
 
     /// Input from the log.
-    pub fn committed(&mut self, state: &ClusterState, voters: &BTreeSet<NodeId>, now: MonoTime) {
+    pub fn committed(&mut self, state: &ClusterState, quorum: &Quorum, now: MonoTime) {
         self.state = state.clone();
-        self.voters.clone_from(voters);
+        self.quorum.clone_from(quorum);
         let step = (self.state.generation, self.state.change.as_ref().map(|change| change.phase));
         if self.step_since.is_none_or(|(generation, phase, _)| (generation, phase) != step) {
             self.step_since = Some((step.0, step.1, now));
@@ -133,7 +157,8 @@ impl Coordinator {
         View {
             policy: &self.policy,
             state: &self.state,
-            voters: &self.voters,
+            quorum: &self.quorum,
+            hearing: &self.hearing,
             seen: &self.seen,
             ends: &self.ends,
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
@@ -146,19 +171,22 @@ impl Coordinator {
     /// The next thing to do, if this node leads. The steps have a fixed order; the first that wants
     /// something done wins.
     pub fn step(&mut self, now: MonoTime, wall: WallTime) -> Decision {
+        self.hearing.listen(now, self.policy.lease);
         self.note_stalled(now);
         let since = self.leading.filter(|(_, last)| now.since(*last) < self.policy.lease / 2);
         self.leading = Some((since.map_or(now, |(since, _)| since), now));
         let mut report = Report::default();
         let view = self.view(now, wall);
-        let mut action = view.form(&mut report).or_else(|| view.register());
+        let command = view.form(&mut report).or_else(|| view.register());
+        let mut action = command.map(Action::Propose);
         if self.state.identity.is_some() {
+            let propose = |command: Option<Command>| command.map(Action::Propose);
             action = action
-                .or_else(|| view.advance_change(&mut report))
-                .or_else(|| view.begin_failover(&mut report))
-                .or_else(|| view.serve_services(&self.stalled, &mut report));
+                .or_else(|| propose(view.advance_change(&mut report)))
+                .or_else(|| propose(view.begin_failover(&mut report)))
+                .or_else(|| view.tend_voters(&mut report))
+                .or_else(|| propose(view.serve_services(&self.stalled, &mut report)));
         }
-        let mut action = action.map(Action::Propose);
         if action.is_none() {
             action = self.move_leadership(now).map(Action::TransferLeadership);
             self.transferred = action.as_ref().map(|_| now).or(self.transferred);
@@ -178,7 +206,8 @@ impl Coordinator {
             return None;
         }
         let view = self.view(now, WallTime::default());
-        let others = self.voters.iter().filter(|id| **id != self.me && view.is_fresh(**id));
+        let fit = |id: NodeId| id != self.me && view.is_fresh(id) && !view.has_forgotten(id);
+        let others = self.quorum.voters.iter().filter(|id| fit(**id));
         others.max_by_key(|id| (self.state.members.get(*id).is_some_and(|m| !m.is_database()), **id)).copied()
     }
 

@@ -135,6 +135,8 @@ pub struct Guardian {
     deadline: Option<Deadline>,
     /// Whether any worker has said what there is to guard.
     told: bool,
+    /// The last thing it said was that there is something to guard.
+    ran: bool,
     /// The highest generation a worker has spoken for.
     highest: Generation,
     fencing: Option<Fencing>,
@@ -159,6 +161,7 @@ impl Guardian {
             worker: Worker::Absent(now),
             deadline: None,
             told: false,
+            ran: false,
             highest: Generation::ZERO,
             fencing: None,
             died_young: 0,
@@ -175,6 +178,12 @@ impl Guardian {
         self.deadline.map(|deadline| deadline.fence_at + WORKER_HEAD_START)
     }
 
+    /// Whether PostgreSQL ran, and could write, when a worker was last heard of it: a new worker that
+    /// finds it down finds a primary that has just failed, not one that was never started.
+    pub fn ran_before(&self) -> bool {
+        self.ran
+    }
+
     /// The worker has said what there is to guard. A word that arrives after the deadline has passed
     /// comes in time as long as no step was taken.
     pub fn told(&mut self, guard: Guard, now: MonoTime) {
@@ -184,7 +193,7 @@ impl Guardian {
             return;
         }
         match guard {
-            Guard::Off => self.deadline = None,
+            Guard::Off => (self.deadline, self.ran) = (None, false),
             Guard::Until { generation, .. } if generation < self.highest => {
                 self.notes.push(format!(
                     "the worker speaks for generation {generation}, but has spoken for {} before: not believed",
@@ -197,7 +206,7 @@ impl Guardian {
                 let standing = self.deadline.map_or(now, |deadline| deadline.fence_at);
                 let adopting = if self.told { now } else { self.started + self.rules.terms.adoption() };
                 let latest = (now + self.rules.terms.hold()).max(standing).max(adopting);
-                self.highest = generation;
+                (self.highest, self.ran) = (generation, true);
                 self.deadline = Some(Deadline { generation, fence_at: fence_at.min(latest) });
             }
         }
@@ -231,6 +240,8 @@ impl Guardian {
         match how {
             Ended::InOrder => self.hand_back(now),
             Ended::Refused => {}
+            // In the middle of its start it may end by the signal.
+            Ended::Crashed(_) if self.stopping.is_some() => {}
             Ended::Crashed(how) => self.notes.push(match self.deadline {
                 Some(deadline) => format!(
                     "the worker has ended ({how}); a new one has {} ms to take over from it",

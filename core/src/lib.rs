@@ -4,7 +4,8 @@
 //! Two machines hold the decisions: [`coordinator`] (cluster level; runs where raft leads and may
 //! only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only act
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
-//! and [`beat`] are what agents see and tell each other, [`timings`] holds every period and deadline.
+//! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
+//! failed all the same, [`timings`] holds every period and deadline.
 //! [`guardian`] is what stands behind an agent that crashes or hangs.
 
 pub mod beat;
@@ -12,7 +13,9 @@ pub mod cluster;
 pub mod coordinator;
 pub mod defect;
 pub mod guardian;
+pub mod health;
 pub mod node;
 pub mod observation;
+pub mod quorum;
 pub mod reconcile;
 pub mod timings;

@@ -22,10 +22,11 @@ use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
 use crate::defect::{Defect, planted};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
-use crate::reconcile::lease::{Lease, Promise, Terms};
+use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
 use crate::timings::Timings;
 
+pub use crate::quorum::{Admission, Quorum};
 pub use duty::{Before, Done};
 
 use duty::Duty;
@@ -57,15 +58,6 @@ pub struct Setup {
     pub adopted_until: MonoTime,
 }
 
-/// Raft, as far as decisions rest on it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Quorum {
-    /// Who votes.
-    pub voters: BTreeSet<NodeId>,
-    /// Whether this node leads and has applied an entry of its own term.
-    pub leads: bool,
-}
-
 /// What the guardian has to know of this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
@@ -86,6 +78,8 @@ pub enum Guard {
 pub struct Turn {
     /// To be on disk before anything below is done.
     pub remember: Option<Generation>,
+    /// The log lets this node in again with its new raft store of this number: raft may feed it.
+    pub rejoin: Option<u64>,
     /// For the guardian; `None`: what it knows stands.
     pub guard: Option<Guard>,
     /// To be begun on the local PostgreSQL.
@@ -132,9 +126,16 @@ pub struct Node {
     /// Since when a switchover is known to want new work held.
     holding_since: Option<MonoTime>,
     own: Option<PostgresObservation>,
+    /// When `own` was first decided on.
+    own_at: Option<MonoTime>,
     duty: Duty,
     acting: Option<(LocalAction, Before)>,
     proposing: bool,
+    serial: u64,
+    /// Raft was asked to change its voters.
+    regrouping: bool,
+    /// The log has let this node in again with this number.
+    readmitted: Option<u64>,
     knocks: Knocks,
     report: Vec<String>,
     note: Option<String>,
@@ -156,9 +157,11 @@ impl Node {
             max_lag: setup.max_lag,
             lease: timings.lease,
             node_timeout: timings.node_timeout,
+            node_lost_after: timings.node_lost_after,
             recruit_timeout: timings.recruit_timeout,
             switchover_timeout: timings.switchover_timeout,
             change_timeout: timings.change_timeout,
+            local_timeout: timings.local_timeout,
         };
         let rules = Rules {
             local_timeout: timings.local_timeout,
@@ -177,9 +180,13 @@ impl Node {
             remembered: setup.remembered,
             holding_since: None,
             own: None,
+            own_at: None,
             duty: Duty::default(),
             acting: None,
             proposing: false,
+            serial: 0,
+            regrouping: false,
+            readmitted: None,
             knocks: Knocks::default(),
             report: Vec::new(),
             note: None,
@@ -220,6 +227,33 @@ impl Node {
         self.note.as_deref()
     }
 
+    /// For how much longer this node counts as backed by a quorum, should it hear nobody again: the
+    /// primary it knows cannot have been replaced without one of the voters it has heard.
+    pub fn backed_for(&self, now: MonoTime) -> Duration {
+        let voters = &self.state.voters;
+        let behind = self.highest > self.state.generation || self.quorum.admission != Admission::Full;
+        if behind || !voters.contains(self.id()) {
+            return Duration::ZERO;
+        }
+        let ages = voters.sets().map(|set| self.quorum_age(set, now));
+        // Unknown counts as longest ago.
+        let oldest = ages.reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))).flatten();
+        oldest.map_or(Duration::ZERO, |age| self.setup.timings.lease.saturating_sub(age))
+    }
+
+    /// How long ago this node had last heard enough of these voters.
+    fn quorum_age(&self, set: &BTreeSet<NodeId>, now: MonoTime) -> Option<Duration> {
+        let seen = self.coordinator.seen();
+        let others = set.iter().filter(|voter| **voter != self.id());
+        let mut ages: Vec<Duration> =
+            others.filter_map(|voter| seen.get(voter)).map(|seen| now.since(seen.at)).collect();
+        ages.sort_unstable();
+        match lease::quorum(set.len()) - 1 {
+            0 => Some(Duration::ZERO),
+            needed => ages.get(needed - 1).copied(),
+        }
+    }
+
     /// The action in progress.
     pub fn acting(&self) -> Option<&LocalAction> {
         self.acting.as_ref().map(|(action, _)| action)
@@ -227,13 +261,13 @@ impl Node {
 
     /// The log has moved, or the group has changed.
     pub fn committed(&mut self, state: Arc<ClusterState>, quorum: Quorum, now: MonoTime) {
-        let news = !Arc::ptr_eq(&self.state, &state) || self.quorum.voters != quorum.voters;
+        let news = !Arc::ptr_eq(&self.state, &state) || self.quorum != quorum;
         let before = std::mem::replace(&mut self.state, state);
         self.quorum = quorum;
         if !news {
             return;
         }
-        self.coordinator.committed(&self.state, &self.quorum.voters, now);
+        self.coordinator.committed(&self.state, &self.quorum, now);
         if self.stays_primary(&before) {
             self.lease.carry_over(self.state.generation);
         }
@@ -256,6 +290,7 @@ impl Node {
         // One that died on its way up is as much in the agent's charge as before.
         self.duty.stopped_here &= observation.running().is_none();
         self.own = Some(observation);
+        self.own_at = None;
     }
 
     /// The action in progress has ended.
@@ -272,12 +307,14 @@ impl Node {
         self.hear_of(beat.observation.generation);
         let granted = beat
             .wants_lease
-            .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted));
+            .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted))
+            // A node that has forgotten what it said says nothing new before it knows all there is.
+            .filter(|_| self.quorum.admission == Admission::Full);
         if granted.is_some() {
             self.promise.renew(self.terms, now);
         }
         self.coordinator.observe(beat.observation, now);
-        BeatAnswer { lease: granted }
+        BeatAnswer { lease: granted, readmitted: self.state.readmitted.get(&from).copied() }
     }
 
     /// A voter has answered the beat that was sent at `sent`.
@@ -285,11 +322,17 @@ impl Node {
         if let Some(generation) = answer.lease {
             self.lease.answered(voter, generation, sent);
         }
+        self.readmitted = answer.readmitted.or(self.readmitted);
     }
 
     /// What another node's PostgreSQL looks like from here.
     pub fn knocked(&mut self, node: NodeId, result: RemoteDatabase) {
         self.knocks.answered(node, result);
+    }
+
+    /// What raft was asked for last has come to an end, one way or the other.
+    pub fn regrouped(&mut self) {
+        self.regrouping = false;
     }
 
     /// What was proposed last has come to an end, one way or the other.
@@ -326,6 +369,8 @@ impl Node {
             self.remembered = self.highest;
             turn.remember = Some(self.highest);
         }
+        self.serial += 1;
+        turn.rejoin = self.quorum.admission.probation().filter(|token| self.readmitted == Some(*token));
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;
@@ -354,12 +399,16 @@ impl Node {
 
     /// When this node must begin to fence what it runs as primary, if nothing renews its lease.
     fn fence_at(&self, now: MonoTime) -> Option<MonoTime> {
-        self.lease.fence_at(self.state.generation, &self.quorum.voters, now)
+        // What is applied while a lost store is filled again is the past: others may be primary by now.
+        if self.quorum.admission != Admission::Full {
+            return None;
+        }
+        self.lease.fence_at(self.state.generation, &self.state.voters, now)
     }
 
     fn observation(&self, now: MonoTime) -> NodeObservation {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        let change = self.state.change.as_ref();
+        let change = self.state.change.as_ref().filter(|_| self.quorum.admission == Admission::Full);
         let fence_at = self.fence_at(now).filter(|_| self.is_primary());
         // Rounded up: a promise that has not quite ended is no lapsed one.
         let promise_left = self.promise.left(now) + Duration::from_micros(999);
@@ -367,7 +416,10 @@ impl Node {
             descriptor: self.setup.descriptor.clone(),
             cluster: self.setup.cluster.clone(),
             incarnation: self.setup.incarnation,
+            serial: self.serial,
             generation: self.state.generation,
+            revision: self.state.revision,
+            probation: self.quorum.admission.probation(),
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),
             lease_left_ms: fence_at.map(|at| millis(at.since(now))),
@@ -383,11 +435,13 @@ impl Node {
         now: MonoTime,
     ) -> Option<Begun> {
         let own = observation.postgres.as_ref()?;
+        let own_age = now.since(*self.own_at.get_or_insert(now));
         let primary = self.state.serving().and_then(|id| self.heard(id, now));
         let situation = Situation {
             me: self.id(),
             state: &self.state,
             own,
+            own_age,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,
@@ -427,6 +481,12 @@ impl Node {
             None => return None,
             Some(PostgresState::Down(_) | PostgresState::Unusable(_)) => false,
             Some(PostgresState::Running(running)) => !running.in_recovery,
+            // A standby, as far as is known: it must not be killed for taking its time.
+            Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. })
+                if !self.is_primary() =>
+            {
+                return None;
+            }
             Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
         };
         let rises = matches!(self.acting(), Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
@@ -467,7 +527,13 @@ impl Node {
                 turn.doing = decision.report.doing;
                 Some(Action::Propose(command))
             }
-            other => other,
+            Some(Action::ChangeVoters(_)) if self.regrouping => None,
+            Some(Action::ChangeVoters(voters)) => {
+                self.regrouping = true;
+                turn.doing = decision.report.doing;
+                Some(Action::ChangeVoters(voters))
+            }
+            other @ (Some(Action::TransferLeadership(_)) | None) => other,
         };
     }
 

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
 
+pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
+
 /// Everything one agent says about itself and its PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeObservation {
@@ -21,8 +23,14 @@ pub struct NodeObservation {
     pub cluster: ClusterName,
     /// Drawn at random when the agent starts: tells two processes with one identity apart.
     pub incarnation: u64,
+    /// Rises with everything this process says, so that what was overtaken on its way is known as old.
+    pub serial: u64,
     /// The highest generation this agent has applied from the log.
     pub generation: Generation,
+    /// The revision of the cluster's state that this agent has applied from the log.
+    pub revision: u64,
+    /// The number of its raft store, while this agent takes no part because the store before was lost.
+    pub probation: Option<u64>,
     /// The generation of the change of primary this agent has applied and takes part in. From then on
     /// it acknowledges no beat of an older primary.
     pub intent: Option<Generation>,
@@ -75,6 +83,8 @@ pub struct PostgresObservation {
     pub released: Option<Generation>,
     /// Why the last action failed, until one succeeds.
     pub trouble: Option<String>,
+    /// Whether it can do its work, beyond answering.
+    pub health: Health,
 }
 
 /// What the local PostgreSQL is doing.
@@ -169,9 +179,11 @@ impl NodeObservation {
     /// the others should hear of it at once.
     pub fn essence(&self) -> Self {
         let mut essence = self.clone();
+        essence.serial = 0;
         essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
         essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
         if let Some(postgres) = &mut essence.postgres {
+            postgres.health = postgres.health.ageless();
             match &mut postgres.state {
                 PostgresState::Down(stopped) => stopped.for_ms = 0,
                 PostgresState::Starting { for_ms } => *for_ms = 0,

@@ -106,6 +106,8 @@ pub struct Situation<'a> {
     pub state: &'a ClusterState,
     /// The local PostgreSQL.
     pub own: &'a PostgresObservation,
+    /// How old that look is. While PostgreSQL hangs, so do looks, and deadlines do not wait for them.
+    pub own_age: Duration,
     /// The serving primary's PostgreSQL, as its agent recently described it.
     pub primary: Option<&'a Running>,
     /// When fencing must begin; `None` when this node holds no lease.
@@ -131,6 +133,9 @@ pub struct Rules {
     pub restart_standby_after: Duration,
 }
 
+/// A start that was followed by another one sooner than this did not last.
+const START_LASTS: Duration = Duration::from_secs(60);
+
 /// Remembers what failed and when, so that it is not tried in a tight loop.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -138,6 +143,8 @@ pub struct Reconciler {
     /// The kind of action that failed last, how often in a row, and when it may be tried again. Others
     /// are not held up.
     failed: Option<(Discriminant<LocalAction>, u32, MonoTime)>,
+    /// How many starts as primary in a row did not last, and when the last one succeeded.
+    starts: Option<(u32, MonoTime)>,
     /// For whom the slots were last aligned.
     slots: Option<(bool, BTreeSet<NodeName>)>,
 }
@@ -171,7 +178,7 @@ impl Reconciliation {
 impl Reconciler {
     /// Nothing has failed yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, failed: None, slots: None }
+        Self { rules, failed: None, starts: None, slots: None }
     }
 
     /// An action has ended.
@@ -180,14 +187,28 @@ impl Reconciler {
         let before = self.failed.filter(|(failed, _, _)| *failed == kind);
         if succeeded {
             self.failed = self.failed.filter(|(failed, _, _)| *failed != kind);
-            if let LocalAction::AlignSlots { members, in_recovery } = action {
-                self.slots = Some((*in_recovery, members.clone()));
+            match action {
+                LocalAction::AlignSlots { members, in_recovery } => {
+                    self.slots = Some((*in_recovery, members.clone()));
+                }
+                LocalAction::StartPrimary(_) => {
+                    let in_a_row = self.starts.filter(|(_, at)| now.since(*at) < START_LASTS);
+                    self.starts = Some((in_a_row.map_or(0, |(times, _)| times + 1), now));
+                }
+                _ => {}
             }
         } else {
             let times = before.map_or(0, |(_, times, _)| times);
-            let pause = Duration::from_millis(500) * 2_u32.saturating_pow(times.min(6));
-            self.failed = Some((kind, times + 1, now + pause));
+            self.failed = Some((kind, times + 1, now + pause_after(times)));
         }
+    }
+
+    /// Until when a primary that was started and did not last is left alone: only where no standby can
+    /// take over is it started in place, and then not in a tight loop.
+    fn storm_rest(&self, action: &LocalAction, now: MonoTime) -> Option<(u32, MonoTime)> {
+        let (times, at) = self.starts.filter(|_| matches!(action, LocalAction::StartPrimary(_)))?;
+        let until = at + pause_after(times);
+        (times > 0 && now < until).then_some((times, until))
     }
 
     /// What to do next.
@@ -195,6 +216,12 @@ impl Reconciler {
         let wanted = self.wanted(s);
         let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }));
         let resting = wanted.action.as_ref().is_some_and(|action| self.is_resting(action, s.now));
+        if let Some((times, until)) = wanted.action.as_ref().and_then(|a| self.storm_rest(a, s.now)) {
+            let note = format!(
+                "PostgreSQL has ended {times} times soon after its start; resting before the next one"
+            );
+            return Reconciliation::wait(note).at(until);
+        }
         match self.failed {
             Some((_, _, at)) if !urgent && resting => Reconciliation { action: None, ..wanted }.at(at),
             Some(_) | None => wanted,
@@ -235,11 +262,7 @@ impl Reconciler {
             return expired;
         }
         if let PostgresState::Unresponsive { for_ms, reason } = &s.own.state {
-            let left = self.rules.local_timeout.saturating_sub(Duration::from_millis(*for_ms));
-            if left.is_zero() {
-                return give_up(s, format!("PostgreSQL has answered nobody for {for_ms} ms: {reason}"));
-            }
-            return Reconciliation::wait(format!("PostgreSQL does not answer: {reason}")).at(s.now + left);
+            return self.unresponsive(s, *for_ms, reason);
         }
         if let Some(change) = change {
             return switch_over(s, change);
@@ -289,6 +312,19 @@ impl Reconciler {
         wake(Reconciliation { action: slots.or(checkpoint), ..Reconciliation::default() })
     }
 
+    /// It hangs: killed once it has done so for `local_timeout`, in either role. A server that refuses
+    /// the agent has answered, so it never gets there.
+    fn unresponsive(&self, s: &Situation<'_>, for_ms: u64, reason: &str) -> Reconciliation {
+        // A look that finds it refusing all the time has no age: it answers.
+        let silent = if for_ms == 0 { Duration::ZERO } else { Duration::from_millis(for_ms) + s.own_age };
+        let left = self.rules.local_timeout.saturating_sub(silent);
+        if left.is_zero() {
+            let silent_ms = silent.as_millis();
+            return give_up(s, format!("PostgreSQL has answered nobody for {silent_ms} ms: {reason}"));
+        }
+        Reconciliation::wait(format!("PostgreSQL does not answer: {reason}")).at(s.now + left)
+    }
+
     /// A primary without a lease must not be writable.
     fn lease_expired(&self, s: &Situation<'_>) -> Option<Reconciliation> {
         let recovering = s.own.running().is_some_and(|running| running.in_recovery);
@@ -318,9 +354,8 @@ impl Reconciler {
             PostgresState::Running(running) => self.run_standby(s, running),
             PostgresState::Down(stopped) => self.start_standby(s, member, stopped),
             PostgresState::Starting { .. } => Reconciliation::default(),
-            PostgresState::Unresponsive { reason, .. } => {
-                Reconciliation::wait(format!("PostgreSQL does not answer: {reason}"))
-            }
+            // Killed and started anew it may stream again; as it is it cannot even be recruited.
+            PostgresState::Unresponsive { for_ms, reason } => self.unresponsive(s, *for_ms, reason),
             PostgresState::Unusable(reason) => Reconciliation::wait(reason.clone()),
         }
     }
@@ -328,7 +363,11 @@ impl Reconciler {
     fn run_standby(&self, s: &Situation<'_>, running: &Running) -> Reconciliation {
         if let Some(change) = &s.state.change {
             let recruiting = change.phase == ChangePhase::Recruiting;
-            if recruiting && s.own.recruited != Some(change.generation) {
+            // The promise to the new generation is in this node's log, on disk, before it is seen here:
+            // only committed changes are, and a voter syncs what it answers for. The standby's own part
+            // of it is `pgherd.conf`. Somebody may have pointed it at a primary again since.
+            let cut = running.follows.is_none() && running.receiver.is_none();
+            if recruiting && !(cut && s.own.recruited == Some(change.generation)) {
                 return Reconciliation::act(LocalAction::Recruit(change.generation));
             }
             return Reconciliation::default();
@@ -423,6 +462,12 @@ impl Reconciler {
             self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
         (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
     }
+}
+
+/// The rest after something has failed `times` times before: half a second, doubled each time, at most
+/// half a minute.
+fn pause_after(times: u32) -> Duration {
+    Duration::from_millis(500) * 2_u32.saturating_pow(times.min(6))
 }
 
 /// Nothing is known of the cluster: it has not formed, or this agent has lost its memory of it.

@@ -8,6 +8,10 @@ use pgherd_common::config::{Millis, Reader, Section};
 
 use crate::reconcile::lease::{GUARDIAN_SLACK, KILL_BUDGET};
 
+/// How often a new connection to the own PostgreSQL is tried: a postmaster that hangs still serves old
+/// ones.
+pub const NEW_CONNECTION_EVERY: Duration = Duration::from_secs(1);
+
 /// `[timings]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timings {
@@ -30,6 +34,8 @@ pub struct Timings {
     /// An agent silent for so long takes its node out of service (standbys; for a primary the lease
     /// decides).
     pub node_timeout: Duration,
+    /// An agent silent for so long loses its vote, if it is the only one and not the primary's.
+    pub node_lost_after: Duration,
     /// How long a failover waits for standbys to report how much they have.
     pub recruit_timeout: Duration,
     /// How long a change of primary may take before it is given up or begun anew.
@@ -40,12 +46,19 @@ pub struct Timings {
     pub restart_standby_after: Duration,
 }
 
-/// What the rules speak about.
+/// What else the rules speak about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Others {
+    /// `postgres.stop_timeout`; zero on a witness.
+    pub stop_timeout: Duration,
+    /// `watchdog.timeout`; zero where no watchdog is used.
+    pub watchdog: Duration,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Spans {
     timings: Timings,
-    /// `postgres.stop_timeout`; zero on a witness.
-    stop_timeout: Duration,
+    others: Others,
 }
 
 /// A relation between timings.
@@ -90,6 +103,13 @@ pub const RULES: &[Rule] = &[
         |s| s.timings.beat_interval * 3 + KILL_BUDGET + GUARDIAN_SLACK,
         |s| s.timings.lease,
     ),
+    Rule::below(
+        "beat_interval * 3 + watchdog.timeout < lease",
+        "the watchdog is petted only while it would reset the machine within the lease, and two lost beats in a row \
+         must not make it do so",
+        |s| s.timings.beat_interval * 3 + s.others.watchdog,
+        |s| s.timings.lease,
+    ),
     Rule {
         text: "heartbeat * 3 <= election_timeout_min",
         reason: "two lost heartbeats in a row must not start an election",
@@ -122,9 +142,28 @@ pub const RULES: &[Rule] = &[
         |s| s.timings.node_timeout,
     ),
     Rule::below(
+        "node_timeout < node_lost_after",
+        "a node leaves the voters long after it has left service, not before",
+        |s| s.timings.node_timeout,
+        |s| s.timings.node_lost_after,
+    ),
+    Rule::below(
+        "lease * 2 < node_lost_after",
+        "a failover comes first, and a node that is back must be heard for longer than a lease before it votes",
+        |s| s.timings.lease * 2,
+        |s| s.timings.node_lost_after,
+    ),
+    Rule::below(
         "probe_interval * 3 < local_timeout",
         "a single slow answer must not make PostgreSQL count as failed",
         |s| s.timings.probe_interval * 3,
+        |s| s.timings.local_timeout,
+    ),
+    Rule::below(
+        "remote_timeout + 1s < local_timeout",
+        "a new connection is tried once a second and may take remote_timeout; a single one that is not answered \
+         must not make PostgreSQL count as failed",
+        |s| s.timings.remote_timeout + NEW_CONNECTION_EVERY,
         |s| s.timings.local_timeout,
     ),
     Rule::below(
@@ -136,7 +175,7 @@ pub const RULES: &[Rule] = &[
     Rule::below(
         "postgres.stop_timeout < switchover_timeout",
         "a primary that is stopped in time must not be rolled back to for having been slow",
-        |s| s.stop_timeout,
+        |s| s.others.stop_timeout,
         |s| s.timings.switchover_timeout,
     ),
 ];
@@ -154,6 +193,7 @@ impl Timings {
         let election_timeout_min = span("election_timeout_min", "\"600ms\"");
         let election_timeout_max = span("election_timeout_max", "\"1200ms\"");
         let node_timeout = span("node_timeout", "\"3s\"");
+        let node_lost_after = span("node_lost_after", "\"10s\"");
         let recruit_timeout = span("recruit_timeout", "\"1s\"");
         let change_timeout = span("change_timeout", "\"30s\"");
         let switchover_timeout = span("switchover_timeout", "\"15s\"");
@@ -169,6 +209,7 @@ impl Timings {
             election_timeout_min: election_timeout_min?,
             election_timeout_max: election_timeout_max?,
             node_timeout: node_timeout?,
+            node_lost_after: node_lost_after?,
             recruit_timeout: recruit_timeout?,
             change_timeout: change_timeout?,
             switchover_timeout: switchover_timeout?,
@@ -176,10 +217,9 @@ impl Timings {
         })
     }
 
-    /// One sentence for each rule that does not hold. `stop_timeout` is PostgreSQL's; `None` on a
-    /// witness.
-    pub fn broken_rules(&self, stop_timeout: Option<Duration>) -> Vec<String> {
-        let spans = Spans { timings: *self, stop_timeout: stop_timeout.unwrap_or_default() };
+    /// One sentence for each rule that does not hold.
+    pub fn broken_rules(&self, others: Others) -> Vec<String> {
+        let spans = Spans { timings: *self, others };
         RULES.iter().filter_map(|rule| rule.broken_by(&spans)).collect()
     }
 }
@@ -202,22 +242,34 @@ mod tests {
     #[test]
     fn the_defaults_hold() {
         let timings = Timings::default();
-        assert_eq!(timings.broken_rules(Some(Duration::from_secs(10))), Vec::<String>::new());
+        assert_eq!(
+            timings.broken_rules(Others {
+                stop_timeout: Duration::from_secs(10),
+                watchdog: Duration::from_secs(1)
+            }),
+            Vec::<String>::new()
+        );
         assert_eq!(timings.lease, Duration::from_secs(2));
         assert_eq!(timings.restart_standby_after, Duration::from_secs(5));
     }
 
     #[test]
-    fn the_rules_name_the_budgets_that_are_used() {
+    fn the_rules_name_the_constants_that_are_used() {
         assert_eq!(format!("{KILL_BUDGET:?} {GUARDIAN_SLACK:?}"), "400ms 100ms");
+        assert_eq!(format!("{NEW_CONNECTION_EVERY:?}"), "1s");
     }
 
     #[test]
     fn every_rule_can_be_broken_and_says_so_with_both_numbers() {
         let (day, ms) = (Duration::from_secs(86_400), Duration::from_millis);
         let good = Timings::default();
-        let breaks: [(&str, Timings, Duration); 9] = [
+        let breaks: [(&str, Timings, Duration); 13] = [
             ("beat_interval * 3 + 500ms < lease", Timings { beat_interval: ms(500), ..good }, ms(1)),
+            (
+                "beat_interval * 3 + watchdog.timeout < lease",
+                Timings { beat_interval: ms(400), ..good },
+                ms(1),
+            ),
             ("heartbeat * 3 <= election_timeout_min", Timings { heartbeat: ms(201), ..good }, ms(1)),
             (
                 "election_timeout_min < election_timeout_max",
@@ -227,17 +279,20 @@ mod tests {
             ("election_timeout_max < lease", Timings { election_timeout_max: ms(2000), ..good }, ms(1)),
             ("remote_timeout < lease", Timings { remote_timeout: ms(2000), ..good }, ms(1)),
             ("beat_interval * 3 < node_timeout", Timings { node_timeout: ms(600), ..good }, ms(1)),
+            ("node_timeout < node_lost_after", Timings { node_timeout: ms(10_000), ..good }, ms(1)),
+            ("lease * 2 < node_lost_after", Timings { lease: ms(5000), ..good }, ms(1)),
             ("probe_interval * 3 < local_timeout", Timings { probe_interval: day, ..good }, ms(1)),
+            ("remote_timeout + 1s < local_timeout", Timings { local_timeout: ms(2000), ..good }, ms(1)),
             ("lease + recruit_timeout < change_timeout", Timings { change_timeout: ms(3000), ..good }, ms(1)),
             ("postgres.stop_timeout < switchover_timeout", good, ms(15_000)),
         ];
         assert_eq!(breaks.len(), RULES.len());
         for (text, timings, stop_timeout) in breaks {
-            let broken = timings.broken_rules(Some(stop_timeout));
+            let broken = timings.broken_rules(Others { stop_timeout, watchdog: ms(800) });
             let found = broken.iter().find(|sentence| sentence.starts_with(text));
             assert!(found.is_some_and(|sentence| sentence.contains("is not ")), "{text}: {broken:?}");
         }
-        let broken = Timings { remote_timeout: ms(2500), ..good }.broken_rules(None);
+        let broken = Timings { remote_timeout: ms(2500), ..good }.broken_rules(Others::default());
         assert_eq!(broken.len(), 1);
         assert!(
             broken[0].starts_with("remote_timeout < lease does not hold: 2.5s is not below 2s; "),

@@ -39,6 +39,15 @@ pub struct View<'a> {
     pub lag_bytes: &'a BTreeMap<NodeId, u64>,
     /// Nodes that just now could not be reached.
     pub avoided: &'a BTreeSet<NodeId>,
+    /// An agent that a quorum backs was heard within a lease. Without one the primary may have been
+    /// replaced unheard, so it gets nothing new.
+    pub backed: bool,
+}
+
+impl<'a> View<'a> {
+    fn writable(&self) -> Option<&'a Backend> {
+        writable(self.topology).filter(|_| self.backed)
+    }
 }
 
 /// Where to go.
@@ -60,7 +69,7 @@ pub fn writable(topology: &Topology) -> Option<&Backend> {
 
 /// Chooses. `draw` is a fresh random number, used for reads only.
 pub fn choose<'a>(need: Need, view: &View<'a>, draw: u64) -> Choice<'a> {
-    let primary = writable(view.topology).map_or(Choice::Wait, Choice::Primary);
+    let primary = view.writable().map_or(Choice::Wait, Choice::Primary);
     match need {
         Need::Write => primary,
         Need::Read => choose_reader(view, draw).unwrap_or(primary),
@@ -80,7 +89,7 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
         !view.avoided.contains(&backend.id) && !lags
     };
     let usable = |backend: &&Backend| {
-        let settled = Some(backend.id) != primary || writable(view.topology).is_some();
+        let settled = Some(backend.id) != primary || view.writable().is_some();
         backend.in_rotation() && settled
     };
     let pool: Vec<&Backend> = view.topology.backends().iter().filter(usable).collect();
@@ -97,7 +106,7 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
             left -= own;
         }
     }
-    if writable(view.topology).is_some() {
+    if view.writable().is_some() {
         return None;
     }
     good.first().or(pool.first()).map(|backend| as_choice(backend))
@@ -149,17 +158,29 @@ pub(crate) mod tests {
         Topology::new(parts(generation, primary, backends)).unwrap()
     }
 
-    #[derive(Default)]
     struct World {
         shares: Shares,
         lag: BTreeMap<NodeId, u64>,
         avoided: BTreeSet<NodeId>,
+        backed: bool,
+    }
+
+    impl Default for World {
+        fn default() -> Self {
+            let (shares, lag, avoided) = <(Shares, BTreeMap<_, _>, BTreeSet<_>)>::default();
+            Self { shares, lag, avoided, backed: true }
+        }
     }
 
     impl World {
+        fn view<'a>(&'a self, topology: &'a Topology) -> View<'a> {
+            let (lag_bytes, avoided) = (&self.lag, &self.avoided);
+            View { topology, shares: &self.shares, lag_bytes, avoided, backed: self.backed }
+        }
+
         /// Node chosen for each of many draws, with its count; 0 stands for waiting.
         fn reads(&self, topology: &Topology) -> BTreeMap<u64, usize> {
-            let view = View { topology, shares: &self.shares, lag_bytes: &self.lag, avoided: &self.avoided };
+            let view = self.view(topology);
             let mut counts = BTreeMap::new();
             let mut draw = 0x9E37_79B9_7F4A_7C15_u64;
             for _ in 0..10_000 {
@@ -174,7 +195,7 @@ pub(crate) mod tests {
         }
 
         fn write(&self, topology: &Topology) -> u64 {
-            let view = View { topology, shares: &self.shares, lag_bytes: &self.lag, avoided: &self.avoided };
+            let view = self.view(topology);
             match choose(Need::Write, &view, 0) {
                 Choice::Primary(backend) => backend.id.0,
                 Choice::Standby(_) => panic!("a write was sent to a standby"),
@@ -224,6 +245,15 @@ pub(crate) mod tests {
         assert_eq!(world.reads(&cluster), [(1, 10_000)].into());
         let orphaned = topology(1, None, vec![down(1), up(2), down(3)]);
         assert_eq!(world.reads(&orphaned), [(2, 10_000)].into());
+    }
+
+    #[test]
+    fn without_a_backed_agent_the_primary_gets_nothing_new() {
+        let world = World { backed: false, ..World::default() };
+        let cluster = topology(1, Some(1), vec![up(1), up(2)]);
+        assert_eq!(world.write(&cluster), 0);
+        assert_eq!(world.reads(&cluster), [(2, 10_000)].into());
+        assert_eq!(world.reads(&topology(1, Some(1), vec![up(1)])), [(0, 10_000)].into());
     }
 
     #[test]

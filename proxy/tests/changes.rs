@@ -76,6 +76,38 @@ async fn sessions_survive_a_failover() {
     assert!(!in_tx.is_closed() && !committing.is_closed() && !reading.is_closed());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_whose_agents_may_be_cut_off_starts_nothing_new_on_the_primary() {
+    let (first, second) = pair().await;
+    let script = &mut Script::new(&[&first, &second]);
+    let mut agent = Agent::start(Some(script.steady())).await;
+    let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    let (writer, in_tx) = (proxy.connect().await, proxy.connect().await);
+    writer.batch_execute("INSERT INTO t VALUES (20)").await.unwrap();
+    in_tx.batch_execute("BEGIN; INSERT INTO t VALUES (21)").await.unwrap();
+
+    // The last claim runs out; none is made any more.
+    agent.claim_quorum(0);
+    let client = &writer;
+    let mut attempts = 0;
+    let mut held = loop {
+        attempts += 1;
+        assert!(attempts < 100_000, "the claim never runs out");
+        let mut insert = Box::pin(client.batch_execute("INSERT INTO t VALUES (100)"));
+        if tokio::time::timeout(Duration::from_millis(500), &mut insert).await.is_err() {
+            break insert;
+        }
+    };
+    assert_eq!(text(&in_tx, "SELECT count(*) FROM t WHERE a = 21").await, "1", "what runs may end");
+    in_tx.batch_execute("COMMIT").await.unwrap();
+    is_held(&mut held).await;
+    let reader = proxy.connect().await;
+    assert_eq!(text(&reader, WHERE).await, second.port().to_string(), "reads go on");
+
+    agent.claim_quorum(2_000);
+    soon(held).await.unwrap();
+}
+
 async fn pair() -> (Postgres, Postgres) {
     let first = Postgres::primary(Access::Trust);
     first

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use pgherd_core::cluster::{Applied, ClusterState, Command};
 
-use pgherd_core::defect::{Defect, planted};
+use pgherd_core::quorum::Admission;
 
 use crate::clock::{MS, Micros, Time};
 use crate::rng::Rng;
@@ -97,6 +97,8 @@ pub enum Output {
     Applied(usize, Arc<Entry>, Option<Applied>, Arc<ClusterState>),
     /// A proposal has ended.
     Proposed(Command, Option<Applied>),
+    /// A change of voters has ended, one way or the other.
+    Regrouped,
     /// An entry was committed here first: who had it on disk, and who votes.
     Committed(usize, BTreeSet<usize>),
 }
@@ -132,7 +134,8 @@ pub struct Raft {
     me: usize,
     term: u64,
     voted: Option<usize>,
-    amnesia: bool,
+    admission: Admission,
+    regrouping: Option<BTreeSet<usize>>,
     log: Vec<Arc<Entry>>,
     stored: Stored,
     writes: VecDeque<(u64, Stored)>,
@@ -166,7 +169,8 @@ impl Raft {
             me,
             term: stored.term,
             voted: stored.voted,
-            amnesia: stored.amnesia && !planted(Defect::AmnesiaVotes),
+            admission: stored.admission,
+            regrouping: None,
             log: stored.log.clone(),
             synced_to: stored.log.len(),
             stored,
@@ -224,9 +228,87 @@ impl Raft {
             && self.log.get(self.applied - 1).is_some_and(|entry| entry.term == self.term)
     }
 
-    /// Whether this member has lost its disk and was not filled again, as its disk knows.
-    pub fn has_amnesia(&self) -> bool {
-        self.amnesia || self.stored.amnesia
+    /// What this member's word is worth.
+    pub fn admission(&self) -> Admission {
+        self.admission
+    }
+
+    /// Everybody who was ever a member: whoever has no vote is fed the log.
+    pub fn everybody(&self) -> BTreeSet<usize> {
+        let groups = self.log.iter().filter_map(|entry| match &entry.payload {
+            Payload::Members(groups) => Some(groups),
+            Payload::Blank | Payload::Command(_) => None,
+        });
+        groups.flatten().flatten().copied().collect()
+    }
+
+    /// Whether one group votes, and everybody who leads later will know it.
+    pub fn is_settled(&self) -> bool {
+        let last = self.log.iter().rposition(|entry| matches!(entry.payload, Payload::Members(_)));
+        self.groups().len() == 1 && last.is_some_and(|last| last < self.commit)
+    }
+
+    /// Tells whether the voters may be others than a moment ago.
+    pub fn changes(&self) -> (usize, bool) {
+        let changes = self.log.iter().filter(|entry| matches!(entry.payload, Payload::Members(_)));
+        (changes.count(), self.is_settled())
+    }
+
+    /// The log lets this member in again with its new store.
+    pub fn rejoin(&mut self, token: u64) {
+        if self.admission == Admission::Probation(token) {
+            self.admission = Admission::Learner(token);
+            self.persist(None);
+        }
+    }
+
+    /// Whoever is fed again votes again once it has applied that it does.
+    pub fn admit(&mut self, readmitted: Option<u64>) {
+        if let Admission::Learner(token) = self.admission
+            && readmitted == Some(token)
+            && u64::try_from(self.applied).unwrap_or(0) >= self.state.revision
+            && self.applied_voters().contains(&self.me)
+        {
+            self.admission = Admission::Full;
+            self.persist(None);
+        }
+    }
+
+    fn applied_voters(&self) -> BTreeSet<usize> {
+        let applied = self.log.iter().take(self.applied).rev();
+        let groups = applied.filter_map(|entry| match &entry.payload {
+            Payload::Members(groups) => Some(groups.clone()),
+            Payload::Blank | Payload::Command(_) => None,
+        });
+        groups.into_iter().next().unwrap_or_default().into_iter().flatten().collect()
+    }
+
+    /// These are to vote: both groups together first, then the new one alone.
+    pub fn regroup(&mut self, voters: &BTreeSet<usize>, now: Time) {
+        if self.role != Role::Leader || !self.is_established() || !self.is_settled() {
+            self.out.push(Output::Regrouped);
+            return;
+        }
+        self.regrouping = Some(voters.clone());
+        let mut groups = self.groups();
+        groups.push(voters.clone());
+        self.push(Payload::Members(groups));
+        self.replicate(now);
+    }
+
+    /// The step of a change of voters that follows once the one before is committed.
+    fn regroup_on(&mut self, now: Time) {
+        let Some(voters) = self.regrouping.clone() else { return };
+        if self.is_settled() {
+            self.regrouping = None;
+            self.out.push(Output::Regrouped);
+            return;
+        }
+        let last = self.log.iter().rposition(|entry| matches!(entry.payload, Payload::Members(_)));
+        if self.groups().len() > 1 && last.is_some_and(|last| last < self.commit) {
+            self.push(Payload::Members(vec![voters]));
+            self.replicate(now);
+        }
     }
 
     /// Whether this member leads.
@@ -270,6 +352,9 @@ impl Raft {
 
     /// A message has arrived.
     pub fn receive(&mut self, from: usize, message: Message, now: Time) {
+        if self.admission.probation().is_some() {
+            return;
+        }
         match message {
             Message::Vote { term, last, pre, transfer } => {
                 self.asked_for_vote(from, term, last, (pre, transfer), now);
@@ -286,7 +371,7 @@ impl Raft {
                 self.answered_append(from, term, matched, fitted, sent, now);
             }
             Message::TimeoutNow { term } => {
-                if term == self.term && self.voters().contains(&self.me) {
+                if term == self.term && self.may_vote() {
                     self.transferring = true;
                     self.stand(now);
                 }
@@ -307,7 +392,10 @@ impl Raft {
             return;
         }
         match self.role {
-            Role::Leader => self.lead_on(now),
+            Role::Leader => {
+                self.lead_on(now);
+                self.regroup_on(now);
+            }
             Role::Follower | Role::Candidate { .. } => self.election_due(now),
         }
     }
@@ -349,10 +437,14 @@ impl Raft {
 
     fn persist(&mut self, then: Option<(usize, Message)>) {
         self.version += 1;
-        let (term, voted, amnesia) = (self.term, self.voted, self.amnesia);
-        let stored = Stored { term, voted, log: self.log.clone(), amnesia };
+        let (term, voted, admission) = (self.term, self.voted, self.admission);
+        let stored = Stored { term, voted, log: self.log.clone(), admission };
         self.writes.push_back((self.version, stored));
         self.out.push(Output::Sync(self.version, then));
+    }
+
+    fn may_vote(&self) -> bool {
+        self.admission == Admission::Full && self.voters().contains(&self.me)
     }
 
     fn last(&self) -> (u64, usize) {
@@ -385,6 +477,9 @@ impl Raft {
         let led = self.role == Role::Leader;
         (self.role, self.leader, self.transferring) = (Role::Follower, leader, false);
         self.rest(now);
+        if led && self.regrouping.take().is_some() {
+            self.out.push(Output::Regrouped);
+        }
         if led {
             let lost: Vec<_> = self.proposals.drain(..).collect();
             self.out.extend(lost.into_iter().map(|(_, _, command, _)| Output::Proposed(command, None)));

@@ -219,7 +219,12 @@ fn hint(rejected: &Rejected) -> &'static str {
         | Rejected::ChangeInFlight { .. }
         | Rejected::NoSuchChange(_)
         | Rejected::WrongPhase
-        | Rejected::NotPrimary(_) => "see pgherd cluster-status",
+        | Rejected::NotPrimary(_)
+        | Rejected::VotersChanging
+        | Rejected::NoSuchPlan(_)
+        | Rejected::UnfitVoters
+        | Rejected::NotAVoter(_)
+        | Rejected::IsVoter(_) => "see pgherd cluster-status",
     }
 }
 

@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, Lsn, push};
+use pgherd_core::quorum::Admission;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -133,8 +134,8 @@ async fn hello(State(api): State<Api>, Json(hello): Json<Hello>) -> Result<Json<
         let hint = "correct the newcomer's configuration; nothing of it was touched";
         return Err(Refused::new(StatusCode::CONFLICT, reason, hint));
     }
-    let initialized = api.consensus.standing().borrow().initialized;
-    Ok(Json(Welcome { initialized }))
+    let standing = api.consensus.standing().borrow().clone();
+    Ok(Json(Welcome { initialized: standing.initialized, ready: standing.admission == Admission::Full }))
 }
 
 /// What `GET /v1/observe` is asked for.

@@ -10,7 +10,7 @@ use pgherd_core::node::version;
 
 use super::server::{Api, Refused};
 use super::types::{
-    AgentType, ChangeStatus, ClusterStatus, DatabaseState, LeaseStatus, NodeStatus, ProxyStatus,
+    AgentType, ChangeStatus, ClusterStatus, DatabaseState, LeaseStatus, NodeStatus, ProxyStatus, WithoutVote,
 };
 use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
 use crate::driver::Picture;
@@ -115,6 +115,8 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
         term: picture.standing.term,
         voters: picture.standing.voters.len(),
         voters_heard: picture.standing.voters.iter().filter(|id| composer.is_heard(**id)).count(),
+        voting: picture.state.voters.current.iter().filter_map(|id| name(*id)).collect(),
+        without_vote: composer.without_vote(),
         lease: composer.lease(),
         change: state.change.as_ref().and_then(|change| {
             Some(ChangeStatus {
@@ -172,6 +174,33 @@ impl<'a> Composer<'a> {
     fn is_heard(&self, id: NodeId) -> bool {
         id == self.api.config.node.id
             || self.age(id).is_some_and(|age| age < self.api.config.timings.node_timeout)
+    }
+
+    /// Whether an agent says that its raft store was lost.
+    fn has_forgotten(&self, id: NodeId) -> bool {
+        let said = self.picture.seen.get(&id).and_then(|(observation, _)| observation.probation);
+        said.is_some() && self.is_heard(id)
+    }
+
+    fn without_vote(&self) -> Vec<WithoutVote> {
+        let voters = &self.picture.state.voters;
+        let reason = |id: NodeId| match (voters.contains(id), self.is_heard(id)) {
+            (_, true) if self.has_forgotten(id) => Some("its raft store was lost: on probation".to_owned()),
+            (true, _) => None,
+            (false, true) if voters.current.contains(&id) => Some("it is leaving".to_owned()),
+            (false, true) => Some("it is returning".to_owned()),
+            (false, false) => Some(match self.age(id) {
+                Some(age) => format!("lost: agent silent for {} s", age.as_secs()),
+                None => "lost: agent not heard yet".to_owned(),
+            }),
+        };
+        let members = self.picture.state.members.values();
+        members
+            .filter_map(|member| {
+                let reason = reason(member.descriptor.id)?;
+                Some(WithoutVote { node: member.descriptor.name.clone(), reason })
+            })
+            .collect()
     }
 
     fn lease(&self) -> LeaseStatus {
@@ -255,6 +284,9 @@ impl<'a> Composer<'a> {
                 None => "agent not heard yet".to_owned(),
             });
         }
+        if self.has_forgotten(id) {
+            info.push("its raft store was lost; the others let it in again".to_owned());
+        }
         if let Some(member) = member {
             if !member.allowed {
                 info.push("not allowed (allow-node)".to_owned());
@@ -272,6 +304,8 @@ impl<'a> Composer<'a> {
         info.extend(
             trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned(),
         );
+        let complaint = postgres.filter(|_| heard).and_then(|postgres| postgres.health.complaint());
+        info.extend(complaint.map(|complaint| format!("PostgreSQL {complaint}")));
         info.join("; ")
     }
 
@@ -301,6 +335,10 @@ impl<'a> Composer<'a> {
         for node in nodes.iter().filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
             verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
         }
+        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Primary) {
+            let ill = self.databases.get(&node.id).and_then(|seen| seen.health.failure(Duration::ZERO));
+            verdict.extend(ill.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
+        }
         let in_service = |node: &NodeStatus| {
             let member = self.picture.state.members.get(&node.id);
             member.is_some_and(|member| member.allowed && member.service == Service::Up)
@@ -312,6 +350,9 @@ impl<'a> Composer<'a> {
             nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !self.follows(node.id))
         {
             verdict.push(format!("{} does not stream from the primary.", node.name));
+        }
+        for out in self.without_vote() {
+            verdict.push(format!("{} has no vote: {}.", out.node, out.reason));
         }
         let standbys: Vec<_> = nodes.iter().filter(|node| node.agent_type == AgentType::Standby).collect();
         let behind: Vec<_> = standbys

@@ -43,6 +43,10 @@ pub struct ClusterStatus {
     pub voters: usize,
     /// Voters heard from within `node_timeout`, the answering agent included.
     pub voters_heard: usize,
+    /// Who votes.
+    pub voting: Vec<NodeName>,
+    /// Members that do not, or that are about to leave, and why.
+    pub without_vote: Vec<WithoutVote>,
     /// Who may be writable, and for how long if nothing renews it.
     pub lease: LeaseStatus,
     /// A change of primary in flight.
@@ -70,6 +74,15 @@ pub struct LeaseStatus {
     pub holder: Option<NodeName>,
     /// Milliseconds until it ends if it is not renewed, as the holder last told.
     pub left_ms: u64,
+}
+
+/// A member whose vote does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithoutVote {
+    /// Which.
+    pub node: NodeName,
+    /// Why.
+    pub reason: String,
 }
 
 /// A change of primary in flight.

@@ -113,6 +113,9 @@ fn agreement(status: &ClusterStatus) -> String {
     let ClusterStatus { generation, term, voters, voters_heard, answered_by, .. } = status;
     let mut text = format!("Generation: {generation} (term {term})\n");
     text += &format!("Voters: {answered_by} hears {voters_heard} of {voters}\n");
+    for out in &status.without_vote {
+        text += &format!("    without a vote: {} ({})\n", out.node, out.reason);
+    }
     text += &match &status.lease.holder {
         Some(holder) => {
             format!("Lease: {holder}, ends in {} unless it is renewed\n", millis(status.lease.left_ms))

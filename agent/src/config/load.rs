@@ -32,9 +32,17 @@ pub enum LoadError {
 
 /// Reads and checks an `agent.toml`.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
+    load_text(path).map(|(config, _)| config)
+}
+
+/// The same, with the text.
+pub fn load_text(path: &Path) -> Result<(Config, String), LoadError> {
     let text =
         std::fs::read_to_string(path).map_err(|cause| LoadError::Read { path: path.to_owned(), cause })?;
-    Config::parse(&text).map_err(|problems| LoadError::Invalid { path: path.to_owned(), problems })
+    match Config::parse(&text) {
+        Ok(config) => Ok((config, text)),
+        Err(problems) => Err(LoadError::Invalid { path: path.to_owned(), problems }),
+    }
 }
 
 #[cfg(test)]

@@ -152,5 +152,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 13 + 2);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 14 + 2 + 3);
 }

@@ -119,6 +119,13 @@ pub enum OpenError {
     },
 }
 
+/// What a node's word is worth could not be written down, so nothing has changed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot write to the raft store whether this node takes part: check its disk, then restart the agent"
+)]
+pub struct AdmissionError(#[source] pub(super) io::Error);
+
 /// Why the group was not formed.
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
@@ -166,6 +173,28 @@ fn leader_words(leader: Option<NodeId>) -> String {
         Some(leader) => format!("node {leader} does"),
         None => "no leader is known".to_owned(),
     }
+}
+
+/// Why raft's voters were not changed, or are not known to have been.
+#[derive(Debug, thiserror::Error)]
+pub enum RegroupError {
+    /// Only the leader can.
+    #[error("this node does not lead the agents; {}", leader_words(*leader))]
+    NotLeader {
+        /// Who does, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// It may yet come into force, or not.
+    #[error(
+        "no majority of the old and the new voters confirmed the change within {0:?}; it may still come into force"
+    )]
+    Timeout(Duration),
+    /// The library does not take it, for now or at all.
+    #[error("the change of voters was not taken: {0}")]
+    Refused(String),
+    /// Raft has stopped on this node.
+    #[error("raft has stopped on this node ({0}): restart the agent")]
+    Stopped(String),
 }
 
 /// Why the leadership was not handed over.

@@ -1,6 +1,6 @@
 //! The running group member.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Router;
@@ -9,10 +9,12 @@ use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use openraft::{BasicNode, Instant as _, TokioInstant};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, MonoTime, NodeId};
+use pgherd_core::quorum::Admission;
 use tokio::sync::watch;
 
 use super::acks::AckClock;
-use super::errors::{FormError, OpenError, ProposeError, TransferError};
+use super::admission::{Keeper, is_voter_again};
+use super::errors::{AdmissionError, FormError, OpenError, ProposeError, RegroupError, TransferError};
 use super::network::{Peers, routes};
 use super::options::Options;
 use super::standing::Standing;
@@ -24,10 +26,11 @@ use crate::cluster::{Applied, ClusterState, Command};
 #[derive(Clone)]
 pub struct Consensus {
     options: Arc<Options>,
-    raft: Raft,
+    pub(super) raft: Raft,
     state: watch::Receiver<Arc<ClusterState>>,
     standing: watch::Receiver<Standing>,
     pub(super) acked: watch::Receiver<Option<MonoTime>>,
+    pub(super) admission: Keeper,
     pub(super) writer: Writer,
 }
 
@@ -35,23 +38,31 @@ impl Consensus {
     /// Opens the store, or creates it, and takes part in the group if there is one. Does not form one.
     /// The other agents' messages must arrive at [`routes`](Self::routes).
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        let config = Arc::new(options.config()?);
+        let mut config = options.config()?;
         if !options.members.contains_key(&options.node) {
             return Err(OpenError::NotAMember(options.node));
         }
         let peers = Peers::new(&options)?;
+        let new = if options.remembers { Admission::Probation(rand::random()) } else { Admission::Undecided };
         let options = Arc::new(options);
         let start = |reason: String| OpenError::Start { dir: options.dir.clone(), reason };
         let opening = Arc::clone(&options);
-        let opened =
-            tokio::task::spawn_blocking(move || Store::open(&opening.dir, &opening.cluster, opening.node))
-                .await;
+        let opened = tokio::task::spawn_blocking(move || {
+            Store::open(&opening.dir, &opening.cluster, opening.node, new)
+        })
+        .await;
         let store = opened.map_err(|error| start(error.to_string()))??;
-        let raft = Raft::new(options.node.0, config, peers, store.log, store.machine)
+        // In the past that a lost store is filled with, this node is a voter: it must not stand for
+        // election on the strength of that.
+        config.enable_elect = store.admission == Admission::Full;
+        let raft = Raft::new(options.node.0, Arc::new(config), peers, store.log, store.machine)
             .await
             .map_err(|error| start(error.to_string()))?;
-        let (standing, acked) = follow(&raft);
-        Ok(Self { options, raft, state: store.state, standing, acked, writer: store.writer })
+        let (cluster, writer) = (options.cluster.clone(), store.writer);
+        let admission = Keeper::new(cluster, options.node, store.admission, writer.clone());
+        let (standing, acked) = follow(&raft, &admission);
+        tokio::spawn(await_return(raft.clone(), options.node, admission.clone(), store.state.clone()));
+        Ok(Self { options, raft, state: store.state, standing, acked, admission, writer })
     }
 
     /// The applied state; changes whenever a command changed it.
@@ -69,6 +80,24 @@ impl Consensus {
     /// majority has answered that this node knows of. Grows old at once when this leader is cut off.
     pub fn quorum_acked(&self) -> Option<MonoTime> {
         *self.acked.borrow()
+    }
+
+    /// Nothing was forgotten: no other member belongs to a group. From now on a group may be formed
+    /// with this node.
+    pub async fn nothing_forgotten(&self) -> Result<(), AdmissionError> {
+        self.admission.change(&self.raft, Admission::Undecided, Admission::Full).await.map(|_| ())
+    }
+
+    /// Others belong to a group that this node has forgotten: it waits to be let in again.
+    pub async fn has_forgotten(&self) -> Result<(), AdmissionError> {
+        let probation = Admission::Probation(rand::random());
+        self.admission.change(&self.raft, Admission::Undecided, probation).await.map(|_| ())
+    }
+
+    /// The log has let this node in again with the store of this number: it may be fed. Returns false if
+    /// that was so already, or the number is not this store's.
+    pub async fn rejoin(&self, token: u64) -> Result<bool, AdmissionError> {
+        self.admission.change(&self.raft, Admission::Probation(token), Admission::Learner(token)).await
     }
 
     /// Forms the group of all configured members, unless there is one. Every member may call it, as
@@ -115,6 +144,27 @@ impl Consensus {
         }
     }
 
+    /// Has exactly these vote. Whoever loses its vote goes on being fed the log, so that it can come
+    /// back. Returns when the change is in force; safe to call again after any outcome. Bounded in time.
+    pub async fn change_voters(&self, voters: &BTreeSet<NodeId>) -> Result<(), RegroupError> {
+        let bound = self.options.propose_timeout();
+        let wanted: BTreeSet<u64> = voters.iter().map(|node| node.0).collect();
+        // Two entries: the old and the new voters together, then the new ones alone.
+        let change = tokio::time::timeout(bound * 2, self.raft.change_membership(wanted, true)).await;
+        match change {
+            Err(_) => Err(RegroupError::Timeout(bound * 2)),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::Fatal(fatal))) => Err(RegroupError::Stopped(fatal.to_string())),
+            Ok(Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward),
+            ))) => Err(RegroupError::NotLeader { leader: forward.leader_id.map(NodeId) }),
+            Ok(Err(RaftError::APIError(
+                refused @ (ClientWriteError::ChangeMembershipError(_)
+                | ClientWriteError::PreconditionFailed(_)),
+            ))) => Err(RegroupError::Refused(refused.to_string())),
+        }
+    }
+
     /// Asks another voter to take over the leadership. Returns when it has been asked; whether it took
     /// over shows in [`standing`](Self::standing).
     pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), TransferError> {
@@ -137,7 +187,8 @@ impl Consensus {
     /// Where the other agents' messages arrive: to be served at the address the members have for
     /// this node.
     pub fn routes(&self) -> Router {
-        routes(self.raft.clone(), self.options.node, self.options.cluster.clone())
+        let admission = self.admission.watch();
+        routes(self.raft.clone(), self.options.node, self.options.cluster.clone(), admission)
     }
 
     /// Stops taking part and closes the store.
@@ -150,9 +201,9 @@ impl Consensus {
 }
 
 /// Translates what the library tells of itself, for as long as it runs.
-fn follow(raft: &Raft) -> (watch::Receiver<Standing>, watch::Receiver<Option<MonoTime>>) {
-    let mut metrics = raft.metrics();
-    let first = Standing::new(&metrics.borrow_watched());
+fn follow(raft: &Raft, admission: &Keeper) -> (watch::Receiver<Standing>, watch::Receiver<Option<MonoTime>>) {
+    let (mut metrics, mut admission) = (raft.metrics(), admission.watch());
+    let first = Standing::new(&metrics.borrow_watched(), *admission.borrow());
     let (standing, standing_seen) = watch::channel(first);
     let (acked, acked_seen) = watch::channel(None);
     tokio::spawn(async move {
@@ -162,7 +213,8 @@ fn follow(raft: &Raft) -> (watch::Receiver<Standing>, watch::Receiver<Option<Mon
                 let metrics = metrics.borrow_and_update();
                 let mono = RealClock.now();
                 clock.sample(TokioInstant::now(), mono);
-                (Standing::new(&metrics), metrics.last_quorum_acked.map(|acked| acked.into_inner()))
+                let worth = *admission.borrow_and_update();
+                (Standing::new(&metrics, worth), metrics.last_quorum_acked.map(|acked| acked.into_inner()))
             };
             acked.send_replace(clock.observe(latest.filter(|_| now.is_leader)));
             standing.send_if_modified(|shown| {
@@ -172,7 +224,11 @@ fn follow(raft: &Raft) -> (watch::Receiver<Standing>, watch::Receiver<Option<Mon
                 }
                 changed
             });
-            if metrics.changed().await.is_err() {
+            let stopped = tokio::select! {
+                changed = metrics.changed() => changed.is_err(),
+                changed = admission.changed() => changed.is_err(),
+            };
+            if stopped {
                 // Raft has stopped. What was last said of it stays readable.
                 standing.closed().await;
                 return;
@@ -180,4 +236,38 @@ fn follow(raft: &Raft) -> (watch::Receiver<Standing>, watch::Receiver<Option<Mon
         }
     });
     (standing_seen, acked_seen)
+}
+
+/// Lets this node vote again as soon as it has learned that it may.
+async fn await_return(
+    raft: Raft,
+    node: NodeId,
+    admission: Keeper,
+    mut state: watch::Receiver<Arc<ClusterState>>,
+) {
+    let (mut metrics, mut changes) = (raft.metrics(), admission.watch());
+    loop {
+        let worth = *changes.borrow_and_update();
+        if let Admission::Learner(token) = worth {
+            let known = state.borrow_and_update().clone();
+            let back = is_voter_again(node, token, &known, &metrics.borrow_and_update());
+            if back {
+                match admission.change(&raft, worth, Admission::Full).await {
+                    Ok(_) => tracing::info!("this node has its vote back"),
+                    Err(error) => {
+                        tracing::error!("{}", pgherd_common::errors::Chain(&error));
+                        return;
+                    }
+                }
+            }
+        }
+        let ended = tokio::select! {
+            changed = changes.changed() => changed.is_err(),
+            changed = state.changed() => changed.is_err(),
+            changed = metrics.changed() => changed.is_err(),
+        };
+        if ended || worth == Admission::Full {
+            return;
+        }
+    }
 }

@@ -20,6 +20,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Every voter and its agent's address, this node included.
     pub members: BTreeMap<NodeId, HostPort>,
+    /// Whether something else than the store remembers that this node has been part of a group.
+    pub remembers: bool,
     /// How often a leader tells the others that it is there.
     pub heartbeat: Duration,
     /// A node that has heard no leader for so long stands for election: at the earliest, at the latest.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use openraft::errors::Fatal;
 use openraft::{LogIdOptionExt, ServerState};
 use pgherd_common::NodeId;
+use pgherd_core::quorum::Admission;
 
 use super::types::Metrics;
 
@@ -23,8 +24,14 @@ pub struct Standing {
     pub is_established: bool,
     /// Whether this node may become leader. False until it has been let into a group.
     pub is_voter: bool,
-    /// Who votes.
+    /// Who votes. While raft changes its voters, both the old ones and the new ones.
     pub voters: BTreeSet<NodeId>,
+    /// Who is fed the log without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Whether no change of voters is in flight: `voters` is one set, and committed.
+    pub settled: bool,
+    /// What this node's word is worth.
+    pub admission: Admission,
     /// Index of the last applied log entry; 0 when there is none.
     pub last_applied: u64,
     /// Whether this node belongs to a group that was formed.
@@ -34,9 +41,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics, admission: Admission) -> Self {
         let term = metrics.current_term;
         let voters: BTreeSet<_> = metrics.membership_config.voter_ids().map(NodeId).collect();
+        let membership = metrics.membership_config.membership();
         let running = metrics.running_state.is_ok();
         let is_leader = running && metrics.state == ServerState::Leader;
         Self {
@@ -47,7 +55,11 @@ impl Standing {
                 && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term),
             is_voter: voters.contains(&NodeId(metrics.id)),
             initialized: !voters.is_empty(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            settled: membership.get_joint_config().len() == 1
+                && metrics.membership_config.log_id() == metrics.committed_membership_config.log_id(),
             voters,
+            admission,
             last_applied: metrics.last_applied.index().unwrap_or(0),
             failed: match &metrics.running_state {
                 Ok(()) | Err(Fatal::Stopped) => None,

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pgherd_common::{ClusterName, NodeId};
+use pgherd_core::quorum::Admission;
 use tokio::sync::watch;
 
 pub(super) use self::log::LogStore;
@@ -31,17 +32,24 @@ pub(super) struct Store {
     /// The applied state, from what the disk has on.
     pub(super) state: watch::Receiver<Arc<ClusterState>>,
     pub(super) writer: Writer,
+    /// What this node's word is worth.
+    pub(super) admission: Admission,
 }
 
 impl Store {
-    /// Opens or creates the store in `dir`. Blocks on the disk.
-    pub(super) fn open(dir: &Path, cluster: &ClusterName, node: NodeId) -> Result<Self, OpenError> {
-        let header = file::Header::new(cluster.clone(), node);
+    /// Opens or creates the store in `dir`; a new one is marked with `admission`. Blocks on the disk.
+    pub(super) fn open(
+        dir: &Path,
+        cluster: &ClusterName,
+        node: NodeId,
+        admission: Admission,
+    ) -> Result<Self, OpenError> {
+        let header = file::Header::new(cluster.clone(), node, admission);
         let (database, loaded) = file::open(dir, &header)?;
         let writer = Writer::spawn(database)
             .map_err(|source| OpenError::Io { path: dir.join(file::FILE_NAME), source })?;
         let (machine, state) = Machine::new(loaded.applied, loaded.snapshot, writer.clone());
         let log = LogStore::new(loaded.log, writer.clone());
-        Ok(Self { log, machine, state, writer })
+        Ok(Self { log, machine, state, writer, admission: loaded.admission })
     }
 }

@@ -1,5 +1,7 @@
 //! Real groups over loopback: real stores, real HTTP, and a wire that can be cut.
 
+mod voters;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +13,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, ClusterName, HostPort, NodeId, WallTime};
+use pgherd_common::{Clock, ClusterName, Generation, HostPort, NodeId, Timeline, WallTime};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -40,6 +42,8 @@ struct Group {
     members: BTreeMap<NodeId, HostPort>,
     nodes: BTreeMap<NodeId, Running>,
     cut: Arc<Cut>,
+    /// Nodes that know from elsewhere that they have been part of a group.
+    remember: BTreeSet<NodeId>,
 }
 
 async fn wire(State((node, cut)): State<(NodeId, Arc<Cut>)>, request: Request, next: Next) -> Response {
@@ -65,8 +69,13 @@ impl Group {
             .map(|(id, listener)| (*id, listener.local_addr().unwrap().to_string().parse().unwrap()))
             .collect();
         let dirs = listeners.keys().map(|id| (*id, tempfile::tempdir().unwrap())).collect();
-        let mut group =
-            Self { dirs, members, nodes: BTreeMap::new(), cut: Arc::new(watch::Sender::default()) };
+        let mut group = Self {
+            dirs,
+            members,
+            nodes: BTreeMap::new(),
+            cut: Arc::new(watch::Sender::default()),
+            remember: BTreeSet::new(),
+        };
         for (id, listener) in listeners {
             group.run(id, "test", listener).await;
         }
@@ -78,9 +87,11 @@ impl Group {
         let group = Self::start(size).await;
         group.nodes[&NodeId(1)].consensus.form().await.unwrap();
         let leader = group.leader().await;
-        assert_eq!(group.nodes[&leader].consensus.propose(form()).await.unwrap(), Applied::Changed);
+        for command in [form(size), serve()] {
+            assert_eq!(group.nodes[&leader].consensus.propose(command).await.unwrap(), Applied::Changed);
+        }
         for node in group.nodes.keys() {
-            group.await_state(*node, |state| state.identity.is_some()).await;
+            group.await_state(*node, |state| state.serving().is_some()).await;
         }
         group
     }
@@ -91,6 +102,7 @@ impl Group {
             cluster: cluster.parse().unwrap(),
             dir: dir.to_owned(),
             members: self.members.clone(),
+            remembers: self.remember.contains(&node),
             heartbeat: HEARTBEAT,
             election_timeout: ELECTION,
             rpc_timeout: RPC_TIMEOUT,
@@ -100,6 +112,7 @@ impl Group {
     async fn run(&mut self, node: NodeId, cluster: &str, listener: TcpListener) {
         let options = self.options(node, cluster, self.dirs[&node].path());
         let consensus = Consensus::open(options).await.unwrap();
+        consensus.nothing_forgotten().await.unwrap();
         let wire = middleware::from_fn_with_state((node, Arc::clone(&self.cut)), wire);
         let routes = consensus.routes().layer(wire);
         let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
@@ -168,22 +181,27 @@ impl Group {
     }
 }
 
-fn form() -> Command {
+fn form(size: u64) -> Command {
     let cluster: ClusterName = "test".parse().unwrap();
+    let member = |id| Descriptor {
+        id: NodeId(id),
+        name: format!("server{id}").parse().unwrap(),
+        kind: NodeKind::Database,
+        agent: "127.0.0.1:7800".parse().unwrap(),
+        postgres: Some("127.0.0.1:5432".parse().unwrap()),
+        priority: 100,
+        weight: 1,
+    };
     Command::Form {
         identity: Identity { cluster, system_identifier: 7, major: 15 },
         primary: NodeId(1),
-        members: vec![Descriptor {
-            id: NodeId(1),
-            name: "server1".parse().unwrap(),
-            kind: NodeKind::Database,
-            agent: "127.0.0.1:7800".parse().unwrap(),
-            postgres: Some("127.0.0.1:5432".parse().unwrap()),
-            priority: 100,
-            weight: 1,
-        }],
+        members: (1..=size).map(member).collect(),
         at: WallTime(1),
     }
+}
+
+fn serve() -> Command {
+    Command::Serve { generation: Generation::ZERO.next(), timeline: Timeline(1), at: WallTime(2) }
 }
 
 fn set_priority(priority: u32) -> Command {
@@ -195,7 +213,7 @@ async fn three_nodes_agree() {
     let group = Group::start(3).await;
     for node in group.nodes.keys() {
         assert!(!group.consensus(*node).standing().borrow().initialized);
-        let error = group.consensus(*node).propose(form()).await.unwrap_err();
+        let error = group.consensus(*node).propose(form(3)).await.unwrap_err();
         assert!(matches!(error, ProposeError::NotLeader { leader: None }), "{error}");
     }
     // All at once, and again.
@@ -205,8 +223,8 @@ async fn three_nodes_agree() {
         }
     }
     let leader = group.leader().await;
-    assert_eq!(group.consensus(leader).propose(form()).await.unwrap(), Applied::Changed);
-    assert!(matches!(group.consensus(leader).propose(form()).await.unwrap(), Applied::Rejected(_)));
+    assert_eq!(group.consensus(leader).propose(form(3)).await.unwrap(), Applied::Changed);
+    assert!(matches!(group.consensus(leader).propose(form(3)).await.unwrap(), Applied::Rejected(_)));
     group.propose(3).await;
     for node in group.nodes.keys() {
         group.await_priority(*node, 3).await;
@@ -387,35 +405,6 @@ async fn a_node_of_another_cluster_is_refused() {
     assert!(!standing.initialized && standing.term == 0, "{standing:?}");
 }
 
-/// The store of one node is lost. It must not help an outdated node to the leadership by a vote
-/// given from an empty memory; a leader brings it up to date.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_without_memory_waits_for_a_leader() {
-    let mut group = Group::formed(3).await;
-    let leader = group.leader().await;
-    let followers: Vec<NodeId> = group.nodes.keys().copied().filter(|node| *node != leader).collect();
-    let (outdated, forgetful) = (followers[0], followers[1]);
-    group.stop(outdated).await;
-    group.propose(12).await;
-    group.stop(leader).await;
-    group.stop(forgetful).await;
-    group.dirs.insert(forgetful, tempfile::tempdir().unwrap());
-    group.restart(outdated, "test").await;
-    group.restart(forgetful, "test").await;
-    // Long enough for several attempts, were they not refused.
-    let elected = timeout(ELECTION.1 * 3, async {
-        let mut standing = group.consensus(outdated).standing();
-        standing.wait_for(|standing| standing.is_leader).await.unwrap();
-    })
-    .await;
-    assert!(elected.is_err(), "an outdated node became leader");
-
-    group.restart(leader, "test").await;
-    for node in [outdated, forgetful, leader] {
-        group.await_priority(node, 12).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_far_behind_gets_a_snapshot() {
     let mut group = Group::formed(3).await;
@@ -445,6 +434,7 @@ async fn options_that_cannot_work_are_refused() {
         members: BTreeMap::new(),
         nodes: BTreeMap::new(),
         cut: Arc::default(),
+        remember: BTreeSet::new(),
     };
     let alone = group.options(NodeId(1), "test", dir.path());
     let error = Consensus::open(alone.clone()).await.err().unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 use tokio::process::Command;
 
 /// The user PostgreSQL runs as.
@@ -13,6 +14,9 @@ pub(super) struct OsUser {
     pub(super) switch: bool,
 }
 
+const OOM_ADJUST: [(&str, &str); 2] =
+    [("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj"), ("PG_OOM_ADJUST_VALUE", "0")];
+
 const SETPRIV: &str = "/usr/bin/setpriv";
 
 impl OsUser {
@@ -23,6 +27,13 @@ impl OsUser {
         command.process_group(0).stdin(std::process::Stdio::null());
         for name in ["PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS", "PGSERVICE"] {
             command.env_remove(name);
+        }
+        // When memory runs out a backend goes before the agent and the postmaster, which resets the score
+        // of its children if it is told where.
+        for (name, value) in OOM_ADJUST {
+            if std::env::var_os(name).is_none() {
+                command.env(name, value);
+            }
         }
         command
     }
@@ -42,5 +53,15 @@ impl OsUser {
         let mut command = Command::new(program);
         command.uid(self.uid).gid(self.gid);
         command
+    }
+}
+
+/// A server runs with the priority of everybody else, whatever the agent's own is.
+pub(super) fn release_priority(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    if getpriority_process(Some(pid)).is_ok_and(|nice| nice < 0)
+        && let Err(error) = setpriority_process(Some(pid), 0)
+    {
+        tracing::debug!("PostgreSQL keeps the agent's priority: {error}");
     }
 }

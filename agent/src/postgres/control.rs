@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::sync::oneshot;
 
+use super::command::release_priority;
 use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::follow::FollowError;
@@ -265,6 +266,9 @@ impl Instance {
         })();
         drop(births);
         let mut child = spawned.map_err(|source| StartError::Spawn { program, source })?;
+        if let Some(pid) = child.id() {
+            release_priority(pid);
+        }
         tracing::info!(pid = child.id(), data_dir = %settings.data_dir.display(), "started PostgreSQL");
         let (sender, receiver) = oneshot::channel();
         // Waits for the child to its end, lest a zombie blocks the next start.

@@ -293,8 +293,10 @@ impl Inflow {
         let process = self.walreceiver.and_then(|pid| Process::of_instance(pid, instance.data_dir()).ok()?);
         if let Some(process) = process {
             tracing::warn!(pid = process.pid, "the walreceiver outlives its setting; ending it");
-            // Should it be gone already, the next look says so.
+            // Should it be gone already, the next look says so. One that is stopped takes notice only
+            // when it goes on, and then before anything else.
             let _ = process.signal(Signal::TERM);
+            let _ = process.signal(Signal::CONT);
         }
     }
 }

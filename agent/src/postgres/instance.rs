@@ -65,6 +65,11 @@ impl Instance {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// A predecessor of this process has seen this PostgreSQL run: if it is down, it has failed.
+    pub fn ran_before(&self) {
+        self.memory().inherit();
+    }
+
     /// The system identifier and the major version of the data directory.
     pub fn identity(&self) -> (u64, u32) {
         (self.shared.system_identifier, self.shared.major)

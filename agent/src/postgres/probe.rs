@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 use pgherd_common::errors::Chain;
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
+use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
 use super::controldata::{ControlData, ControlDataError};
+use super::health::Pulse;
 use super::instance::Instance;
 use super::process::Postmaster;
 use super::rewind;
@@ -22,7 +24,7 @@ use super::{conninfo, files};
 use crate::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
 
 /// How old the last proof may be that new connections are served.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = NEW_CONNECTION_EVERY;
 
 /// A file not written for so long is not being written.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -48,9 +50,15 @@ pub(super) struct Memory {
     history: Option<(Timeline, TimelineHistory)>,
     /// `pg_control` as it was at this modification time.
     control: Option<(SystemTime, ControlData)>,
+    pub(super) pulse: Pulse,
 }
 
 impl Memory {
+    /// A predecessor of this process has seen one.
+    pub(super) fn inherit(&mut self) {
+        self.seen_up = true;
+    }
+
     /// Takes note of the postmaster that was found, or of there being none.
     pub(super) fn meet(&mut self, postmaster: Option<Arc<Postmaster>>) {
         let now = RealClock.now();
@@ -60,6 +68,7 @@ impl Memory {
         self.postmaster = postmaster;
         (self.session, self.answered, self.fresh) = (None, None, None);
         (self.starting_since, self.highest) = (None, None);
+        self.pulse.meet();
     }
 }
 
@@ -76,7 +85,8 @@ SELECT recovering,
        ARRAY(SELECT concat(state, ' ', sync_state, ' ', application_name)
                FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY application_name, pid),
        ARRAY(SELECT slot_name::text FROM pg_replication_slots
-              WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name)
+              WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name),
+       (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer')
   FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
  CROSS JOIN pg_control_checkpoint() AS control
   LEFT JOIN pg_stat_wal_receiver AS receiver ON true";
@@ -108,6 +118,7 @@ impl Instance {
             }
         };
         let (system_identifier, major) = self.identity();
+        let health = self.health(&state);
         PostgresObservation {
             system_identifier,
             major,
@@ -117,6 +128,7 @@ impl Instance {
             prepared: None,
             released: None,
             trouble: None,
+            health,
         }
     }
 
@@ -274,6 +286,7 @@ impl Instance {
         let lsn = |text: Option<&str>| text.and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_default();
         let positive = |timeline: Option<i32>| timeline.and_then(|t| u32::try_from(t).ok()).map(Timeline);
         let in_recovery: bool = session.take(&row, 0)?;
+        self.memory().pulse.saw_checkpointer(session.take(&row, 11)?);
         let position = lsn(session.take(&row, 1)?);
         let received = lsn(session.take(&row, 2)?).max(position);
         let written: Option<&str> = session.take(&row, 3)?;

@@ -41,6 +41,11 @@ impl Process {
         Ok(is_ours().then_some(Self { pid, fd }))
     }
 
+    /// Its number, in the manner of the kernel.
+    pub(super) fn id(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         !ready(&[self], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
     }

@@ -9,7 +9,9 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+mod health;
 mod open;
+mod recruit;
 mod server;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! What each command does to the state.
 
+use std::collections::BTreeSet;
+
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
@@ -8,11 +10,12 @@ use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, Outcome, Primary,
     PrimaryPhase, Service,
 };
+use super::voters::{LeaseVoters, VoterPlan};
 
 /// Applies a command that the log has at `revision`. Total: whatever the state and the command, it
 /// returns, and a rejected command changes nothing.
 pub fn apply(state: &mut ClusterState, command: &Command, revision: u64) -> Applied {
-    let result = dispatch(state, command);
+    let result = dispatch(state, command, revision);
     match result {
         Ok(true) => {
             state.revision = revision;
@@ -23,7 +26,7 @@ pub fn apply(state: &mut ClusterState, command: &Command, revision: u64) -> Appl
     }
 }
 
-fn dispatch(state: &mut ClusterState, command: &Command) -> Result<bool, Rejected> {
+fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Result<bool, Rejected> {
     match command {
         Command::Form { identity, primary, members, at } => form(state, identity, *primary, members, *at),
         Command::Register { descriptor, at } => register(state, descriptor, *at),
@@ -63,6 +66,15 @@ fn dispatch(state: &mut ClusterState, command: &Command) -> Result<bool, Rejecte
         }
         Command::SetAllowed { node, allowed, at } => set_allowed(state, *node, *allowed, *at),
         Command::Resume { node, at } => resume(state, *node, *at),
+        Command::PlanVoters { generation, next } => {
+            same_generation(state, *generation)?;
+            plan_voters(state, next, revision)
+        }
+        Command::SettleVoters { generation, planned } => {
+            same_generation(state, *generation)?;
+            settle_voters(state, *planned)
+        }
+        Command::Readmit { node, token } => readmit(state, *node, *token),
     }
 }
 
@@ -86,6 +98,7 @@ fn form(
     state.generation = Generation::ZERO.next();
     state.primary = Some(Primary { node: primary, phase: PrimaryPhase::Promoting });
     state.members = members.iter().map(|descriptor| (descriptor.id, member(descriptor, at))).collect();
+    state.voters = LeaseVoters::only(state.members.keys().copied().collect());
     state.history.push(HistoryEntry {
         kind: None,
         generation: state.generation,
@@ -219,6 +232,9 @@ fn grant(
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let to = database(state, node)?.descriptor.name.clone();
+    if !state.voters.contains(node) {
+        return Err(Rejected::NotAVoter(node));
+    }
     let change = in_flight(state, generation)?;
     match change.phase {
         ChangePhase::Stopping | ChangePhase::Recruiting => change.phase = ChangePhase::Granted,
@@ -335,4 +351,42 @@ fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, 
         Service::Joining => Ok(false),
         Service::Up => Err(Rejected::NotFailed(node)),
     }
+}
+
+fn plan_voters(state: &mut ClusterState, next: &BTreeSet<NodeId>, revision: u64) -> Result<bool, Rejected> {
+    if let Some(change) = &state.change {
+        return Err(Rejected::ChangeInFlight { kind: change.kind, generation: change.generation });
+    }
+    let Some(primary) = state.serving() else { return Err(Rejected::NotFormed) };
+    if state.voters.plan.is_some() {
+        return Err(Rejected::VotersChanging);
+    }
+    let one_moves = state.voters.current.symmetric_difference(next).count() == 1;
+    let all_known = next.iter().all(|node| state.members.contains_key(node));
+    if !one_moves || !all_known || next.len() < ClusterState::VOTERS_MIN || !next.contains(&primary) {
+        return Err(Rejected::UnfitVoters);
+    }
+    state.voters.plan = Some(VoterPlan { next: next.clone(), revision });
+    Ok(true)
+}
+
+fn settle_voters(state: &mut ClusterState, planned: u64) -> Result<bool, Rejected> {
+    match state.voters.plan.take() {
+        Some(plan) if plan.revision == planned => {
+            state.voters.current = plan.next;
+            Ok(true)
+        }
+        other => {
+            state.voters.plan = other;
+            Err(Rejected::NoSuchPlan(planned))
+        }
+    }
+}
+
+fn readmit(state: &mut ClusterState, node: NodeId, token: u64) -> Result<bool, Rejected> {
+    known(state, node)?;
+    if state.voters.mentions(node) {
+        return Err(Rejected::IsVoter(node));
+    }
+    Ok(state.readmitted.insert(node, token) != Some(token))
 }

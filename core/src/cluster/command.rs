@@ -1,6 +1,8 @@
 //! What may be written to the log. A command carries what it was decided on (generation, node), and
 //! is rejected when that is no longer so: a late or repeated command changes nothing.
 
+use std::collections::BTreeSet;
+
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
@@ -122,6 +124,27 @@ pub enum Command {
         /// Now.
         at: WallTime,
     },
+    /// One voter is to leave or to come: from now on the old voters and the new ones both count.
+    PlanVoters {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// All voters to come.
+        next: BTreeSet<NodeId>,
+    },
+    /// The plan is over: raft's voters have followed, and the primary has applied the plan.
+    SettleVoters {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// The revision of the plan.
+        planned: u64,
+    },
+    /// A node that lost its raft store, and has no vote any more, is to be fed again.
+    Readmit {
+        /// Which node.
+        node: NodeId,
+        /// The number of its new store.
+        token: u64,
+    },
 }
 
 /// What became of a command.
@@ -186,4 +209,19 @@ pub enum Rejected {
     /// Resume or attach needs it allowed first.
     #[error("node {0} is not allowed: run allow-node first")]
     NotAllowed(NodeId),
+    /// One at a time.
+    #[error("another change of voters is in flight")]
+    VotersChanging,
+    /// No such change of voters.
+    #[error("no change of voters planned at revision {0} is in flight")]
+    NoSuchPlan(u64),
+    /// One voter leaves or comes at a time, all are members, two stay, and the primary is one of them.
+    #[error("these cannot be the next voters")]
+    UnfitVoters,
+    /// A primary without a vote could never hold its lease.
+    #[error("node {0} has no vote: it cannot be primary before it has one again")]
+    NotAVoter(NodeId),
+    /// Whoever votes is not let in again: it never left.
+    #[error("node {0} has a vote")]
+    IsVoter(NodeId),
 }

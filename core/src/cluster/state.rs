@@ -11,6 +11,8 @@ use pgherd_common::{
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use super::voters::LeaseVoters;
+
 /// The state machine behind the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClusterState {
@@ -24,6 +26,11 @@ pub struct ClusterState {
     pub change: Option<Change>,
     /// All members, witnesses included.
     pub members: BTreeMap<NodeId, Member>,
+    /// The members whose word counts for the lease.
+    pub voters: LeaseVoters,
+    /// The number of the newest raft store with which each node was let in again after it had lost the
+    /// one before.
+    pub readmitted: BTreeMap<NodeId, u64>,
     /// Past changes of primary, oldest first, the last [`ClusterState::HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
     /// Raft log index of the last command that changed anything.
@@ -238,6 +245,10 @@ impl ClusterState {
     /// Bound of `history`.
     pub const HISTORY_MAX: usize = 500;
 
+    /// Lost nodes leave the voters down to so many: one voter alone would go on without anybody's
+    /// knowing whether the others have gone on without it.
+    pub const VOTERS_MIN: usize = 2;
+
     /// The primary that accepts writes, if there is one and no change has taken its place.
     pub fn serving(&self) -> Option<NodeId> {
         match self.primary {
@@ -252,8 +263,8 @@ impl ClusterState {
         promoting && self.change.is_none()
     }
 
-    /// The timeline that the last primary wrote, of those that have served.
-    pub fn last_served_timeline(&self) -> Option<Timeline> {
+    /// The newest timeline on which a primary has served.
+    pub fn served_timeline(&self) -> Option<Timeline> {
         self.history.iter().rev().find_map(|entry| entry.timeline)
     }
 

@@ -58,6 +58,14 @@ fn commands() -> Vec<Command> {
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, reason: reason(), at });
         }
+        commands.push(Command::Readmit { node, token: 7 });
+    }
+    let sets = [&[1, 2, 3, 4][..], &[1, 2, 4], &[1, 2], &[2, 4], &[2], &[1, 2, 3, 4, 9], &[]];
+    for next in sets.map(|set| set.iter().copied().map(NodeId).collect()) {
+        commands.push(Command::PlanVoters { generation: generation(1), next });
+    }
+    for planned in 1..6 {
+        commands.push(Command::SettleVoters { generation: generation(1), planned });
     }
     commands
 }
@@ -76,6 +84,20 @@ fn check(before: &ClusterState, after: &ClusterState, command: &Command, applied
         let expected =
             if change.phase == ChangePhase::Granted { after.generation } else { after.generation.next() };
         assert_eq!(change.generation, expected, "{command:?}");
+    }
+    if let Some(primary) = after.primary {
+        assert!(after.voters.contains(primary.node), "{command:?} left the primary without a vote");
+        assert!(after.voters.sets().all(|set| set.len() >= ClusterState::VOTERS_MIN), "{command:?}");
+        assert!(
+            after
+                .readmitted
+                .keys()
+                .all(|node| !before.voters.mentions(*node) || before.readmitted.contains_key(node))
+        );
+    }
+    if before.identity.is_some() && before.voters.current != after.voters.current {
+        let planned = before.voters.plan.as_ref().map(|plan| &plan.next);
+        assert_eq!(planned, Some(&after.voters.current), "{command:?} changed the voters without a plan");
     }
     if let Some(topology) = after.topology() {
         let topology = topology.unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -99,7 +121,8 @@ fn every_command_has_a_defined_outcome_in_every_state() {
                 check(state, &after, command, &applied);
                 // States that differ in nothing that a precondition looks at are alike.
                 let shape = |s: &ClusterState| {
-                    (s.generation, s.primary, s.change.as_ref().map(|c| (c.kind, c.phase, c.from)))
+                    let change = s.change.as_ref().map(|c| (c.kind, c.phase, c.from));
+                    (s.generation, s.primary, change, s.voters.clone())
                 };
                 if applied == Applied::Changed && next.iter().all(|known| shape(known) != shape(&after)) {
                     next.push(after);
@@ -200,4 +223,58 @@ fn the_history_is_bounded() {
     }
     assert_eq!(state.history.len(), ClusterState::HISTORY_MAX);
     assert_eq!(state.history.last().unwrap().outcome, Outcome::Completed);
+}
+
+fn ids(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
+}
+
+#[test]
+fn voters_change_one_at_a_time_and_by_a_plan() {
+    let mut state = formed();
+    let plan = |next: &[u64]| Command::PlanVoters { generation: generation(1), next: ids(next) };
+    let settle = |planned| Command::SettleVoters { generation: generation(1), planned };
+    assert_eq!(state.voters, LeaseVoters::only(ids(&[1, 2, 3, 4])));
+    for unfit in [&[1, 2, 3, 4][..], &[1, 2], &[2, 3, 4], &[1, 2, 3, 4, 9], &[]] {
+        assert_eq!(apply(&mut state, &plan(unfit), 9), Applied::Rejected(Rejected::UnfitVoters), "{unfit:?}");
+    }
+    assert_eq!(apply(&mut state, &settle(9), 9), Applied::Rejected(Rejected::NoSuchPlan(9)));
+    assert_eq!(apply(&mut state, &plan(&[1, 2, 4]), 10), Applied::Changed);
+    assert_eq!(apply(&mut state, &plan(&[1, 3, 4]), 11), Applied::Rejected(Rejected::VotersChanging));
+    assert!(!state.voters.contains(NodeId(3)) && state.voters.mentions(NodeId(3)));
+    let readmit = Command::Readmit { node: NodeId(3), token: 5 };
+    assert_eq!(apply(&mut state, &readmit, 12), Applied::Rejected(Rejected::IsVoter(NodeId(3))));
+    assert_eq!(apply(&mut state, &settle(9), 12), Applied::Rejected(Rejected::NoSuchPlan(9)));
+    assert_eq!(apply(&mut state, &settle(10), 12), Applied::Changed);
+    assert_eq!(state.voters, LeaseVoters::only(ids(&[1, 2, 4])));
+    assert_eq!(apply(&mut state, &readmit, 13), Applied::Changed);
+    assert_eq!(apply(&mut state, &readmit, 14), Applied::Unchanged);
+    assert_eq!(apply(&mut state, &plan(&[1, 2]), 15), Applied::Changed);
+    assert_eq!(apply(&mut state, &settle(15), 16), Applied::Changed);
+    assert_eq!(apply(&mut state, &plan(&[1]), 17), Applied::Rejected(Rejected::UnfitVoters), "two stay");
+}
+
+#[test]
+fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_primary() {
+    let mut state = formed();
+    let next = ids(&[1, 2, 4]);
+    let plan = Command::PlanVoters { generation: generation(1), next };
+    assert_eq!(apply(&mut state, &plan, 10), Applied::Changed);
+    let begin = Command::Begin {
+        generation: generation(1),
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: None,
+        reason: "it crashed".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(3),
+    };
+    assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
+    let grant = |node| Command::Grant { generation: generation(2), node, received: Lsn(1), at: WallTime(4) };
+    assert_eq!(apply(&mut state, &grant(NodeId(3)), 12), Applied::Rejected(Rejected::NotAVoter(NodeId(3))));
+    // A plan that was made before is settled all the same: the successor may depend on it.
+    let settle = Command::SettleVoters { generation: generation(1), planned: 10 };
+    assert_eq!(apply(&mut state, &settle, 12), Applied::Changed);
+    assert!(matches!(apply(&mut state, &plan, 13), Applied::Rejected(Rejected::ChangeInFlight { .. })));
+    assert_eq!(apply(&mut state, &grant(NodeId(2)), 14), Applied::Changed);
 }

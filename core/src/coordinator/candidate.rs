@@ -44,6 +44,7 @@ impl View<'_> {
         if member.priority() == 0 && !asked {
             return Err(format!("{name} has priority 0"));
         }
+        self.check_vote(member)?;
         let Some(observation) = self.postgres(id) else {
             return Err(format!("the agent of {name} is silent"));
         };
@@ -56,6 +57,13 @@ impl View<'_> {
         };
         if !running.in_recovery {
             return Err(format!("{name} is not a standby"));
+        }
+        if let Some(served) = self.state.served_timeline().filter(|served| running.timeline > *served) {
+            return Err(format!(
+                "{name} is on timeline {}, but the cluster has only come to {served}: it was promoted by hand, or never \
+                 served, and has to be rewound",
+                running.timeline
+            ));
         }
         Ok(Rank {
             timeline: if planted(Defect::LongestWalWins) { Timeline(u32::MAX) } else { running.timeline },
@@ -81,16 +89,18 @@ impl View<'_> {
         (ranks, rejected)
     }
 
-    /// Whether a standby has been recruited for this generation.
+    /// Whether a standby has been recruited for this generation, and nobody has pointed it at a primary
+    /// again since.
     pub(super) fn is_recruited(&self, id: NodeId, generation: Generation) -> bool {
-        self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
+        let cut = self.running(id).is_some_and(|running| running.receiver.is_none());
+        cut && self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
     }
 
     /// Refuses a claim that lies further behind the lost primary than the configuration allows, and one
     /// that lacks the last primary's timeline altogether: a promotion would give that timeline's number to
     /// another history, and PostgreSQL tells histories apart by nothing else.
     pub(super) fn within_lag(&self, rank: Rank, from: NodeId) -> Result<(), Rejection> {
-        let newest = self.state.last_served_timeline().unwrap_or(Timeline(0));
+        let newest = self.state.served_timeline().unwrap_or(Timeline(0));
         if rank.timeline < newest {
             return Err(format!(
                 "{} has never followed the last primary: it is on timeline {}, that one wrote timeline {newest}",

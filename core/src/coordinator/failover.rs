@@ -1,5 +1,6 @@
 //! The primary has failed: on what evidence, and how its successor is chosen.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
@@ -7,8 +8,8 @@ use pgherd_common::{Lsn, NodeId};
 
 use super::report::{NotYet, Report};
 use super::view::View;
+use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service, majority};
 use crate::defect::{Defect, planted};
-use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 
 /// A primary in trouble.
@@ -27,6 +28,9 @@ enum Remedy {
     ReplaceOrStart,
     /// Only another node helps: it is gone, or being started already.
     Replace,
+    /// It is sick rather than gone: only a node that is not sick itself helps. Without one it stays; a
+    /// disk that is full everywhere must not end in no database at all.
+    ReplaceByFit,
 }
 
 impl View<'_> {
@@ -39,20 +43,25 @@ impl View<'_> {
         let trouble = self.primary_trouble(primary, report)?;
         let to = match trouble.remedy {
             Remedy::StartInPlace => Some(primary),
-            Remedy::ReplaceOrStart | Remedy::Replace if !self.policy.auto_failover => {
+            Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit if !self.policy.auto_failover => {
                 report.waiting.push(NotYet::AutoFailoverOff(self.name(primary)));
                 return None;
             }
-            Remedy::ReplaceOrStart | Remedy::Replace => match self.somebody_can_take_over(primary) {
-                Ok(()) => None,
-                Err(rejected) => {
-                    report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
-                    if trouble.remedy == Remedy::Replace {
-                        return None;
+            Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit => {
+                match self.somebody_can_take_over(primary, trouble.remedy == Remedy::ReplaceByFit) {
+                    Ok(()) => None,
+                    Err(rejected) => {
+                        if trouble.remedy == Remedy::ReplaceByFit {
+                            report.waiting.push(NotYet::Sick(trouble.reason.clone()));
+                        }
+                        report.waiting.push(NotYet::NoCandidate { node: self.name(primary), rejected });
+                        if trouble.remedy != Remedy::ReplaceOrStart {
+                            return None;
+                        }
+                        Some(primary)
                     }
-                    Some(primary)
                 }
-            },
+            }
         };
         report.doing.push(format!("failover from {}: {}", self.name(primary), trouble.reason));
         Some(Command::Begin {
@@ -66,16 +75,18 @@ impl View<'_> {
         })
     }
 
-    fn somebody_can_take_over(&self, primary: NodeId) -> Result<(), Vec<String>> {
+    fn somebody_can_take_over(&self, primary: NodeId, fit: bool) -> Result<(), Vec<String>> {
         let predecessor = self.state.change.as_ref().filter(|change| change.before.is_none());
         if predecessor.is_some_and(|change| change.from != primary && self.can_return(change.from)) {
             return Ok(());
         }
         let (ranks, mut rejected) = self.ranks(primary, None);
         for rank in ranks {
-            match self.within_lag(rank, primary) {
-                Ok(()) => return Ok(()),
-                Err(reason) => rejected.push(reason),
+            let sick = self.postgres(rank.node()).filter(|postgres| fit && !postgres.health.is_fit());
+            match (sick, self.within_lag(rank, primary)) {
+                (Some(sick), _) => rejected.push(format!("{} {}", self.name(rank.node()), sick.health)),
+                (None, Ok(())) => return Ok(()),
+                (None, Err(reason)) => rejected.push(reason),
             }
         }
         Err(rejected)
@@ -86,6 +97,7 @@ impl View<'_> {
     fn can_return(&self, id: NodeId) -> bool {
         let allowed = self.state.members.get(&id).is_some_and(|member| member.allowed);
         allowed
+            && !self.has_forgotten(id)
             && self
                 .postgres(id)
                 .is_some_and(|postgres| postgres.stopped().is_some_and(|stopped| !stopped.standby))
@@ -132,6 +144,10 @@ impl View<'_> {
     fn serving_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
         let name = self.name(primary);
         let (reason, remedy) = match &postgres.state {
+            // It could not win the lease again before it has its vote back.
+            PostgresState::Down(_) if self.has_forgotten(primary) => {
+                (format!("{name} is down and its agent's raft store was lost"), Remedy::Replace)
+            }
             PostgresState::Down(stopped) if stopped.found_down => {
                 (format!("PostgreSQL on {name} was down when its agent started"), Remedy::StartInPlace)
             }
@@ -149,11 +165,12 @@ impl View<'_> {
                 (format!("PostgreSQL on {name} has let nobody in for {bound:?}"), Remedy::Replace)
             }
             PostgresState::Unusable(reason) => (format!("{name}: {reason}"), Remedy::Replace),
-            PostgresState::Running(_)
-            | PostgresState::Starting { .. }
-            | PostgresState::Unresponsive { .. } => {
-                return None;
+            PostgresState::Running(_) | PostgresState::Starting { .. } => {
+                let sick = postgres.health.failure(self.policy.local_timeout)?;
+                (format!("PostgreSQL on {name} {sick}"), Remedy::ReplaceByFit)
             }
+            // Its own agent fences it in time, candidate or not: it is of no use as it is.
+            PostgresState::Unresponsive { .. } => return None,
         };
         Some(Trouble { reason, remedy })
     }
@@ -166,9 +183,11 @@ impl View<'_> {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
         }
-        let mut others = self
-            .all_fresh()
-            .filter(|other| other.descriptor.id != primary && self.voters.contains(&other.descriptor.id));
+        let mut others = self.all_fresh().filter(|other| {
+            other.descriptor.id != primary
+                && self.state.voters.mentions(other.descriptor.id)
+                && other.probation.is_none()
+        });
         let all_knocked = others.all(|other| other.remote.contains_key(&primary));
         if !all_knocked {
             report.waiting.push(NotYet::Unverified(self.name(primary)));
@@ -191,6 +210,12 @@ impl View<'_> {
             return None;
         }
         if !released && !self.is_fresh(from) && !self.verified_gone(from, report) {
+            return None;
+        }
+        // Its own agent sees it accept writes: whatever the promises say, it has not been fenced.
+        if !released && self.running(from).is_some_and(|running| !running.in_recovery) {
+            let (node, since) = (self.name(from), self.step_age);
+            report.waiting.push(NotYet::Step { kind: change.kind, node, what: "be fenced", since });
             return None;
         }
         if change.to == Some(from) && released {
@@ -235,12 +260,13 @@ impl View<'_> {
         candidates.count()
     }
 
-    /// Whether a majority of voters have no promise left to the old primary and give it none anew.
+    /// Whether a majority of voters have no promise left to the old primary and give it none anew; while
+    /// the voters change, a majority of the old and of the new ones.
     fn promises_lapsed(&self, change: &Change, report: &mut Report) -> bool {
-        let needed = if planted(Defect::NoPromiseWait) { 0 } else { self.voters.len() / 2 + 1 };
-        let (mut lapsed, mut longest) = (0, Duration::ZERO);
+        let voters = &self.state.voters;
+        let (mut lapsed, mut longest) = (BTreeSet::new(), Duration::ZERO);
         // The old primary counts itself among those that let it stay, so it has no say here.
-        let others = self.seen.iter().filter(|(id, _)| self.voters.contains(id) && **id != change.from);
+        let others = self.seen.iter().filter(|(id, _)| voters.mentions(**id) && **id != change.from);
         for (id, seen) in others {
             if !self.is_fresh(*id) || seen.observation.intent != Some(change.generation) {
                 continue;
@@ -248,13 +274,17 @@ impl View<'_> {
             let left = Duration::from_millis(seen.observation.promise_left_ms);
             let left = left.saturating_sub(self.now.since(seen.at));
             longest = longest.max(left);
-            lapsed += usize::from(left.is_zero());
+            if left.is_zero() {
+                lapsed.insert(*id);
+            }
         }
-        if lapsed < needed {
-            let node = self.name(change.from);
-            report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest });
+        if voters.allow_successor(&lapsed) || planted(Defect::NoPromiseWait) {
+            return true;
         }
-        lapsed >= needed
+        let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);
+        let (node, lapsed) = (self.name(change.from), lapsed.len());
+        report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest });
+        false
     }
 
     pub(super) fn grant(&self, change: &Change, node: NodeId, received: Lsn, report: &mut Report) -> Command {

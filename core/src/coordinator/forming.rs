@@ -11,15 +11,16 @@ impl View<'_> {
     /// Forms the cluster once every configured member has been heard and they fit together. Waiting
     /// for all is what makes a second primary impossible: nobody unseen can be one.
     pub(super) fn form(&self, report: &mut Report) -> Option<Command> {
-        if self.state.identity.is_some() || self.voters.is_empty() {
+        if self.state.identity.is_some() || self.quorum.voters.is_empty() {
             return None;
         }
-        let unseen: Vec<_> = self.voters.iter().copied().filter(|id| !self.is_fresh(*id)).collect();
+        let unseen: Vec<_> = self.quorum.voters.iter().copied().filter(|id| !self.is_fresh(*id)).collect();
         if !unseen.is_empty() {
             report.waiting.push(NotYet::MembersUnseen(unseen));
             return None;
         }
-        let members: Vec<&NodeObservation> = self.voters.iter().filter_map(|id| self.fresh(*id)).collect();
+        let members: Vec<&NodeObservation> =
+            self.quorum.voters.iter().filter_map(|id| self.fresh(*id)).collect();
         let mut names = BTreeSet::new();
         for member in &members {
             if !names.insert(&member.descriptor.name) {

@@ -20,6 +20,11 @@ impl Report {
     pub fn lines(&self) -> Vec<String> {
         self.doing.iter().cloned().chain(self.waiting.iter().map(ToString::to_string)).collect()
     }
+
+    /// Says why the voters stay as they are.
+    pub(super) fn stay(&mut self, why: VotersStay) {
+        self.waiting.push(NotYet::Voters(why));
+    }
 }
 
 /// A reason not to act, or not yet.
@@ -72,6 +77,8 @@ pub enum NotYet {
         /// The longest promise heard of.
         left: Duration,
     },
+    /// The primary is sick, and the text says how; what follows is why it stays.
+    Sick(String),
     /// No standby can take over.
     NoCandidate {
         /// The failed primary.
@@ -86,6 +93,8 @@ pub enum NotYet {
         /// Those that are expected to.
         expected: usize,
     },
+    /// The voters stay as they are.
+    Voters(VotersStay),
     /// A step of a change takes its time.
     Step {
         /// Planned or not.
@@ -101,7 +110,6 @@ pub enum NotYet {
 
 impl fmt::Display for NotYet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let join = |names: &[NodeName]| names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ");
         match self {
             Self::MembersUnseen(ids) => {
                 let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
@@ -156,15 +164,75 @@ impl fmt::Display for NotYet {
                 "{node} may be writable for another {} ms: {lapsed} of {needed} promises have ended",
                 left.as_millis()
             ),
+            Self::Sick(reason) => {
+                write!(f, "{reason}; it stays the primary until a standby that is well can take over")
+            }
             Self::NoCandidate { node, rejected } => {
                 write!(f, "no standby can take over from {node}: {}", rejected.join("; "))
             }
             Self::Recruiting { done, expected } => {
                 write!(f, "{done} of {expected} standbys have cut their walreceivers")
             }
+            Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
                 write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())
             }
         }
     }
+}
+
+/// Why a voter does not leave, or one that left has not come back yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VotersStay {
+    /// More than one voter is lost or silent, the names say which: none of them leaves.
+    SeveralLost(Vec<NodeName>),
+    /// A voter is lost, but only two are left.
+    LastVoters(NodeName),
+    /// One of the last two voters has lost its raft store.
+    NobodyReadmits(NodeName),
+    /// A node is back but has no vote yet.
+    Returning {
+        /// Which.
+        node: NodeName,
+        /// How long it has yet to be heard without a break; zero when it only has to catch up.
+        left: Duration,
+    },
+    /// The voters change as soon as the primary has applied that they do.
+    PlanUnknown(NodeName),
+}
+
+impl fmt::Display for VotersStay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SeveralLost(names) => write!(
+                f,
+                "{} are silent or have lost their raft stores at the same time: that may be a cut in the network, so \
+                 all keep their votes until only one of them is missing",
+                join(names)
+            ),
+            Self::LastVoters(name) => write!(
+                f,
+                "{name} is lost, but of two voters none leaves: if the other one is lost as well, or is the primary \
+                 and fails, an operator has to act"
+            ),
+            Self::NobodyReadmits(name) => write!(
+                f,
+                "the raft store of {name} was lost, and one other voter is no majority that could let it in again: \
+                 form the cluster anew (docs/failover.md, \"When nobody can let a node in again\")"
+            ),
+            Self::Returning { node, left } if left.is_zero() => {
+                write!(f, "{node} is back and gets its vote again once it has the whole log")
+            }
+            Self::Returning { node, left } => {
+                write!(f, "{node} is back and gets its vote again after another {} ms", left.as_millis())
+            }
+            Self::PlanUnknown(name) => {
+                write!(f, "the voters change: waiting for primary {name} to have heard of it")
+            }
+        }
+    }
+}
+
+fn join(names: &[NodeName]) -> String {
+    names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,8 @@
 //! The coordinator against hand-made observations; commands are applied to the state as the log would.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod voters;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
@@ -12,19 +14,20 @@ use crate::cluster::{
     Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, Outcome, PrimaryPhase, Service, apply,
 };
 use crate::observation::{
-    NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
+    Disk, Health, NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
+    WriteFailure, WriteProbe,
 };
 
 const LEASE: Duration = Duration::from_secs(2);
 
 /// Servers 1 to 3 with databases, server 4 a witness; the coordinator under test leads on server 4.
-struct Rig {
-    coordinator: Coordinator,
-    state: ClusterState,
-    voters: BTreeSet<NodeId>,
-    now: MonoTime,
+pub(super) struct Rig {
+    pub(super) coordinator: Coordinator,
+    pub(super) state: ClusterState,
+    pub(super) quorum: Quorum,
+    pub(super) now: MonoTime,
     revision: u64,
-    seen: BTreeMap<u64, NodeObservation>,
+    pub(super) seen: BTreeMap<u64, NodeObservation>,
 }
 
 impl Rig {
@@ -38,15 +41,22 @@ impl Rig {
             max_lag: 16 << 20,
             lease: LEASE,
             node_timeout: Duration::from_secs(3),
+            node_lost_after: Duration::from_secs(10),
             recruit_timeout: Duration::from_secs(1),
             switchover_timeout: Duration::from_secs(15),
             change_timeout: Duration::from_secs(30),
+            local_timeout: Duration::from_secs(10),
         };
         adjust(&mut policy);
         Self {
             coordinator: Coordinator::new(NodeId(4), policy),
             state: ClusterState::default(),
-            voters: (1..=4).map(NodeId).collect(),
+            quorum: Quorum {
+                voters: (1..=4).map(NodeId).collect(),
+                settled: true,
+                leads: true,
+                ..Quorum::default()
+            },
             now: MonoTime::since_boot(Duration::from_secs(100)),
             revision: 0,
             seen: (1..=4).map(|id| (id, observation(id))).collect(),
@@ -54,8 +64,16 @@ impl Rig {
     }
 
     /// A formed cluster, server 1 serving.
-    fn formed() -> Self {
+    pub(super) fn formed() -> Self {
         Self::new().form()
+    }
+
+    /// A cluster that has formed and has yet to confirm its first primary.
+    pub(super) fn just_formed() -> Self {
+        let mut rig = Self::new();
+        rig.pass(&[]);
+        assert!(rig.state.is_new(), "{:?}", rig.state);
+        rig
     }
 
     fn form(mut self) -> Self {
@@ -64,16 +82,35 @@ impl Rig {
         self
     }
 
-    fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
+    pub(super) fn postgres(&mut self, id: u64) -> &mut PostgresObservation {
         self.seen.get_mut(&id).unwrap().postgres.as_mut().unwrap()
     }
 
     /// All agents but `silent` beat, then the coordinator steps once and the log applies.
     fn step(&mut self, silent: &[u64]) -> Decision {
+        let decision = self.look_at(silent);
+        if let Some(Action::Propose(command)) = &decision.action {
+            assert_eq!(self.propose(command), Applied::Changed, "{command:?}");
+            self.coordinator.committed(&self.state, &self.quorum, self.now);
+        }
+        if let Some(Action::ChangeVoters(voters)) = &decision.action {
+            let gone = self.quorum.voters.difference(voters).copied();
+            let learners = self.quorum.learners.iter().copied().chain(gone);
+            self.quorum.learners = learners.filter(|id| !voters.contains(id)).collect();
+            self.quorum.voters.clone_from(voters);
+        }
+        decision
+    }
+
+    /// All agents but `silent` beat, then the coordinator steps once.
+    pub(super) fn look_at(&mut self, silent: &[u64]) -> Decision {
         self.now = self.now + Duration::from_millis(100);
-        self.coordinator.committed(&self.state, &self.voters, self.now);
+        self.coordinator.committed(&self.state, &self.quorum, self.now);
         for (id, observation) in &mut self.seen {
             observation.generation = self.state.generation;
+            if !silent.contains(id) {
+                observation.revision = self.state.revision;
+            }
             let holds = self.state.primary.is_some_and(|primary| primary.node.0 == *id);
             observation.lease_left_ms = holds.then_some(1500);
             observation.intent = self
@@ -88,14 +125,7 @@ impl Rig {
                 self.coordinator.observe(observation.clone(), self.now);
             }
         }
-        let decision = self.coordinator.step(self.now, WallTime(1));
-        if let Some(Action::Propose(command)) = &decision.action {
-            self.revision += 1;
-            let applied = apply(&mut self.state, command, self.revision);
-            assert_eq!(applied, Applied::Changed, "{command:?}");
-            self.coordinator.committed(&self.state, &self.voters, self.now);
-        }
-        decision
+        self.coordinator.step(self.now, WallTime(1))
     }
 
     /// A step whose outcome shows in the state.
@@ -132,9 +162,10 @@ impl Rig {
         postgres.recruited = Some(generation);
         let PostgresState::Running(running) = &mut postgres.state else { panic!("{id} does not run") };
         running.received = Lsn(received);
+        (running.follows, running.receiver) = (None, None);
     }
 
-    fn propose(&mut self, command: &Command) -> Applied {
+    pub(super) fn propose(&mut self, command: &Command) -> Applied {
         self.revision += 1;
         apply(&mut self.state, command, self.revision)
     }
@@ -154,7 +185,10 @@ fn observation(id: u64) -> NodeObservation {
         },
         cluster: "demo".parse().unwrap(),
         incarnation: id,
+        serial: 0,
         generation: Generation::ZERO,
+        revision: 0,
+        probation: None,
         intent: None,
         promise_left_ms: 0,
         lease_left_ms: None,
@@ -167,12 +201,13 @@ fn observation(id: u64) -> NodeObservation {
             prepared: None,
             released: None,
             trouble: None,
+            health: Health::default(),
         }),
         remote: BTreeMap::new(),
     }
 }
 
-fn running(in_recovery: bool) -> Running {
+pub(super) fn running(in_recovery: bool) -> Running {
     Running {
         in_recovery,
         timeline: Timeline(1),
@@ -187,7 +222,7 @@ fn running(in_recovery: bool) -> Running {
     }
 }
 
-fn down(clean: bool) -> PostgresState {
+pub(super) fn down(clean: bool) -> PostgresState {
     PostgresState::Down(Stopped {
         clean,
         standby: false,
@@ -286,6 +321,8 @@ fn equal_standbys_are_ranked_by_priority_then_number() {
 #[test]
 fn a_later_timeline_beats_a_longer_one() {
     let mut rig = Rig::formed();
+    // Server 1 has served timeline 2 in the meantime; server 2 never got there.
+    rig.state.history.last_mut().unwrap().timeline = Some(Timeline(2));
     rig.crash(1);
     rig.pass(&[]);
     rig.released(1);
@@ -295,6 +332,35 @@ fn a_later_timeline_beats_a_longer_one() {
     running.timeline = Timeline(2);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_timeline_that_no_primary_ever_served_makes_no_claim() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 2000);
+    rig.recruited(3, 9000);
+    let PostgresState::Running(promoted_by_hand) = &mut rig.postgres(3).state else { unreachable!() };
+    promoted_by_hand.timeline = Timeline(2);
+    for _ in 0..12 {
+        rig.pass(&[]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn what_was_overtaken_on_its_way_is_not_believed() {
+    let mut rig = Rig::formed();
+    let late = rig.seen[&1].clone();
+    let news = NodeObservation { serial: 2, postgres: None, ..late.clone() };
+    rig.coordinator.observe(news, rig.now);
+    rig.coordinator.observe(NodeObservation { serial: 1, ..late.clone() }, rig.now);
+    let known = |rig: &Rig| rig.coordinator.seen()[&NodeId(1)].observation.clone();
+    assert_eq!((known(&rig).serial, known(&rig).postgres), (2, None));
+    rig.coordinator.observe(NodeObservation { incarnation: 99, ..late }, rig.now);
+    assert_eq!(known(&rig).serial, 0, "a new process begins anew");
 }
 
 #[test]
@@ -650,4 +716,133 @@ fn whoever_begins_to_lead_listens_before_it_judges_a_silent_primary() {
         rig.pass(&[1]);
     }
     assert!(rig.state.change.is_some(), "and if it does not come, all is as ever");
+}
+
+/// What the primary's agent says of its own ability to work.
+fn sick(health: Health) -> Rig {
+    let mut rig = Rig::formed();
+    rig.postgres(1).health = health;
+    rig
+}
+
+fn all_signs(for_ms: u64) -> [Health; 5] {
+    let failing = |kind| WriteProbe::Failing { for_ms, kind, reason: "58030: I/O error".to_owned() };
+    [
+        Health { writes: failing(WriteFailure::Storage), ..Health::default() },
+        Health { writes: WriteProbe::Hanging { for_ms }, ..Health::default() },
+        Health { disk: Disk::Full { for_ms }, ..Health::default() },
+        Health { disk: Disk::ReadOnly { for_ms }, ..Health::default() },
+        Health { disk: Disk::Failing { for_ms }, ..Health::default() },
+    ]
+}
+
+#[test]
+fn a_primary_that_cannot_commit_for_local_timeout_is_replaced() {
+    for early in all_signs(9_900) {
+        let mut rig = sick(early.clone());
+        assert_eq!(rig.step(&[]).action, None, "{early:?}");
+    }
+    for late in all_signs(10_000) {
+        let mut rig = sick(late.clone());
+        rig.pass(&[]);
+        let change = rig.state.change.clone().unwrap();
+        assert_eq!((change.kind, change.to), (ChangeKind::Failover, None), "{late:?}");
+        assert!(change.reason.contains(&late.to_string()), "{}", change.reason);
+    }
+}
+
+#[test]
+fn a_sick_primary_stays_where_nobody_is_better_and_the_report_says_why() {
+    for health in all_signs(60_000) {
+        let mut rig = sick(health.clone());
+        rig.postgres(2).health.disk = Disk::Full { for_ms: 1 };
+        rig.postgres(3).health.disk = Disk::ReadOnly { for_ms: 1 };
+        let decision = rig.step(&[]);
+        assert_eq!(decision.action, None, "{health:?}");
+        let report = decision.report.lines().join("\n");
+        for part in
+            ["stays the primary until", &health.to_string(), "server2 has had no disk space", "server3"]
+        {
+            assert!(report.contains(part), "{part:?} is not in {report}");
+        }
+        // One of them gets room.
+        rig.postgres(3).health.disk = Disk::Room;
+        rig.pass(&[]);
+        assert!(rig.state.change.is_some());
+    }
+}
+
+#[test]
+fn a_full_standby_is_better_than_none_when_the_primary_is_gone() {
+    let mut rig = Rig::formed();
+    for id in [2, 3] {
+        rig.postgres(id).health.disk = Disk::Full { for_ms: 60_000 };
+    }
+    let PostgresState::Running(running) = rig.postgres(1).state.clone() else { panic!() };
+    rig.postgres(1).state = PostgresState::Down(Stopped {
+        clean: false,
+        standby: false,
+        timeline: running.timeline,
+        checkpoint: running.position,
+        found_down: false,
+        for_ms: 0,
+    });
+    rig.pass(&[]);
+    let change = rig.state.change.clone().unwrap();
+    assert_eq!(change.to, None, "another one takes over");
+}
+
+#[test]
+fn a_crash_or_two_is_no_failure_but_a_storm_is() {
+    for crashes in 0..=2 {
+        let mut rig = sick(Health { crashes, ..Health::default() });
+        assert_eq!(rig.step(&[]).action, None);
+        rig.postgres(1).state = PostgresState::Starting { for_ms: 9_000 };
+        assert_eq!(rig.step(&[]).action, None);
+    }
+    for state in [None, Some(PostgresState::Starting { for_ms: 10 })] {
+        let mut rig = sick(Health { crashes: 3, ..Health::default() });
+        let state = state.unwrap_or_else(|| rig.postgres(1).state.clone());
+        rig.postgres(1).state = state;
+        rig.pass(&[]);
+        assert!(rig.state.change.is_some_and(|change| change.reason.contains("3 times within 60 s")));
+    }
+}
+
+#[test]
+fn a_standby_that_hangs_goes_out_of_service() {
+    let mut rig = Rig::formed();
+    let silent = |for_ms| PostgresState::Unresponsive { for_ms, reason: "no answer".to_owned() };
+    rig.postgres(2).state = silent(2_900);
+    assert_eq!(rig.step(&[]).action, None);
+    rig.postgres(2).state = silent(3_000);
+    rig.pass(&[]);
+    let service = &rig.state.members[&NodeId(2)].service;
+    assert!(matches!(service, Service::Failed(reason) if reason.contains("does not answer")), "{service:?}");
+}
+
+#[test]
+fn a_recruit_that_receives_again_is_none() {
+    let mut rig = Rig::formed();
+    rig.postgres(1).state = PostgresState::Down(Stopped {
+        clean: false,
+        standby: false,
+        timeline: Timeline(1),
+        checkpoint: Lsn(500),
+        found_down: false,
+        for_ms: 0,
+    });
+    rig.postgres(1).released = Some(rig.state.generation);
+    rig.pass(&[]);
+    for id in [2, 3] {
+        rig.recruited(id, 1000);
+    }
+    // Somebody has pointed the better one at a primary again: what it has is not final.
+    rig.recruited(2, 2000);
+    let PostgresState::Running(running) = &mut rig.postgres(2).state else { panic!() };
+    running.receiver = Some("streaming".to_owned());
+    for _ in 0..15 {
+        rig.pass(&[]);
+    }
+    assert_eq!(rig.state.primary.map(|primary| primary.node), Some(NodeId(3)));
 }

@@ -1,13 +1,15 @@
 //! What a decision is made from: the committed state, and what was heard of each agent and when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_common::{Lsn, MonoTime, NodeId, NodeName, WallTime};
 
 use super::Policy;
+use super::voters::Hearing;
 use crate::cluster::{ClusterState, Command, Member};
 use crate::observation::{NodeObservation, PostgresObservation, Running};
+use crate::quorum::Quorum;
 
 /// The last word of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +27,10 @@ pub struct View<'a> {
     pub policy: &'a Policy,
     /// The truth.
     pub state: &'a ClusterState,
-    /// Raft's voters.
-    pub voters: &'a BTreeSet<NodeId>,
+    /// Raft's group.
+    pub quorum: &'a Quorum,
+    /// Since when each agent has been heard.
+    pub(super) hearing: &'a Hearing,
     /// What was heard.
     pub seen: &'a BTreeMap<NodeId, Seen>,
     /// The last known end of each server's WAL, from when it was a primary.
@@ -106,11 +110,16 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Whether raft feeds a node, with a vote or without.
+    fn is_in_group(&self, id: NodeId) -> bool {
+        self.quorum.voters.contains(&id) || self.quorum.learners.contains(&id)
+    }
+
     /// Brings the members' own descriptions into the log.
     pub fn register(&self) -> Option<Command> {
         self.state.identity.as_ref()?;
         let changed = self.all_fresh().map(|observation| &observation.descriptor).find(|descriptor| {
-            self.voters.contains(&descriptor.id)
+            self.is_in_group(descriptor.id)
                 && self
                     .state
                     .members

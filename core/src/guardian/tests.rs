@@ -143,6 +143,7 @@ fn a_crashed_worker_is_replaced_at_once_and_the_deadline_stands() {
     guardian.worker_ended(crash(), at(20_100));
     let step = guardian.step(at(20_100));
     assert_eq!((step.start_worker, step.fence, step.end), (Some(fence_at), None, None));
+    assert!(guardian.ran_before());
     guardian.worker_started(at(20_100));
     // What it was told it may repeat, but not stretch.
     guardian.told(until(3, fence_at), at(20_300));
@@ -194,6 +195,7 @@ fn the_first_worker_adopts_what_runs_and_later_ones_only_what_was_guarded() {
     guardian.told(Guard::Off, at(900));
     guardian.worker_ended(crash(), at(10_000));
     assert_eq!(guardian.step(at(10_000)).start_worker, Some(at(10_000)), "nothing ran that could write");
+    assert!(!guardian.ran_before());
 }
 
 #[test]

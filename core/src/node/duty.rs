@@ -42,8 +42,7 @@ impl Duty {
     /// Takes note of what became of an action.
     pub(super) fn acted(&mut self, done: &Done) {
         if let Err(error) = &done.result {
-            // The log has it all; in tables and in the cluster's state there is room for a line.
-            self.trouble = error.lines().next().map(str::to_owned);
+            self.trouble = gist(error);
             return;
         }
         self.trouble = None;
@@ -73,5 +72,27 @@ impl Duty {
             trouble: self.trouble.clone(),
             ..own.clone()
         }
+    }
+}
+
+/// The log has it all; in tables and in the cluster's state there is room for a line. Where an error
+/// goes on to quote a program, that is its first line and the program's own complaint.
+fn gist(error: &str) -> Option<String> {
+    let mut lines = error.lines();
+    let first = lines.next()?;
+    let complaint = lines.find(|line| ["FATAL:", "PANIC:", "error:"].iter().any(|mark| line.contains(mark)));
+    Some(complaint.map_or(first.to_owned(), |complaint| format!("{first} {complaint}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_in_a_line_with_what_a_quoted_program_complained_of() {
+        assert_eq!(gist(""), None);
+        assert_eq!(gist("one\ntwo").as_deref(), Some("one"));
+        let quoted = "cannot rewind. It said:\npg_rewind: servers diverged\npg_rewind: error: no space\n";
+        assert_eq!(gist(quoted).as_deref(), Some("cannot rewind. It said: pg_rewind: error: no space"));
     }
 }

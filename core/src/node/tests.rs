@@ -8,7 +8,7 @@ use pgherd_common::{Lsn, Timeline};
 
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
-use crate::observation::{Running, Stopped};
+use crate::observation::{Health, Running, Stopped};
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
@@ -74,7 +74,7 @@ impl Rig {
     }
 
     fn learn(&mut self) {
-        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), leads: false };
+        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), settled: true, ..Quorum::default() };
         self.node.committed(Arc::new(self.state.clone()), quorum, self.now);
     }
 
@@ -85,7 +85,7 @@ impl Rig {
     /// Server 2 has answered a beat.
     fn answered(&mut self, sent: MonoTime) {
         let lease = Some(self.state.generation);
-        self.node.answered(NodeId(2), sent, &BeatAnswer { lease });
+        self.node.answered(NodeId(2), sent, &BeatAnswer { lease, readmitted: None });
     }
 
     fn beat_of(&self, id: u64, generation: Generation, wants_lease: Option<Generation>) -> Beat {
@@ -117,6 +117,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         prepared: None,
         released: None,
         trouble: None,
+        health: Health::default(),
     }
 }
 
@@ -146,6 +147,20 @@ fn an_adopted_primary_has_the_time_it_was_given_and_the_guardian_knows() {
     assert!(!fences(&turn));
     rig.now = fence_at;
     assert!(fences(&rig.turn()));
+}
+
+#[test]
+fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
+    let mut rig = Rig::new(Generation::ZERO);
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let members = (1..=3).map(descriptor).collect();
+    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    let serve = Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) };
+    rig.commit(&serve);
+    rig.node.look(PostgresObservation { state: PostgresState::Starting { for_ms: 9 }, ..postgres(true) });
+    assert_eq!(rig.turn().guard, None);
+    rig.node.look(postgres(true));
+    assert_eq!(rig.turn().guard, Some(Guard::Off));
 }
 
 #[test]
@@ -184,6 +199,20 @@ fn a_generation_that_exists_somewhere_is_remembered_and_older_leases_are_refused
     assert_eq!(rig.node.beaten(wanted, rig.now).lease, None, "the lease of an older generation");
     assert_eq!(rig.turn().remember, Some(first.next()));
     assert_eq!(rig.turn().remember, None, "once is enough");
+}
+
+#[test]
+fn an_agent_is_backed_for_a_lease_after_it_heard_enough_voters() {
+    let mut rig = Rig::serving();
+    let (first, lease) = (rig.state.generation, Timings::default().lease);
+    assert_eq!(rig.node.backed_for(rig.now), Duration::ZERO, "alone of three");
+    let beat = rig.beat_of(2, first, None);
+    let _ = rig.node.beaten(beat, rig.now);
+    assert_eq!(rig.node.backed_for(rig.now + Duration::from_millis(300)), lease - Duration::from_millis(300));
+    assert_eq!(rig.node.backed_for(rig.now + lease), Duration::ZERO);
+    let news = rig.beat_of(3, first.next(), None);
+    let _ = rig.node.beaten(news, rig.now);
+    assert_eq!(rig.node.backed_for(rig.now), Duration::ZERO, "it does not know the newest primary");
 }
 
 #[test]
@@ -264,4 +293,73 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
     assert!(rig.node.duty.stopped_here);
     rig.node.look(postgres(false));
     assert!(!rig.node.duty.stopped_here);
+}
+
+/// The same agent, whose raft store was lost and is being filled again.
+fn forgotten(rig: &mut Rig, admission: Admission) {
+    let quorum = Quorum { admission, ..rig.node.quorum().clone() };
+    rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
+}
+
+#[test]
+fn an_agent_that_lost_its_store_neither_promises_nor_holds_a_lease() {
+    let mut rig = Rig::serving();
+    rig.answered(rig.now);
+    assert!(rig.node.fence_at(rig.now).is_some());
+    let generation = rig.state.generation;
+    let wanted = rig.beat_of(1, generation, Some(generation));
+    for admission in [Admission::Undecided, Admission::Probation(5), Admission::Learner(5)] {
+        forgotten(&mut rig, admission);
+        assert_eq!(rig.node.fence_at(rig.now), None, "{admission:?}");
+        assert_eq!(rig.node.beaten(wanted.clone(), rig.now).lease, None, "{admission:?}");
+        assert_eq!(rig.node.observation(rig.now).probation, admission.probation());
+    }
+    forgotten(&mut rig, Admission::Full);
+    assert!(rig.node.fence_at(rig.now).is_some());
+    assert_eq!(rig.node.beaten(wanted, rig.now).lease, Some(generation));
+}
+
+#[test]
+fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
+    let mut rig = Rig::serving();
+    let begin = Command::Begin {
+        generation: rig.state.generation,
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: None,
+        reason: "test".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(0),
+    };
+    rig.commit(&begin);
+    assert_eq!(rig.node.observation(rig.now).intent, Some(rig.state.generation.next()));
+    forgotten(&mut rig, Admission::Learner(5));
+    assert_eq!(rig.node.observation(rig.now).intent, None, "its lapsed promise counts for nothing");
+}
+
+#[test]
+fn an_agent_rejoins_with_the_store_that_the_log_names_and_no_other() {
+    let mut rig = Rig::serving();
+    forgotten(&mut rig, Admission::Probation(5));
+    let answer = |readmitted| BeatAnswer { lease: None, readmitted };
+    rig.node.answered(NodeId(2), rig.now, &answer(None));
+    rig.node.answered(NodeId(2), rig.now, &answer(Some(4)));
+    assert_eq!(rig.turn().rejoin, None, "that was the store before");
+    rig.node.answered(NodeId(2), rig.now, &answer(Some(5)));
+    rig.node.answered(NodeId(3), rig.now, &answer(None));
+    assert_eq!(rig.turn().rejoin, Some(5));
+    forgotten(&mut rig, Admission::Learner(5));
+    assert_eq!(rig.turn().rejoin, None);
+}
+
+#[test]
+fn raft_is_asked_for_one_change_of_voters_at_a_time() {
+    let mut rig = Rig::serving();
+    let quorum = Quorum { voters: [1, 2].map(NodeId).into(), leads: true, ..rig.node.quorum().clone() };
+    rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
+    let wanted = Some(Action::ChangeVoters((1..=3).map(NodeId).collect()));
+    assert_eq!(rig.turn().lead, wanted);
+    assert_eq!(rig.turn().lead, None);
+    rig.node.regrouped();
+    assert_eq!(rig.turn().lead, wanted);
 }

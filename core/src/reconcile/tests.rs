@@ -8,7 +8,7 @@ use pgherd_common::{Lsn, MonoTime, NodeId, Timeline, WallTime};
 
 use super::*;
 use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
-use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
+use crate::observation::{Health, PostgresObservation, PostgresState, Running, Stopped};
 
 const RULES: Rules =
     Rules { local_timeout: Duration::from_secs(10), restart_standby_after: Duration::from_secs(5) };
@@ -17,6 +17,7 @@ const RULES: Rules =
 struct Rig {
     state: ClusterState,
     own: PostgresObservation,
+    own_age: Duration,
     primary: Option<Running>,
     fence_at: Option<MonoTime>,
     now: MonoTime,
@@ -75,7 +76,9 @@ impl Rig {
                 prepared: None,
                 released: None,
                 trouble: None,
+                health: Health::default(),
             },
+            own_age: Duration::ZERO,
             primary: Some(running(false)),
             fence_at: Some(at(102)),
             now: at(100),
@@ -131,6 +134,7 @@ impl Rig {
             me: NodeId(me),
             state: &self.state,
             own: &self.own,
+            own_age: self.own_age,
             primary: self.primary.as_ref(),
             fence_at: self.fence_at,
             adopted_until: self.adopted_until,
@@ -251,7 +255,14 @@ fn a_standby_is_recruited_once_and_stays_cut_off_until_the_new_primary_serves() 
     let generation = rig.state.generation.next();
     assert_eq!(rig.decide(3).action, Some(LocalAction::Recruit(generation)));
     rig.own.recruited = Some(generation);
-    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    let cut = Running { follows: None, ..running(true) };
+    for (follows, receiver) in [(running(true).follows, None), (None, Some("streaming".to_owned()))] {
+        let again = Running { follows, receiver, ..cut.clone() };
+        rig.own.state = PostgresState::Running(again);
+        let action = rig.decide(3).action;
+        assert_eq!(action, Some(LocalAction::Recruit(generation)), "pointed at a primary behind its back");
+    }
+    rig.own.state = PostgresState::Running(cut);
     assert_eq!(rig.decide(3).action, None);
     rig.grant(2);
     assert_eq!(rig.decide(3).action, None, "the new primary does not listen yet");
@@ -394,4 +405,71 @@ fn a_failed_action_is_not_repeated_at_once_but_fencing_never_waits() {
     assert_eq!((decision.action, decision.wake_at), (None, Some(rig.now + Duration::from_millis(500))));
     rig.own.state = PostgresState::Running(running(false));
     assert!(fences(&rig.decide(3)));
+}
+
+fn unresponsive(for_ms: u64) -> PostgresState {
+    PostgresState::Unresponsive { for_ms, reason: "no answer within 1000 ms".to_owned() }
+}
+
+#[test]
+fn a_server_that_hangs_is_killed_in_time_in_either_role() {
+    for me in [1, 2] {
+        let mut rig = Rig::new(unresponsive(8_000));
+        let waiting = rig.decide(me);
+        assert_eq!((waiting.action, waiting.wake_at), (None, Some(at(102))), "server {me}");
+        // The next look hangs as well: the deadline comes all the same.
+        (rig.own_age, rig.now) = (Duration::from_millis(1_999), at(101));
+        assert_eq!(rig.decide(me).action, None);
+        (rig.own_age, rig.now) = (Duration::from_secs(2), rig.fence_at.unwrap() + Duration::ZERO);
+        rig.fence_at = Some(at(110));
+        let action = rig.decide(me).action;
+        assert!(
+            matches!(&action, Some(LocalAction::Fence { reason }) if reason.contains("10000 ms")),
+            "server {me}: {action:?}"
+        );
+        // One that refuses the agent answers, however long ago that was looked at.
+        rig.own.state = unresponsive(0);
+        rig.own_age = Duration::from_secs(20);
+        assert_eq!(rig.decide(me).action, None);
+    }
+}
+
+#[test]
+fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(false, false)));
+    let begin = Command::Begin {
+        generation: rig.state.generation,
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: Some(NodeId(1)),
+        reason: "it crashed and nobody can take over".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(0),
+    };
+    rig.commit(&begin);
+    let generation = rig.state.change.as_ref().unwrap().generation;
+    rig.commit(&Command::Grant { generation, node: NodeId(1), received: Lsn(0), at: WallTime(0) });
+    rig.fence_at = Some(at(1_000));
+    let start = LocalAction::StartPrimary(rig.state.generation);
+    assert_eq!(rig.decide(1).action, Some(start.clone()));
+    rig.reconciler.finished(&start, true, rig.now);
+    // The second start comes at once; from then on each waits twice as long as the one before.
+    assert_eq!(rig.decide(1).action, Some(start.clone()));
+    rig.reconciler.finished(&start, true, rig.now);
+    let mut rests = Vec::new();
+    for _ in 0..8 {
+        let resting = rig.decide(1);
+        assert_eq!(resting.action, None, "{resting:?}");
+        assert!(resting.note.unwrap().contains("soon after its start"));
+        let until = resting.wake_at.unwrap();
+        rests.push(until.since(rig.now).as_secs());
+        rig.now = until;
+        assert_eq!(rig.decide(1).action, Some(start.clone()));
+        rig.reconciler.finished(&start, true, rig.now);
+    }
+    assert_eq!(rests, [1, 2, 4, 8, 16, 32, 32, 32]);
+    // One that lasted is forgiven.
+    rig.now = rig.now + START_LASTS;
+    rig.reconciler.finished(&start, true, rig.now);
+    assert_eq!(rig.decide(1).action, Some(start));
 }

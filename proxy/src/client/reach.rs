@@ -80,7 +80,8 @@ impl Client {
         let mut avoided = self.shared.cluster.avoided();
         avoided.extend(closed);
         let shares = &self.shared.config.shares;
-        let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided };
+        let backed = self.shared.cluster.is_backed();
+        let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided, backed };
         let generation = topology.version().generation;
         let choose = |need: Need| routing::choose(need, &view, rand::random());
         let choice = match wanted {

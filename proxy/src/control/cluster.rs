@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     links: Mutex<BTreeMap<HostPort, LinkState>>,
     counts: Mutex<BTreeMap<NodeId, Arc<Counts>>>,
     refused: AtomicU64,
+    /// Milliseconds since boot until which an agent has a quorum behind it, as the agents told.
+    backed_until_ms: AtomicU64,
 }
 
 /// A lock whose holder cannot have left things half done.
@@ -73,6 +75,7 @@ impl Cluster {
             links: Mutex::default(),
             counts: Mutex::default(),
             refused: AtomicU64::new(0),
+            backed_until_ms: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +112,22 @@ impl Cluster {
     /// Older topologies that were refused.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// An agent said for how long it has a quorum behind it. The longest word counts: one agent is enough.
+    pub(crate) fn backed(&self, left_ms: u64) {
+        let until = self.now_ms().saturating_add(left_ms);
+        self.backed_until_ms.fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// Whether an agent with a quorum behind it was heard lately enough for new work on the primary.
+    pub(crate) fn is_backed(&self) -> bool {
+        self.now_ms() < self.backed_until_ms.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        let now = self.clock.now().since(MonoTime::default());
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Notes what an agent saw, unless something newer is known.

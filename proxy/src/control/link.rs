@@ -141,8 +141,9 @@ fn on_message(cluster: &Cluster, message: ToProxy) -> ControlFlow<LinkError, Opt
                 Acceptance::Stranger => ControlFlow::Break(LinkError::Stranger(stranger)),
             }
         }
-        ToProxy::Status(statuses) => {
-            cluster.observe(statuses);
+        ToProxy::Status(status) => {
+            cluster.backed(status.backed_ms);
+            cluster.observe(status.backends);
             ControlFlow::Continue(None)
         }
         ToProxy::Goodbye(why) => ControlFlow::Break(LinkError::Goodbye(why)),

@@ -1,10 +1,11 @@
 //! An agent that says what the test wants it to say.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use pgherd_common::push::{ToAgent, ToProxy};
+use pgherd_common::push::{Status, ToAgent, ToProxy};
 use pgherd_common::{HostPort, Topology};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, broadcast, mpsc};
@@ -18,6 +19,7 @@ pub struct Agent {
     address: HostPort,
     say: broadcast::Sender<ToProxy>,
     heard: mpsc::UnboundedReceiver<ToAgent>,
+    backed_ms: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -28,8 +30,14 @@ impl Agent {
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let (say, _) = broadcast::channel(64);
         let (hear, heard) = mpsc::unbounded_channel();
-        let task = tokio::spawn(accept(listener, topology, say.clone(), hear));
-        Self { address, say, heard, task }
+        let backed_ms = Arc::new(AtomicU64::new(2_000));
+        let task = tokio::spawn(accept(listener, topology, say.clone(), hear, backed_ms.clone()));
+        Self { address, say, heard, backed_ms, task }
+    }
+
+    /// From now on it claims to have a quorum behind it for so long; 0: it may be cut off.
+    pub fn claim_quorum(&self, backed_ms: u64) {
+        self.backed_ms.store(backed_ms, Relaxed);
     }
 
     /// Where it listens.
@@ -66,12 +74,13 @@ async fn accept(
     topology: Option<Topology>,
     say: broadcast::Sender<ToProxy>,
     hear: mpsc::UnboundedSender<ToAgent>,
+    backed: Arc<AtomicU64>,
 ) {
     // Aborted together with the listener.
     let links = Arc::new(Mutex::new(tokio::task::JoinSet::new()));
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let link = link(stream, topology.clone(), say.subscribe(), hear.clone());
+        let link = link(stream, topology.clone(), say.subscribe(), hear.clone(), backed.clone());
         links.lock().await.spawn(link);
     }
 }
@@ -81,12 +90,13 @@ async fn link(
     topology: Option<Topology>,
     mut say: broadcast::Receiver<ToProxy>,
     hear: mpsc::UnboundedSender<ToAgent>,
+    backed: Arc<AtomicU64>,
 ) {
     let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
     if let Some(topology) = topology {
         socket.send(Message::text(ToProxy::Reset(topology).encode())).await.unwrap();
     }
-    let mut pulse = tokio::time::interval(Duration::from_secs(1));
+    let mut pulse = tokio::time::interval(Duration::from_millis(200));
     loop {
         tokio::select! {
             message = socket.next() => match message {
@@ -99,7 +109,8 @@ async fn link(
                 socket.send(Message::text(message.encode())).await.unwrap();
             }
             _ = pulse.tick() => {
-                if socket.send(Message::text(ToProxy::Status(vec![]).encode())).await.is_err() {
+                let status = ToProxy::Status(Status { backed_ms: backed.load(Relaxed), backends: vec![] });
+                if socket.send(Message::text(status.encode())).await.is_err() {
                     return;
                 }
             }

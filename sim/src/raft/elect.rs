@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use pgherd_core::quorum::Admission;
+
 use crate::clock::Time;
 
 use super::{HEARTBEAT, Message, Output, Payload, Progress, Raft, Role, STICKINESS};
 
 impl Raft {
     pub(super) fn election_due(&mut self, now: Time) {
-        if !self.voters().contains(&self.me) || self.amnesia {
+        if !self.may_vote() {
             self.rest(now);
             return;
         }
@@ -53,7 +55,7 @@ impl Raft {
     ) {
         let leading = self.role == Role::Leader;
         let hears = leading || self.heard.is_some_and(|heard| now.since(heard) < STICKINESS);
-        let fits = last >= self.last() && !self.amnesia;
+        let fits = last >= self.last() && self.admission == Admission::Full;
         if pre {
             let granted = !hears && fits && term > self.term;
             let reply = Message::VoteReply { term: self.term, wanted: term, pre, granted };
@@ -105,7 +107,7 @@ impl Raft {
         (self.role, self.leader, self.transferring) = (Role::Leader, Some(self.me), false);
         let next = self.log.len() + 1;
         let fresh = Progress { next, matched: 0, answered: now, waiting: None };
-        let others = self.voters().into_iter().filter(|other| *other != self.me);
+        let others = self.everybody().into_iter().filter(|other| *other != self.me);
         self.progress = others.map(|other| (other, fresh)).collect::<BTreeMap<_, _>>();
         self.synced_to = self.stored.log.len().min(self.log.len());
         self.push(Payload::Blank);

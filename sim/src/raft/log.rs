@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pgherd_core::cluster::Command;
+use pgherd_core::defect::{Defect, planted};
+use pgherd_core::quorum::Admission;
 
 /// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +36,8 @@ pub struct Stored {
     pub voted: Option<usize>,
     /// The log; its first entry has index 1.
     pub log: Vec<Arc<Entry>>,
-    /// The disk was lost: what it had promised and logged is not known.
-    pub amnesia: bool,
+    /// What its word is worth, should its disk have been lost.
+    pub admission: Admission,
 }
 
 impl Stored {
@@ -44,14 +46,16 @@ impl Stored {
         index.checked_sub(1).and_then(|at| self.log.get(at)).is_some_and(|entry| entry.term == term)
     }
 
-    /// Of a member that has lost its disk: it votes for nobody until it has been filled again.
-    pub fn lost() -> Self {
-        Self { amnesia: true, ..Self::default() }
+    /// Of a member that has lost its disk, with the number of its new store.
+    pub fn lost(token: u64) -> Self {
+        let forgets = planted(Defect::AmnesiaVotes);
+        let admission = if forgets { Admission::Full } else { Admission::Probation(token) };
+        Self { admission, ..Self::default() }
     }
 
     /// Of a member of a group that has just been formed.
     pub fn formed(voters: BTreeSet<usize>) -> Self {
         let first = Entry { term: 0, payload: Payload::Members(vec![voters]) };
-        Self { term: 0, voted: None, log: vec![Arc::new(first)], amnesia: false }
+        Self { term: 0, voted: None, log: vec![Arc::new(first)], admission: Admission::Full }
     }
 }

@@ -90,10 +90,6 @@ impl Raft {
             self.log.push(entry);
             written = true;
         }
-        if self.amnesia && matched >= commit && commit > 0 && self.term_at(matched) == term {
-            // It has all that was ever committed, and its vote of this term is the leader's.
-            (self.amnesia, self.voted, written) = (false, Some(from), true);
-        }
         let reply = Message::AppendReply { term, matched, fitted: true, sent };
         // A repeated message must not be answered before the first one's entries are on disk.
         if written || !self.writes.is_empty() {
@@ -123,7 +119,9 @@ impl Raft {
             progress.matched = progress.matched.max(matched);
             progress.next = progress.matched + 1;
         } else {
-            progress.next = (matched + 1).min(progress.next);
+            // It may have lost its disk: nothing that it had is taken for granted.
+            progress.matched = 0;
+            progress.next = (matched + 1).min(progress.next).max(1);
         }
         let behind = progress.matched < length;
         progress.waiting = None;
@@ -152,6 +150,7 @@ impl Raft {
         }
         if reached > self.commit {
             self.commit_to(reached);
+            self.regroup_on(now);
             // The others apply what is committed without waiting for the next heartbeat.
             let others: Vec<usize> = self.progress.keys().copied().collect();
             for other in others {

@@ -37,7 +37,7 @@ impl Group {
                             }
                         }
                         Output::Applied(index, ..) => self.applied[me].push(index),
-                        Output::Proposed(..) | Output::Committed(..) => {}
+                        Output::Proposed(..) | Output::Committed(..) | Output::Regrouped => {}
                     }
                 }
             }

@@ -1,5 +1,7 @@
 //! Drives raft: its messages, its disk, its timer, and what becomes of proposals.
 
+use std::collections::BTreeSet;
+
 use pgherd_common::NodeId;
 use pgherd_core::cluster::Command;
 
@@ -62,6 +64,15 @@ impl World {
         self.flush_raft(index);
     }
 
+    pub(super) fn change_voters(&mut self, index: usize, voters: &BTreeSet<NodeId>) {
+        let now = self.now;
+        let voters: BTreeSet<usize> = voters.iter().filter_map(|id| self.index_of(*id)).collect();
+        if let Some(raft) = self.worker(index).and_then(|worker| worker.raft.as_mut()) {
+            raft.regroup(&voters, now);
+        }
+        self.flush_raft(index);
+    }
+
     fn send_raft(&mut self, from: usize, to: usize, message: Message) {
         if from == to {
             let now = self.now;
@@ -96,6 +107,12 @@ impl World {
                         moved = true;
                         self.check_applied(index, at, &entry, result.as_ref(), &state);
                     }
+                    Output::Regrouped => {
+                        if let Some(node) = self.node_mut(index) {
+                            node.regrouped();
+                        }
+                        moved = true;
+                    }
                     Output::Committed(at, have) => self.check_committed(index, at, &have),
                     Output::Proposed(command, result) => {
                         let by_operator = self.operators.iter().position(|known| *known == command);
@@ -118,6 +135,11 @@ impl World {
             }
         }
         self.note_leadership(index);
+        let id = self.machines[index].descriptor.id;
+        if moved && let Some(raft) = self.worker(index).and_then(|worker| worker.raft.as_mut()) {
+            let readmitted = raft.state().readmitted.get(&id).copied();
+            raft.admit(readmitted);
+        }
         if moved {
             self.push_topology(index);
             self.turn_soon(index);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use pgherd_common::Generation;
+use pgherd_core::quorum::Admission;
 
 use crate::clock::{MS, Micros, SECOND};
 use crate::network::Class;
@@ -260,12 +261,14 @@ impl World {
         let whole = (0..self.machines.len()).all(|other| {
             let machine = &self.machines[other];
             let raft = machine.worker.as_ref().and_then(|worker| worker.raft.as_ref());
-            !raft.map_or(machine.disk.raft.amnesia, crate::raft::Raft::has_amnesia)
+            let admission = raft.map_or(machine.disk.raft.admission, crate::raft::Raft::admission);
+            machine.up && admission == Admission::Full
         });
         if self.machines[index].up && !self.machines[index].frozen && whole {
             self.kill_worker(index);
+            let token = self.rng.next();
             let disk = &mut self.machines[index].disk;
-            disk.raft = crate::raft::Stored::lost();
+            disk.raft = crate::raft::Stored::lost(token);
             disk.applied = Default::default();
             self.checks.generations.forget(index);
         }

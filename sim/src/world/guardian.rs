@@ -98,7 +98,9 @@ impl World {
         }
         if let Some(adopted_until) = step.start_worker {
             let life = self.machines[index].new_life();
-            let worker = super::Worker::new(life, adopted_until);
+            let mut worker = super::Worker::new(life, adopted_until);
+            let parent = self.machines[index].parent.as_ref();
+            worker.memory.seen_up = parent.is_some_and(|parent| parent.guardian.ran_before());
             self.machines[index].worker = Some(worker);
             if let Some(parent) = &mut self.machines[index].parent {
                 parent.guardian.worker_started(now);

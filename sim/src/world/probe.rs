@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_common::{MonoTime, Timeline};
-use pgherd_core::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
+use pgherd_core::observation::{Downstream, Health, PostgresObservation, PostgresState, Running, Stopped};
 
 use crate::clock::{MS, micros};
 use crate::postgres::{Phase, lsn};
@@ -25,7 +25,7 @@ pub(crate) struct Memory {
     look: u64,
     known: Option<u64>,
     met_anything: bool,
-    seen_up: bool,
+    pub(crate) seen_up: bool,
     session: bool,
     down_since: Option<MonoTime>,
     starting_since: Option<MonoTime>,
@@ -157,6 +157,7 @@ impl World {
             prepared: None,
             released: None,
             trouble: None,
+            health: Health::default(),
         })
     }
 

@@ -3,6 +3,7 @@
 //! Events are handled one by one, and after them comes a turn, whose parts are obeyed in their order.
 //! Only the disk that remembers a generation makes the loop wait.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pgherd_common::{Generation, HostPort, MonoTime, NodeId};
@@ -57,6 +58,7 @@ pub(crate) struct Worker {
     /// Since when it knows that the primary is to be stopped.
     pub(crate) stopping_since: Option<Time>,
     told: Quorum,
+    changes: (usize, bool),
     /// A turn that waits for the disk, and the clock when it began.
     pub(crate) blocked: Option<(Box<Turn>, MonoTime)>,
     pub(crate) backlog: Vec<Event>,
@@ -84,6 +86,7 @@ impl Worker {
             led: false,
             stopping_since: None,
             told: Quorum::default(),
+            changes: (0, false),
             blocked: None,
             backlog: Vec::new(),
         }
@@ -219,10 +222,23 @@ impl World {
         let leads = raft.is_established();
         if !Arc::ptr_eq(node.state(), raft.state())
             || leads != worker.told.leads
+            || raft.admission() != worker.told.admission
+            || raft.changes() != worker.changes
             || worker.told.voters.is_empty()
         {
-            let voter = |index: usize| NodeId(u64::try_from(index).unwrap_or(0) + 1);
-            worker.told = Quorum { voters: raft.voters().into_iter().map(voter).collect(), leads };
+            let ids = |indices: BTreeSet<usize>| {
+                indices.into_iter().map(|index| NodeId(u64::try_from(index).unwrap_or(0) + 1)).collect()
+            };
+            let voters = raft.voters();
+            let learners = raft.everybody().difference(&voters).copied().collect();
+            worker.changes = raft.changes();
+            worker.told = Quorum {
+                voters: ids(voters),
+                learners: ids(learners),
+                settled: raft.is_settled(),
+                leads,
+                admission: raft.admission(),
+            };
             node.committed(Arc::clone(raft.state()), worker.told.clone(), now);
             let change = node.state().change.as_ref();
             let stopping = change.is_some_and(|change| change.phase == ChangePhase::Stopping);
@@ -280,6 +296,12 @@ impl World {
         for line in turn.doing {
             self.note(|| format!("{name}: decides: {line}"));
         }
+        if let Some(token) = turn.rejoin {
+            if let Some(raft) = self.worker(index).and_then(|worker| worker.raft.as_mut()) {
+                raft.rejoin(token);
+            }
+            self.flush_raft(index);
+        }
         if let Some(begun) = turn.act {
             self.act(index, begun);
         }
@@ -289,6 +311,7 @@ impl World {
                 self.propose(index, command);
             }
             Some(Action::TransferLeadership(to)) => self.transfer(index, to),
+            Some(Action::ChangeVoters(voters)) => self.change_voters(index, &voters),
             None => {}
         }
         if let Some((node, address)) = turn.knock {

@@ -2,7 +2,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, HostPort, NodeId, Version};
 
 use super::*;
-use crate::api::types::{ChangeStatus, DatabaseState, LeaseStatus, ProxyStatus};
+use crate::api::types::{ChangeStatus, DatabaseState, LeaseStatus, ProxyStatus, WithoutVote};
 use crate::cli::node_status;
 
 fn node(id: u64, agent_type: AgentType) -> NodeStatus {
@@ -42,8 +42,13 @@ pub(in crate::cli) fn three_nodes() -> ClusterStatus {
         generation,
         leader: Some("server4".parse().unwrap()),
         term: 3,
-        voters: 4,
-        voters_heard: 4,
+        voters: 3,
+        voters_heard: 3,
+        voting: names(&["server1", "server2", "server4"]),
+        without_vote: vec![WithoutVote {
+            node: "server3".parse().unwrap(),
+            reason: "it is returning".to_owned(),
+        }],
         lease: LeaseStatus { holder: Some("server1".parse().unwrap()), left_ms: 1640 },
         change: Some(ChangeStatus {
             kind: ChangeKind::Failover,
@@ -148,7 +153,8 @@ Address        WAL Received LSN  WAL Replayed LSN  Info
 10.0.0.3:5432                                      connection refused
 
 Generation: 2 (term 3)
-Voters: server1 hears 4 of 4
+Voters: server1 hears 3 of 3
+    without a vote: server3 (it is returning)
 Lease: server1, ends in 1.6 s unless it is renewed
 Change in flight: failover from server1 to the best standby, recruiting
     an operator asked for it
@@ -208,7 +214,8 @@ No database is in service.
 No primary is in service.
 
 Generation: 2 (term 3)
-Voters: server1 hears 4 of 4
+Voters: server1 hears 3 of 3
+    without a vote: server3 (it is returning)
 Lease: held by nobody
 Change in flight: none
 

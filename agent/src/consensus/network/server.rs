@@ -12,8 +12,9 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use pgherd_common::{ClusterName, NodeId};
+use pgherd_core::quorum::Admission;
+use tokio::sync::watch;
 
 use super::super::types::{Group, Raft, Snapshot};
 use super::{
@@ -28,13 +29,19 @@ struct Server {
     raft: Raft,
     node: NodeId,
     cluster: ClusterName,
+    admission: watch::Receiver<Admission>,
 }
 
 type Answer<T> = Result<Json<T>, (StatusCode, String)>;
 type Message<T> = Result<Json<T>, JsonRejection>;
 
 /// Where the other agents' messages arrive.
-pub(in super::super) fn routes(raft: Raft, node: NodeId, cluster: ClusterName) -> Router {
+pub(in super::super) fn routes(
+    raft: Raft,
+    node: NodeId,
+    cluster: ClusterName,
+    admission: watch::Receiver<Admission>,
+) -> Router {
     Router::new()
         .route(VOTE_PATH, post(vote))
         .route(PRE_VOTE_PATH, post(pre_vote))
@@ -42,7 +49,7 @@ pub(in super::super) fn routes(raft: Raft, node: NodeId, cluster: ClusterName) -
         .route(SNAPSHOT_PATH, post(snapshot))
         .route(TRANSFER_PATH, post(transfer_leader))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Arc::new(Server { raft, node, cluster }))
+        .with_state(Arc::new(Server { raft, node, cluster, admission }))
 }
 
 /// Proof that a message is meant for this node and comes from its cluster. An address that leads to
@@ -83,15 +90,19 @@ fn answer<T, E: std::fmt::Display>(result: Result<T, E>) -> Answer<T> {
 }
 
 impl Server {
-    /// A node without vote and log has either never taken part or lost its store. Which, it cannot
-    /// know; so it votes only in the first election of a new group, where nothing can have been
-    /// forgotten, and otherwise waits for a leader to bring it up to date.
-    fn forgetful(&self, request: &VoteRequest<Group>) -> Option<VoteResponse<Group>> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let blank = metrics.current_term == 0 && metrics.last_log_index.is_none();
-        let first_election = request.last_log_id.is_none_or(|last| last.index == 0);
-        (blank && !first_election).then(|| VoteResponse::new(metrics.vote, None, false))
+    /// A node that may have forgotten what it voted and acknowledged says nothing to that. While it is
+    /// fed again, it acknowledges what it has been fed since, but it does not vote.
+    fn refuse(&self, asks_for_vote: bool) -> Result<(), (StatusCode, String)> {
+        let why = match *self.admission.borrow() {
+            Admission::Full => return Ok(()),
+            Admission::Learner(_) if !asks_for_vote => return Ok(()),
+            Admission::Undecided => {
+                "this node has a new raft store and has not heard yet whether it has forgotten a group"
+            }
+            Admission::Probation(_) => "the raft store of this node was lost: it waits to be let in again",
+            Admission::Learner(_) => "this node is being fed again and has no vote yet",
+        };
+        Err((StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
     }
 }
 
@@ -100,11 +111,8 @@ async fn vote(
     _: Meant,
     message: Message<VoteRequest<Group>>,
 ) -> Answer<VoteResponse<Group>> {
-    let request = read(message)?;
-    match server.forgetful(&request) {
-        Some(refusal) => Ok(Json(refusal)),
-        None => answer(server.raft.vote(request).await),
-    }
+    server.refuse(true)?;
+    answer(server.raft.vote(read(message)?).await)
 }
 
 async fn pre_vote(
@@ -112,11 +120,8 @@ async fn pre_vote(
     _: Meant,
     message: Message<VoteRequest<Group>>,
 ) -> Answer<VoteResponse<Group>> {
-    let request = read(message)?;
-    match server.forgetful(&request) {
-        Some(refusal) => Ok(Json(refusal)),
-        None => answer(server.raft.pre_vote(request).await),
-    }
+    server.refuse(true)?;
+    answer(server.raft.pre_vote(read(message)?).await)
 }
 
 async fn append(
@@ -124,6 +129,7 @@ async fn append(
     _: Meant,
     message: Message<AppendEntriesRequest<Group>>,
 ) -> Answer<AppendEntriesResponse<Group>> {
+    server.refuse(false)?;
     answer(server.raft.append_entries(read(message)?).await)
 }
 
@@ -132,6 +138,7 @@ async fn snapshot(
     _: Meant,
     message: Message<SnapshotMessage>,
 ) -> Answer<SnapshotResponse<Group>> {
+    server.refuse(false)?;
     let SnapshotMessage { vote, meta, state } = read(message)?;
     answer(server.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: state }).await)
 }
@@ -141,5 +148,6 @@ async fn transfer_leader(
     _: Meant,
     message: Message<TransferLeaderRequest<Group>>,
 ) -> Answer<TransferLeaderResponse<Group>> {
+    server.refuse(true)?;
     answer(server.raft.handle_transfer_leader(read(message)?).await)
 }

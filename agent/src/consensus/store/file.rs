@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pgherd_common::{ClusterName, NodeId};
+use pgherd_core::quorum::Admission;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
 };
@@ -40,23 +41,27 @@ pub(super) struct Header {
     format: u32,
     cluster: ClusterName,
     node: NodeId,
+    /// In the file of a new store: what is to be known of the one before. Durable before the first
+    /// message is answered.
+    admission: Admission,
 }
 
 impl Header {
-    const FORMAT: u32 = 1;
+    const FORMAT: u32 = 2;
 
-    pub(super) fn new(cluster: ClusterName, node: NodeId) -> Self {
-        Self { format: Self::FORMAT, cluster, node }
+    /// Of a store that is made now.
+    pub(super) fn new(cluster: ClusterName, node: NodeId, admission: Admission) -> Self {
+        Self { format: Self::FORMAT, cluster, node, admission }
     }
 
-    fn check(&self, found: Self, path: PathBuf) -> Result<(), OpenError> {
+    fn check(&self, found: &Self, path: PathBuf) -> Result<(), OpenError> {
         if found.format != self.format {
             return Err(OpenError::Format { path, found: found.format, supported: self.format });
         }
         if found.cluster != self.cluster {
             return Err(OpenError::OtherCluster {
                 path,
-                found: found.cluster,
+                found: found.cluster.clone(),
                 expected: self.cluster.clone(),
             });
         }
@@ -88,6 +93,7 @@ pub(super) struct Loaded {
     pub(super) log: LogContent,
     pub(super) applied: AppliedState,
     pub(super) snapshot: Option<StoredSnapshot>,
+    pub(super) admission: Admission,
 }
 
 /// Opens the store in `dir` and reads it; creates it when there is none.
@@ -100,8 +106,8 @@ pub(super) fn open(dir: &Path, header: &Header) -> Result<(Database, Loaded), Op
     }
     let database = builder().open(&path).map_err(|error| refuse(&path, error))?;
     let found = read_header(&database).map_err(|reason| damaged(&path, reason))?;
-    header.check(found, path.clone())?;
-    let loaded = load(&database).map_err(|reason| damaged(&path, reason))?;
+    header.check(&found, path.clone())?;
+    let loaded = load(&database, found.admission).map_err(|reason| damaged(&path, reason))?;
     Ok((database, loaded))
 }
 
@@ -177,7 +183,7 @@ fn value<T: DeserializeOwned>(
     Ok(Some(decoded))
 }
 
-fn load(database: &Database) -> Result<Loaded, String> {
+fn load(database: &Database, admission: Admission) -> Result<Loaded, String> {
     let reader = database.begin_read().map_err(|error| error.to_string())?;
     let values = reader.open_table(VALUES).map_err(|error| error.to_string())?;
     let vote: Option<Vote> = value(&values, VOTE)?;
@@ -200,5 +206,5 @@ fn load(database: &Database) -> Result<Loaded, String> {
     if log.purged > known {
         return Err("log entries were removed that the applied state does not contain".to_owned());
     }
-    Ok(Loaded { log, applied, snapshot })
+    Ok(Loaded { log, applied, snapshot, admission })
 }

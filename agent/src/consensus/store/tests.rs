@@ -23,7 +23,7 @@ fn cluster() -> ClusterName {
 }
 
 fn open(dir: &Path) -> Result<Store, OpenError> {
-    Store::open(dir, &cluster(), NodeId(1))
+    Store::open(dir, &cluster(), NodeId(1), Admission::Undecided)
 }
 
 fn id(term: u64, index: u64) -> LogId {
@@ -151,9 +151,9 @@ async fn a_store_that_is_in_use_is_not_shared() {
 async fn another_ones_store_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path()).unwrap().writer.close().await;
-    let error = Store::open(dir.path(), &"other".parse().unwrap(), NodeId(1)).err().unwrap();
+    let error = Store::open(dir.path(), &"other".parse().unwrap(), NodeId(1), Admission::Full).err().unwrap();
     assert!(matches!(error, OpenError::OtherCluster { .. }), "{error}");
-    let error = Store::open(dir.path(), &cluster(), NodeId(2)).err().unwrap();
+    let error = Store::open(dir.path(), &cluster(), NodeId(2), Admission::Full).err().unwrap();
     assert!(matches!(error, OpenError::OtherNode { found: NodeId(1), expected: NodeId(2), .. }), "{error}");
     open(dir.path()).unwrap();
 }

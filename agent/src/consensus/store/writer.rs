@@ -10,16 +10,21 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use openraft::storage::IOFlushed;
+use pgherd_common::{ClusterName, NodeId};
+use pgherd_core::quorum::Admission;
 use redb::{Database, WriteTransaction};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::super::types::{Entry, Group, LogId, Vote};
-use super::file::{APPLIED, AppliedState, COMMITTED, LOG, PURGED, SNAPSHOT, StoredSnapshot, VALUES, VOTE};
+use super::file::{
+    APPLIED, AppliedState, COMMITTED, HEADER, Header, LOG, PURGED, SNAPSHOT, StoredSnapshot, VALUES, VOTE,
+};
 
 /// A change of the file.
 pub(super) enum Write {
     Vote(Vote),
+    Header(Box<Header>),
     Append(Vec<Entry>),
     /// Removes this index and all after it.
     TruncateFrom(u64),
@@ -92,6 +97,16 @@ impl Writer {
         let (sender, done) = oneshot::channel();
         self.submit(write, Done::Caller(sender));
         async move { done.await.unwrap_or_else(|_| Err(closed())) }
+    }
+
+    /// Writes down whose store this is and what its node's word is worth; waits until it is on disk.
+    pub(in super::super) async fn mark(
+        &self,
+        cluster: ClusterName,
+        node: NodeId,
+        admission: Admission,
+    ) -> io::Result<()> {
+        self.write(Write::Header(Box::new(Header::new(cluster, node, admission)))).await
     }
 
     /// Closes the file once all that was handed in is written. Later writes fail.
@@ -184,6 +199,7 @@ impl StoreFile {
 fn apply(transaction: &WriteTransaction, write: &Write) -> Result<(), redb::Error> {
     match write {
         Write::Vote(vote) => put(transaction, VOTE, vote),
+        Write::Header(header) => put(transaction, HEADER, header),
         Write::Append(entries) => {
             let mut log = transaction.open_table(LOG)?;
             for entry in entries {

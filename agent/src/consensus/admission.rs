@@ -1,0 +1,64 @@
+//! What this node's word is worth, durably: see [`Admission`].
+
+use std::sync::Arc;
+
+use openraft::LogIdOptionExt;
+use pgherd_common::{ClusterName, NodeId};
+use pgherd_core::quorum::Admission;
+use tokio::sync::{Mutex, watch};
+
+use super::errors::AdmissionError;
+use super::store::Writer;
+use super::types::{Metrics, Raft};
+use crate::cluster::ClusterState;
+
+/// Keeps it in the store's header.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper {
+    cluster: ClusterName,
+    node: NodeId,
+    now: Arc<watch::Sender<Admission>>,
+    changing: Arc<Mutex<()>>,
+    writer: Writer,
+}
+
+impl Keeper {
+    pub(super) fn new(cluster: ClusterName, node: NodeId, now: Admission, writer: Writer) -> Self {
+        Self { cluster, node, now: Arc::new(watch::Sender::new(now)), changing: Arc::default(), writer }
+    }
+
+    pub(super) fn now(&self) -> Admission {
+        *self.now.borrow()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Admission> {
+        self.now.subscribe()
+    }
+
+    /// On return it is on disk and in force. Does nothing unless `from` is in force: a word that comes
+    /// late must not undo what followed. Returns whether it did anything.
+    pub(super) async fn change(
+        &self,
+        raft: &Raft,
+        from: Admission,
+        to: Admission,
+    ) -> Result<bool, AdmissionError> {
+        let _one_at_a_time = self.changing.lock().await;
+        if self.now() != from {
+            return Ok(false);
+        }
+        self.writer.mark(self.cluster.clone(), self.node, to).await.map_err(AdmissionError)?;
+        self.now.send_replace(to);
+        raft.runtime_config().elect(to == Admission::Full);
+        Ok(true)
+    }
+}
+
+/// Whether a node that is fed again has learned that it votes again. `state` must be read before
+/// `metrics`: what was applied up to there includes its readmission, and so every membership that it
+/// shows is of a later time than its removal.
+pub(super) fn is_voter_again(node: NodeId, token: u64, state: &ClusterState, metrics: &Metrics) -> bool {
+    state.readmitted.get(&node) == Some(&token)
+        && metrics.last_applied.index() >= Some(state.revision)
+        && metrics.membership_config.voter_ids().any(|voter| voter == node.0)
+}

@@ -1,0 +1,37 @@
+//! What the kernel is asked for, so that guardian and worker get to run when the machine is short of
+//! everything. All of it is a request: without the right to it things go on as they are.
+
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::{getpriority_process, setpriority_process};
+
+/// Before PostgreSQL and most else, behind what the system itself needs.
+const NICE: i32 = -10;
+/// The guardian is never chosen when memory runs out, a worker only when nothing else is left.
+const OOM_GUARDIAN: i32 = -1000;
+const OOM_WORKER: i32 = -900;
+
+/// For this process, which is the guardian.
+pub(super) fn protect_guardian() {
+    protect(OOM_GUARDIAN);
+    // Pages that it has touched stay. To be asked for only after the rest: a refusal costs nothing.
+    if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
+        tracing::debug!("the guardian's memory is not locked: {error}");
+    }
+}
+
+/// For this process, which is a worker, and its threads to come.
+pub(crate) fn protect_worker() {
+    protect(OOM_WORKER);
+}
+
+fn protect(oom_score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", oom_score.to_string()) {
+        tracing::debug!(oom_score, "the out-of-memory score stays as it is: {error}");
+    }
+    let nice = getpriority_process(None).unwrap_or(0);
+    if nice > NICE
+        && let Err(error) = setpriority_process(None, NICE)
+    {
+        tracing::debug!("the priority stays as it is: {error}");
+    }
+}

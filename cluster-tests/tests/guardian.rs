@@ -1,0 +1,202 @@
+//! What becomes of PostgreSQL when an agent crashes, hangs or is taken away.
+
+use std::time::Duration;
+
+use pgherd_cluster_tests::process::{self, Signal, wait_gone};
+use pgherd_cluster_tests::workload::{Outcome, Writer};
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
+use tokio::time::Instant;
+
+const SOON: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(2);
+
+#[expect(clippy::print_stdout, reason = "a figure for people")]
+fn figure(what: &str, value: impl std::fmt::Debug) {
+    println!("{what}: {value:?}");
+}
+
+fn worker(cluster: &Cluster, node: &str) -> Result<u32, Failure> {
+    cluster.node(node).worker().ok_or_else(|| Failure::new(format!("{node} has no worker")))
+}
+
+fn postmaster(cluster: &Cluster, node: &str) -> Result<u32, Failure> {
+    cluster.node(node).postmaster().ok_or_else(|| Failure::new(format!("{node} runs no PostgreSQL")))
+}
+
+/// The worker that follows `before`.
+async fn replaced(cluster: &Cluster, node: &str, before: u32) -> Result<u32, Failure> {
+    let new = wait_until("another worker", SOON, async || {
+        let worker = cluster.node(node).worker().filter(|worker| *worker != before);
+        worker.ok_or_else(|| "not yet".to_owned())
+    });
+    Ok(new.await?)
+}
+
+fn assert_undisturbed(outcome: &Outcome, what: &str) {
+    assert!(outcome.acked > 100, "{what}: {outcome:?}");
+    assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{what}: {outcome:?}");
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_nothing() -> TestResult {
+    let mut cluster = Cluster::for_test("worker-killed").start().await?;
+    let generation = cluster.status().await?.generation;
+    let before = postmaster(&cluster, "server1")?;
+    figure("resident kB of the guardian", cluster.node("server1").agent.pid().and_then(process::resident_kb));
+    for (number, signal) in [Signal::KILL, Signal::ABORT, Signal::KILL].into_iter().enumerate() {
+        let writer = Writer::start(&cluster, &format!("killed{number}")).await?;
+        writer.until_written(100, SOON).await?;
+        let old = worker(&cluster, "server1")?;
+        process::signal(old, signal);
+        let killed = Instant::now();
+        assert!(wait_gone(old, SOON).await);
+        let new = replaced(&cluster, "server1", old).await?;
+        assert_ne!(old, new);
+        writer.until_written(100, SOON).await?;
+        cluster.until_healthy(SOON).await?;
+        figure("healthy again after", killed.elapsed());
+        // Longer than the deadline that stood when the worker died.
+        writer.until_written(600, SOON).await?;
+        let outcome = writer.finish(&cluster).await?;
+        assert_undisturbed(&outcome, "worker killed");
+        assert!(outcome.lost.is_empty() && outcome.errors.is_empty(), "{outcome:?}");
+        figure(&format!("outage after {signal:?} of the worker"), outcome.longest_gap);
+        assert!(outcome.longest_gap < Duration::from_millis(150), "{outcome:?}");
+        assert_eq!(postmaster(&cluster, "server1")?, before, "PostgreSQL was touched");
+    }
+    // A standby's and the witness's, in the same way.
+    for node in ["server2", "server4"] {
+        let postmaster = cluster.node(node).postmaster();
+        let old = worker(&cluster, node)?;
+        process::signal(old, Signal::KILL);
+        replaced(&cluster, node, old).await?;
+        cluster.until_healthy(SOON).await?;
+        assert_eq!(cluster.node(node).postmaster(), postmaster);
+    }
+    assert_eq!(cluster.status().await?.generation, generation, "nobody changed the primary");
+    Ok(cluster.finish(&["panicked", "RUST_BACKTRACE"])?)
+}
+
+#[tokio::test]
+async fn a_hung_worker_does_not_keep_postgresql_writable() -> TestResult {
+    let mut cluster = Cluster::for_test("worker-hung").start().await?;
+    let generation = cluster.status().await?.generation;
+    let writer = Writer::start(&cluster, "hung").await?;
+    writer.until_written(100, SOON).await?;
+    let (old, primary) = (worker(&cluster, "server1")?, postmaster(&cluster, "server1")?);
+    process::signal(old, Signal::STOP);
+    let stopped = Instant::now();
+    assert!(wait_gone(primary, SOON).await, "the primary goes on");
+    figure("from SIGSTOP of the worker to the end of the postmaster", stopped.elapsed());
+    assert!(stopped.elapsed() < LEASE, "{:?}", stopped.elapsed());
+    cluster
+        .until("another primary", SOON, |status| {
+            status.primary().filter(|name| *name != "server1").map(|_| ())
+        })
+        .await?;
+    // Nobody wakes it: it is replaced.
+    assert!(wait_gone(old, SOON).await, "the hung worker was left");
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(100, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "worker hung");
+    figure("outage after SIGSTOP of the worker", outcome.longest_gap);
+    let status = cluster.status().await?;
+    assert_eq!(status.generation, generation + 1, "one failover: {}", status.summary());
+    assert!(status.standbys().contains(&"server1"), "{}", status.summary());
+
+    // A standby's worker guards nothing: it is replaced and its PostgreSQL not touched.
+    let (old, standby) = (worker(&cluster, "server3")?, postmaster(&cluster, "server3")?);
+    process::signal(old, Signal::STOP);
+    replaced(&cluster, "server3", old).await?;
+    cluster.until_healthy(SOON).await?;
+    assert_eq!(postmaster(&cluster, "server3")?, standby);
+    assert_eq!(cluster.status().await?.generation, generation + 1);
+    Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
+async fn a_worker_killed_with_its_postmaster_leads_to_a_failover() -> TestResult {
+    let mut cluster = Cluster::for_test("both-killed").start().await?;
+    let generation = cluster.status().await?.generation;
+    let writer = Writer::start(&cluster, "both").await?;
+    writer.until_written(100, SOON).await?;
+    let (worker, primary) = (worker(&cluster, "server1")?, postmaster(&cluster, "server1")?);
+    process::signal(worker, Signal::KILL);
+    process::signal(primary, Signal::KILL);
+    cluster
+        .until("another primary", SOON, |status| {
+            status.primary().filter(|name| *name != "server1").map(|_| ())
+        })
+        .await?;
+    writer.until_written(100, SOON).await?;
+    cluster.until_healthy(SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "both killed");
+    figure("outage after SIGKILL of worker and postmaster", outcome.longest_gap);
+    assert!(outcome.longest_gap < Duration::from_millis(1500), "{outcome:?}");
+    assert_eq!(cluster.status().await?.generation, generation + 1);
+    Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
+async fn without_agent_and_guardian_the_primary_stays_and_is_called_unguarded() -> TestResult {
+    let mut cluster = Cluster::for_test("unguarded").start().await?;
+    let generation = cluster.status().await?.generation;
+    let writer = Writer::start(&cluster, "unguarded").await?;
+    writer.until_written(100, SOON).await?;
+    let (old, primary) = (worker(&cluster, "server1")?, postmaster(&cluster, "server1")?);
+    cluster.node_mut("server1").agent.stop(Signal::KILL, SOON).await?;
+    assert!(wait_gone(old, Duration::from_secs(2)).await, "the worker outlives its guardian");
+    let told = wait_until("it is told", SOON, async || {
+        let answer = cluster.cli("server2", &["cluster-status"]).await.map_err(|error| error.to_string())?;
+        if answer.out.contains("unguarded") { Ok(()) } else { Err(answer.out) }
+    });
+    told.await?;
+    let watched = never("the primary changes", LEASE * 2, async || {
+        let writable = cluster.writable().await;
+        (writable != ["server1"]).then(|| format!("writable: {writable:?}"))
+    });
+    watched.await?;
+    cluster.node_mut("server1").agent.start()?;
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(100, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "unguarded");
+    assert!(outcome.errors.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
+    assert_eq!(postmaster(&cluster, "server1")?, primary, "it is adopted as it is");
+    assert_eq!(cluster.status().await?.generation, generation);
+
+    // Told to stop, an agent leaves PostgreSQL too, and says so.
+    cluster.node_mut("server1").agent.stop(Signal::TERM, SOON).await?;
+    let log = std::fs::read_to_string(cluster.node("server1").agent.log())?;
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("PostgreSQL is left as it is"), "{last}");
+    assert_eq!(postmaster(&cluster, "server1")?, primary);
+    cluster.node_mut("server1").agent.start()?;
+    cluster.until_healthy(SOON).await?;
+    assert_eq!(postmaster(&cluster, "server1")?, primary);
+    Ok(cluster.finish(&["connection to client lost"])?)
+}
+
+#[tokio::test]
+async fn a_primary_that_is_cut_off_while_its_worker_hangs_is_fenced() -> TestResult {
+    let mut cluster = Cluster::for_test("cut-and-hung").proxies(0).netns(true).start().await?;
+    let (old, primary) = (worker(&cluster, "server1")?, postmaster(&cluster, "server1")?);
+    process::signal(old, Signal::STOP);
+    cluster.cut("server1").await?;
+    let cut = Instant::now();
+    assert!(wait_gone(primary, SOON).await, "the primary goes on");
+    figure("from cut and SIGSTOP to the end of the postmaster", cut.elapsed());
+    assert!(cut.elapsed() < LEASE, "{:?}", cut.elapsed());
+    let there = wait_until("another primary", SOON, async || {
+        let status = cluster.status_of("server4").await.map_err(|error| error.to_string())?;
+        status.primary().filter(|name| *name != "server1").map(str::to_owned).ok_or_else(|| status.summary())
+    });
+    let promoted = there.await?;
+    assert_eq!(cluster.writable().await, [promoted.as_str()]);
+    cluster.heal("server1").await?;
+    cluster.until_healthy(SOON).await?;
+    assert_eq!(cluster.writable().await, [promoted.as_str()]);
+    Ok(cluster.finish(&[])?)
+}

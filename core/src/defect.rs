@@ -34,11 +34,13 @@ pub enum Defect {
     NoRewind,
     /// A node whose raft store was lost votes as if nothing had happened.
     AmnesiaVotes,
+    /// Voters that are lost together lose their votes one after the other.
+    ShrinkTogether,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipRecruit,
         Self::LeaseFromReceipt,
         Self::NoPromiseWait,
@@ -53,6 +55,7 @@ impl Defect {
         Self::PromoteWithoutLease,
         Self::NoRewind,
         Self::AmnesiaVotes,
+        Self::ShrinkTogether,
     ];
 
     /// As it is called on a command line.
@@ -72,6 +75,7 @@ impl Defect {
             Self::PromoteWithoutLease => "promote-without-lease",
             Self::NoRewind => "no-rewind",
             Self::AmnesiaVotes => "amnesia-votes",
+            Self::ShrinkTogether => "shrink-together",
         }
     }
 }

@@ -19,8 +19,8 @@ use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeNam
 
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
-use crate::defect::{Defect, planted};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
+use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};

@@ -291,7 +291,8 @@ impl Reconciler {
 
     /// Only with the lease of the new generation in hand.
     fn become_primary(&self, s: &Situation<'_>, action: LocalAction) -> Reconciliation {
-        match s.fence_at.or(planted(Defect::PromoteWithoutLease).then_some(s.now + self.rules.local_timeout)) {
+        match s.fence_at.or(planted(Defect::PromoteWithoutLease).then_some(s.now + self.rules.local_timeout))
+        {
             Some(_) if s.highest > s.state.generation => Reconciliation::wait(format!(
                 "the cluster has reached generation {} already; waiting to learn who is primary of it",
                 s.highest

@@ -61,12 +61,7 @@ pub(crate) fn table(only: Option<&str>, times: u64, within: u64, options: &Optio
 }
 
 /// How many seeds it takes, and the rule that was broken.
-fn search_for(
-    defect: Defect,
-    first: u64,
-    within: u64,
-    options: &Options,
-) -> Option<(u64, &'static str)> {
+fn search_for(defect: Defect, first: u64, within: u64, options: &Options) -> Option<(u64, &'static str)> {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     let (next, best) = (AtomicU64::new(0), Mutex::new(None::<(u64, &'static str)>));

@@ -18,6 +18,8 @@ mod i12_histories_agree;
 mod i13_switchovers_hold_first;
 mod i14_one_grant_per_generation;
 mod i15_most_wal_wins;
+mod i16_voters_change_one_by_one;
+mod i17_nobody_leaves_in_a_crowd;
 mod l1_heals;
 mod l2_stays_healed;
 
@@ -38,10 +40,12 @@ pub(crate) use i06_acknowledged_rows_survive::Rows;
 pub(crate) use i07_proxies_write_to_the_newest_primary::Routes;
 pub(crate) use i09_one_change_in_flight::one_change;
 pub(crate) use i10_logs_agree::Logs;
-pub(crate) use i12_histories_agree::beginning;
 pub(crate) use i11_recruited_standbys_receive_nothing::Recruits;
+pub(crate) use i12_histories_agree::beginning;
 pub(crate) use i13_switchovers_hold_first::held;
 pub(crate) use i15_most_wal_wins::{Claim, most_wins};
+pub(crate) use i16_voters_change_one_by_one::neighbours;
+pub(crate) use i17_nobody_leaves_in_a_crowd::alone;
 pub use l1_heals::{HEAL_BUDGET, Health, Sick};
 pub use l2_stays_healed::{STEADY, Steady};
 
@@ -189,6 +193,20 @@ pub enum Violation {
         /// Who had more.
         better: usize,
     },
+    /// I16.
+    VotersLeapt {
+        /// The log entry.
+        index: usize,
+        /// From what to what.
+        why: String,
+    },
+    /// I17.
+    LeftInACrowd {
+        /// Who was to leave.
+        leaves: usize,
+        /// Who was silent too.
+        other: usize,
+    },
     /// L1.
     NotHealed {
         /// How long after the last fault.
@@ -224,6 +242,8 @@ impl Violation {
             Self::StoppedUnheld { .. } => "I13",
             Self::TwoGrants { .. } => "I14",
             Self::LessWalChosen { .. } => "I15",
+            Self::VotersLeapt { .. } => "I16",
+            Self::LeftInACrowd { .. } => "I17",
             Self::NotHealed { .. } => "L1",
             Self::Restless { .. } => "L2",
             Self::Model(_) => "model",
@@ -305,14 +325,15 @@ impl fmt::Display for Violation {
                 proxy + 1,
                 after / 1000
             ),
-            Self::TwoGrants { generation, first, second } => write!(
-                f,
-                "generation {generation} was given to {} and to {}",
-                server(first),
-                server(second)
-            ),
+            Self::TwoGrants { generation, first, second } => {
+                write!(f, "generation {generation} was given to {} and to {}", server(first), server(second))
+            }
             Self::LessWalChosen { chosen, better } => {
                 write!(f, "{} was chosen although {} has more", server(chosen), server(better))
+            }
+            Self::VotersLeapt { index, why } => write!(f, "at log entry {index} {why}"),
+            Self::LeftInACrowd { leaves, other } => {
+                write!(f, "{} is to lose its vote while {} is silent too", server(leaves), server(other))
             }
             Self::NotHealed { after, sick } => {
                 write!(f, "{} s after the last fault: {sick}", after / 1_000_000)

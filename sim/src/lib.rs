@@ -4,7 +4,10 @@
 //! [`world`] is the model, [`invariants`] is what must never happen in it, [`run`] makes a run out of a
 //! seed. No real time, no threads inside a run, no randomness but the seed's: every run can be repeated.
 
-#![expect(clippy::indexing_slicing, reason = "machines are numbered once and for all; a wrong number is a bug")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "machines are numbered once and for all; a wrong number is a bug"
+)]
 
 pub mod clock;
 pub mod invariants;

@@ -73,7 +73,9 @@ pub(crate) fn run(
                     }
                     let outcome = run_seed(seed, options);
                     if let Some((at, violation)) = &outcome.violation {
-                        println!("seed {seed}, {at} s: {violation}\n  again: cargo xtask sim --seed {seed}{how}");
+                        println!(
+                            "seed {seed}, {at} s: {violation}\n  again: cargo xtask sim --seed {seed}{how}"
+                        );
                     }
                     lock(&sum).add(outcome);
                 }

@@ -158,13 +158,7 @@ pub struct Raft {
 
 impl Raft {
     /// A member that starts with what is on its disk. `applied`: the state machine, which is on disk too.
-    pub fn open(
-        me: usize,
-        stored: Stored,
-        applied: (usize, Arc<ClusterState>),
-        now: Time,
-        rng: Rng,
-    ) -> Self {
+    pub fn open(me: usize, stored: Stored, applied: (usize, Arc<ClusterState>), now: Time, rng: Rng) -> Self {
         let mut raft = Self {
             me,
             term: stored.term,
@@ -285,8 +279,14 @@ impl Raft {
 
     /// These are to vote: both groups together first, then the new one alone.
     pub fn regroup(&mut self, voters: &BTreeSet<usize>, now: Time) {
-        if self.role != Role::Leader || !self.is_established() || !self.is_settled() {
+        if self.role != Role::Leader || !self.is_established() || self.regrouping.is_some() {
             self.out.push(Output::Regrouped);
+            return;
+        }
+        if !self.is_settled() {
+            // A leader before this one has left it half done: first things first.
+            self.regrouping = self.groups().pop();
+            self.regroup_on(now);
             return;
         }
         self.regrouping = Some(voters.clone());

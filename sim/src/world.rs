@@ -48,17 +48,9 @@ pub(crate) enum Event {
     /// To the postmaster of this life.
     Server(usize, u64, ServerEvent),
     /// WAL on its way to a standby.
-    Pump {
-        standby: usize,
-        connection: u64,
-        upto: usize,
-    },
+    Pump { standby: usize, connection: u64, upto: usize },
     /// Is the connection of a standby's walreceiver still alive?
-    Keepalive {
-        standby: usize,
-        connection: u64,
-        misses: u32,
-    },
+    Keepalive { standby: usize, connection: u64, misses: u32 },
     /// To a proxy.
     Proxy(usize, proxies::Happens),
     /// A client writes straight to a server.

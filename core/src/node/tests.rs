@@ -283,8 +283,7 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
     rig.node.look(down(true));
     let fence = rig.turn().act.unwrap();
     assert!(fence.abort && fence.before.ran, "{fence:?}");
-    let done =
-        Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(true) };
+    let done = Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(true) };
     rig.node.acted(done, rig.now);
     assert!(rig.node.duty.stopped_here);
     // It dies on its way up again: still nobody's wish that it stays down.

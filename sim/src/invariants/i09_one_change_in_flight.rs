@@ -14,7 +14,9 @@ pub(crate) fn one_change(index: usize, before: &ClusterState, after: &ClusterSta
     if let Some(change) = &after.change {
         let next = match change.phase {
             ChangePhase::Granted => after.generation,
-            ChangePhase::Preparing | ChangePhase::Stopping | ChangePhase::Recruiting => after.generation.next(),
+            ChangePhase::Preparing | ChangePhase::Stopping | ChangePhase::Recruiting => {
+                after.generation.next()
+            }
         };
         if change.generation != next {
             return wrong(format!(

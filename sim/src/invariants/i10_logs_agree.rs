@@ -30,8 +30,8 @@ impl Logs {
             self.0.insert(index, (Arc::clone(entry), Arc::clone(state)));
             return (true, None);
         };
-        let same = (Arc::ptr_eq(first, entry) || first == entry)
-            && (Arc::ptr_eq(after, state) || after == state);
+        let same =
+            (Arc::ptr_eq(first, entry) || first == entry) && (Arc::ptr_eq(after, state) || after == state);
         let why = || format!("{entry:?} instead of {first:?}");
         (false, (!same).then(|| Violation::LogsDiffer { index, node, why: why() }))
     }

@@ -1,5 +1,6 @@
 //! L1: once nothing is wrong any more, the cluster is whole again within a documented time, without a
-//! human: one primary that accepts writes, every proxy writes to it, everybody else streams from it.
+//! human: one primary that accepts writes, every proxy writes to it, everybody else streams from it, and
+//! everybody votes.
 
 use std::fmt;
 
@@ -24,6 +25,8 @@ pub enum Sick {
     NotFollowing(usize, String),
     /// An agent has not applied what the leader has.
     Behind(usize),
+    /// A node has not got its vote back.
+    NoVote(usize),
 }
 
 impl fmt::Display for Sick {
@@ -34,6 +37,7 @@ impl fmt::Display for Sick {
             Self::NotWritable(node) => write!(f, "primary server{} accepts no writes", node + 1),
             Self::ProxyElsewhere(proxy) => write!(f, "proxy{} does not write to the primary", proxy + 1),
             Self::NotFollowing(node, why) => write!(f, "server{} does not follow: {why}", node + 1),
+            Self::NoVote(node) => write!(f, "server{} has no vote", node + 1),
             Self::Behind(node) => write!(f, "the agent of server{} is behind", node + 1),
         }
     }

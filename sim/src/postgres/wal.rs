@@ -85,7 +85,12 @@ impl Wal {
     pub fn common(&self, other: &Self) -> usize {
         let bound = self.len().min(other.len());
         // Chains: once two differ, all later ones do.
-        self.0.iter().zip(&other.0).take(bound).collect::<Vec<_>>().partition_point(|(a, b)| a.chain == b.chain)
+        self.0
+            .iter()
+            .zip(&other.0)
+            .take(bound)
+            .collect::<Vec<_>>()
+            .partition_point(|(a, b)| a.chain == b.chain)
     }
 
     /// Whether the first `count` records of both are the same.

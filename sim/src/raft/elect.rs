@@ -17,8 +17,7 @@ impl Raft {
         (self.role, self.leader) = (Role::Candidate { pre: true }, None);
         self.votes = [self.me].into();
         self.rest(now);
-        let question =
-            Message::Vote { term: self.term + 1, last: self.last(), pre: true, transfer: false };
+        let question = Message::Vote { term: self.term + 1, last: self.last(), pre: true, transfer: false };
         self.ask(&question);
         self.count_votes(now);
     }

@@ -143,7 +143,10 @@ fn story(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> Vec<(
             let node = place(machines, rng);
             let second = (node + 1 + place(machines - 1, rng)) % machines;
             let soon = rng.below(400 * MS);
-            vec![(soon, Fault::Wipe(node), 0), (0, Fault::Partition(vec![second]), rng.between(MS, 4 * SECOND))]
+            vec![
+                (soon, Fault::Wipe(node), 0),
+                (0, Fault::Partition(vec![second]), rng.between(MS, 4 * SECOND)),
+            ]
         }
         _ => {
             let (fault, span) = fault(kind, databases, witnesses, rng);

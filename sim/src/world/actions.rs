@@ -294,7 +294,13 @@ impl World {
         }
     }
 
-    fn promote(&mut self, index: usize, stage: u32, since: Time, generation: pgherd_common::Generation) -> Next {
+    fn promote(
+        &mut self,
+        index: usize,
+        stage: u32,
+        since: Time,
+        generation: pgherd_common::Generation,
+    ) -> Next {
         const PROMOTING: u32 = 3;
         if stage < PROMOTING {
             return match self.recruit(index, stage, since) {
@@ -399,20 +405,20 @@ impl World {
         let same = pgherd_common::Timeline(server.control.timeline()) == running.timeline;
         match kinship(server, running) {
             Kinship::SameNumber => Err("SameNumber: both were promoted to one timeline; clone this node"),
-            Kinship::Ancestor if killed_primary && same => {
-                Err("SameTimeline: it was killed as primary of the timeline the upstream writes; clone this node")
-            }
+            Kinship::Ancestor if killed_primary && same => Err(
+                "SameTimeline: it was killed as primary of the timeline the upstream writes; clone this node",
+            ),
             Kinship::Ancestor => Ok(killed_primary),
             Kinship::Diverged => Ok(true),
         }
     }
 
     fn rewind(&mut self, index: usize, source: usize, running: &Running) -> Result<(), &'static str> {
-        let reachable =
-            self.network.connects(index, source, Class::Postgres) && self.machines[source].up;
-        let source = self.machines[source].server.as_ref().filter(|server| {
-            reachable && matches!(server.phase(), Some(Phase::Primary | Phase::Recovery))
-        });
+        let reachable = self.network.connects(index, source, Class::Postgres) && self.machines[source].up;
+        let source = self.machines[source]
+            .server
+            .as_ref()
+            .filter(|server| reachable && matches!(server.phase(), Some(Phase::Primary | Phase::Recovery)));
         let Some(source) = source.cloned() else { return Err("pg_rewind failed: no answer from the source") };
         let Some(server) = &mut self.machines[index].server else { return Err("a witness") };
         server.rewind_to(&source);
@@ -428,16 +434,16 @@ impl World {
     fn release_early(&mut self, index: usize, begun: &Begun) {
         let Some(mut observation) = self.observe(index) else { return };
         let now = self.mono(index);
-        observation.state = pgherd_core::observation::PostgresState::Down(pgherd_core::observation::Stopped {
-            clean: false,
-            standby: false,
-            timeline: pgherd_common::Timeline(1),
-            checkpoint: pgherd_common::Lsn::default(),
-            found_down: false,
-            for_ms: 0,
-        });
-        let done =
-            Done { action: begun.action.clone(), before: begun.before, result: Ok(()), observation };
+        observation.state =
+            pgherd_core::observation::PostgresState::Down(pgherd_core::observation::Stopped {
+                clean: false,
+                standby: false,
+                timeline: pgherd_common::Timeline(1),
+                checkpoint: pgherd_common::Lsn::default(),
+                found_down: false,
+                for_ms: 0,
+            });
+        let done = Done { action: begun.action.clone(), before: begun.before, result: Ok(()), observation };
         if let Some(node) = self.node_mut(index) {
             node.acted(done, now);
         }
@@ -449,7 +455,9 @@ impl World {
 fn describe(action: &LocalAction) -> String {
     match action {
         LocalAction::Fence { reason } => format!("fences PostgreSQL: {reason}"),
-        LocalAction::StartPrimary(generation) => format!("starts PostgreSQL as primary of generation {generation}"),
+        LocalAction::StartPrimary(generation) => {
+            format!("starts PostgreSQL as primary of generation {generation}")
+        }
         LocalAction::StartStandby(Some(upstream)) => {
             format!("starts PostgreSQL as a standby of {}", upstream.node)
         }
@@ -457,10 +465,16 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
         LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
         LocalAction::DrainAndStop => "drains and stops PostgreSQL: switchover".to_owned(),
-        LocalAction::Prepare(generation) => format!("checkpoints for the switchover to generation {generation}"),
+        LocalAction::Prepare(generation) => {
+            format!("checkpoints for the switchover to generation {generation}")
+        }
         LocalAction::Checkpoint => "checkpoints after the promotion".to_owned(),
-        LocalAction::Recruit(generation) => format!("recruited for generation {generation}: cuts the walreceiver"),
-        LocalAction::Promote(generation) => format!("promotes PostgreSQL to primary of generation {generation}"),
+        LocalAction::Recruit(generation) => {
+            format!("recruited for generation {generation}: cuts the walreceiver")
+        }
+        LocalAction::Promote(generation) => {
+            format!("promotes PostgreSQL to primary of generation {generation}")
+        }
         LocalAction::Follow(upstream) => format!("follows {}", upstream.node),
         LocalAction::AlignSlots { .. } => "aligns replication slots with the members".to_owned(),
     }

@@ -39,7 +39,8 @@ impl World {
             self.judge(found);
         }
         let excuses: Vec<_> = (0..self.machines.len()).map(|machine| self.excuse(machine)).collect();
-        let found = self.checks.writable.on(index, self.now, |machine| excuses.get(machine).copied().flatten());
+        let found =
+            self.checks.writable.on(index, self.now, |machine| excuses.get(machine).copied().flatten());
         self.judge(found);
     }
 
@@ -53,9 +54,10 @@ impl World {
         if self.checks.is_unguarded(index) {
             return Some((Excuse::Unguarded, self.now));
         }
-        machine.thawed.map(|since| (Excuse::JustThawed, since)).filter(|(excuse, since)| {
-            self.now.since(*since) <= excuse.span()
-        })
+        machine
+            .thawed
+            .map(|since| (Excuse::JustThawed, since))
+            .filter(|(excuse, since)| self.now.since(*since) <= excuse.span())
     }
 
     pub(super) fn check_overdue(&mut self) {
@@ -90,6 +92,9 @@ impl World {
 
     /// What a leader proposes, judged by what it knows and by the truth.
     pub(super) fn check_proposal(&mut self, index: usize, command: &Command) {
+        if let Command::PlanVoters { next, .. } = command {
+            return self.check_departure(index, next);
+        }
         let Command::Grant { node, .. } = command else { return };
         let Some(mind) = self.node(index) else { return };
         let Some(change) = &mind.state().change else { return };
@@ -118,7 +123,8 @@ impl World {
                 let fit = mind.state().members.get(id)?.allowed
                     && *id != change.from
                     && own.recruited == Some(change.generation)
-                    && own.running().is_some_and(|running| running.in_recovery);
+                    && mind.state().voters.contains(*id)
+                    && own.running().is_some_and(|running| running.in_recovery && running.receiver.is_none());
                 let at = self.index_of(*id).filter(|_| fit)?;
                 let wal = &self.machines[at].server.as_ref()?.wal;
                 let generation = wal.last().map_or(Generation::ZERO, |record| record.generation);
@@ -128,6 +134,18 @@ impl World {
         };
         self.judge(still);
         self.judge(less);
+    }
+
+    /// Whether a voter that is to leave is the only one that is silent.
+    fn check_departure(&mut self, index: usize, next: &BTreeSet<NodeId>) {
+        let Some(mind) = self.node(index) else { return };
+        let voters = &mind.state().voters.current;
+        let Some(leaves) = voters.difference(next).next().and_then(|id| self.index_of(*id)) else { return };
+        let (now, lease) = (self.mono(index), self.timings.lease);
+        let silent =
+            |id: &&NodeId| mind.coordinator().seen().get(*id).is_none_or(|seen| now.since(seen.at) >= lease);
+        let silent: Vec<usize> = voters.iter().filter(silent).filter_map(|id| self.index_of(*id)).collect();
+        self.judge(invariants::alone(leaves, &silent));
     }
 
     pub(super) fn check_applied(
@@ -147,6 +165,8 @@ impl World {
             return;
         }
         let found = invariants::one_change(at, &before, state);
+        self.judge(found);
+        let found = invariants::neighbours(at, &before.voters, &state.voters);
         self.judge(found);
         let Payload::Command(command) = &entry.payload else { return };
         if result != Some(&Applied::Changed) {
@@ -286,6 +306,9 @@ impl World {
         for (index, machine) in self.machines.iter().enumerate() {
             if self.state(index).is_none_or(|own| version(own) != version(&state)) {
                 health.sick.push(Sick::Behind(index));
+            }
+            if !state.voters.current.contains(&machine.descriptor.id) || state.voters.plan.is_some() {
+                health.sick.push(Sick::NoVote(index));
             }
             let Some(server) = machine.server.as_ref().filter(|_| index != primary) else { continue };
             let receiver = server.process.as_ref().and_then(|process| process.receiver);

@@ -187,16 +187,15 @@ impl World {
             let worker = machine.worker.as_ref().filter(|worker| !worker.frozen);
             machine.up
                 && !machine.frozen
-                && worker.and_then(|worker| worker.raft.as_ref()).is_some_and(|raft| {
-                    raft.is_established() && self.hears_majority(*index, &raft.voters())
-                })
+                && worker
+                    .and_then(|worker| worker.raft.as_ref())
+                    .is_some_and(|raft| raft.is_established() && self.hears_majority(*index, &raft.voters()))
         })
     }
 
     fn hears_majority(&self, index: usize, voters: &std::collections::BTreeSet<usize>) -> bool {
-        let reaches = |other: &&usize| {
-            self.machines[**other].up && self.network.connects(index, **other, Class::Agent)
-        };
+        let reaches =
+            |other: &&usize| self.machines[**other].up && self.network.connects(index, **other, Class::Agent);
         voters.iter().filter(reaches).count() > voters.len() / 2
     }
 }

@@ -115,7 +115,8 @@ impl World {
         match step {
             Step::Begin(fault, span) => {
                 self.note(|| {
-                    let bound = if span < OPEN_END { format!(", for {} ms", span / MS) } else { String::new() };
+                    let bound =
+                        if span < OPEN_END { format!(", for {} ms", span / MS) } else { String::new() };
                     format!("*** {fault}{bound}")
                 });
                 self.begin_fault(&fault, span);
@@ -264,7 +265,10 @@ impl World {
             let admission = raft.map_or(machine.disk.raft.admission, crate::raft::Raft::admission);
             machine.up && admission == Admission::Full
         });
-        if self.machines[index].up && !self.machines[index].frozen && whole {
+        // Nor can the last two voters let each other in again.
+        let voters = self.leader().and_then(|leader| self.state(leader)).map(|state| state.voters.clone());
+        let many = voters.is_some_and(|voters| voters.plan.is_none() && voters.current.len() > 2);
+        if self.machines[index].up && !self.machines[index].frozen && whole && many {
             self.kill_worker(index);
             let token = self.rng.next();
             let disk = &mut self.machines[index].disk;

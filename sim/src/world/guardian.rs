@@ -118,7 +118,9 @@ impl World {
     fn guardian_fences(&mut self, index: usize, reason: &str) {
         let trusts = planted(Defect::GuardianTrustsWorker) || planted(Defect::NoFenceAtLeaseEnd);
         let now = self.mono(index);
-        let Some(parent) = self.machines[index].parent.as_mut().filter(|parent| !parent.fencing) else { return };
+        let Some(parent) = self.machines[index].parent.as_mut().filter(|parent| !parent.fencing) else {
+            return;
+        };
         if trusts {
             parent.guardian.fenced(&Fenced::Survives, now);
             return;

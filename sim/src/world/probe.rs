@@ -70,8 +70,7 @@ impl World {
         let timeout = micros(self.timings.remote_timeout);
         let machine = &mut self.machines[index];
         let process = machine.server.as_ref().and_then(|server| server.process.as_ref());
-        let (hung, life) =
-            (process.is_some_and(|process| process.hung), process.map(|process| process.life));
+        let (hung, life) = (process.is_some_and(|process| process.hung), process.map(|process| process.life));
         let Some(worker) = &mut machine.worker else { return };
         if worker.memory.look != look {
             return;

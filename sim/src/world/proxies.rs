@@ -204,9 +204,9 @@ impl World {
         self.check_topology(proxy, pushed);
         let mut errors = 0;
         for session in &mut self.proxies[proxy].sessions {
-            let cut = session.write.filter(|write| {
-                fate(pushed, write.node, Role::Primary(write.generation)) == Fate::Cut
-            });
+            let cut = session
+                .write
+                .filter(|write| fate(pushed, write.node, Role::Primary(write.generation)) == Fate::Cut);
             if cut.is_some() {
                 session.write = None;
                 errors += 1;

@@ -94,8 +94,14 @@ fn become_whole(world: &mut World) -> Option<Micros> {
     let begun = world.now;
     while world.checks.violation().is_none() && world.now.since(begun) < HEAL_BUDGET {
         world.run(SECOND / 2);
+        if world.health().trouble().is_some() {
+            continue;
+        }
+        // What was under way when the faults ended may still come to its end.
+        let healed_in = world.now.since(begun);
+        world.run(3 * SECOND);
         if world.health().trouble().is_none() {
-            return Some(world.now.since(begun));
+            return Some(healed_in);
         }
     }
     None

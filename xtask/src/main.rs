@@ -1,10 +1,11 @@
-//! The one door for people: `cargo xtask demo | test | fix`. CI goes through the same door.
+//! The one door for people: `cargo xtask demo | sim | test | fix`. CI goes through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
 #![expect(clippy::print_stdout, reason = "this program talks to a person")]
 
 mod demo;
+mod sim;
 mod stages;
 
 use std::ffi::OsString;
@@ -28,7 +29,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
-    /// Check everything, change nothing: format, lints, documentation, tests, clusters.
+    /// Run whole clusters in the simulator, from seeds; `sim --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
+    /// Check everything, change nothing: format, lints, documentation, tests, simulation, clusters.
     Test,
     /// Format, and apply what clippy can mend by itself.
     Fix,
@@ -37,6 +44,7 @@ enum Task {
 fn main() -> ExitCode {
     match Args::parse().task {
         Task::Demo { options } => demo::run(&options),
+        Task::Sim { options } => sim::run(&options),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),
     }

@@ -66,7 +66,7 @@ impl World {
         self.check_action(index, &begun.action);
         let now = self.now;
         let span = self.rng.between(50, 500);
-        let number = self.rng.next();
+        let number = self.rng.bits();
         if planted(Defect::ReleaseBeforeFence)
             && let LocalAction::Fence { .. } = begun.action
         {
@@ -74,7 +74,7 @@ impl World {
         }
         let Some(worker) = self.worker(index) else { return };
         worker.acting = Some(Acting { number, begun, since: now, result: Ok(()) });
-        self.to_worker(index, span, Work::Action(number, 0));
+        self.post(index, span, Work::Action(number, 0));
     }
 
     pub(super) fn go_on(&mut self, index: usize, number: u64, stage: u32) {
@@ -85,7 +85,7 @@ impl World {
         }
         let (action, since) = (acting.begun.action.clone(), acting.since);
         match self.perform(index, &action, stage, since) {
-            Next::Step(stage, span) => self.to_worker(index, span, Work::Action(number, stage)),
+            Next::Step(stage, span) => self.post(index, span, Work::Action(number, stage)),
             Next::End(result) => {
                 if let Err(why) = &result {
                     let name = self.name(index);
@@ -97,7 +97,7 @@ impl World {
                     acting.result = result;
                 }
                 let span = self.rng.tailed(2 * MS, 30 * MS);
-                self.to_worker(index, span, Work::Action(number, LOOK));
+                self.post(index, span, Work::Action(number, LOOK));
             }
         }
     }

@@ -126,7 +126,11 @@ impl World {
                     && mind.state().voters.contains(*id)
                     && own.running().is_some_and(|running| running.in_recovery && running.receiver.is_none());
                 let at = self.index_of(*id).filter(|_| fit)?;
-                let wal = &self.machines[at].server.as_ref()?.wal;
+                let server = self.machines[at].server.as_ref()?;
+                // After a restart of its agent a standby may count as on an older timeline than it is:
+                // `pg_control` lags, and without a walreceiver nothing else tells.
+                let known = own.running()?.timeline.0 == server.timeline;
+                let wal = Some(&server.wal).filter(|_| known)?;
                 let generation = wal.last().map_or(Generation::ZERO, |record| record.generation);
                 Some(Claim { node: at, generation, records: wal.len() })
             });

@@ -101,7 +101,7 @@ impl World {
                     Output::Sync(written, then) => {
                         let span = self.fsync(index);
                         let then = then.map(|(to, message)| (to, Box::new(message)));
-                        self.to_worker(index, span, Work::Synced(written, then));
+                        self.post(index, span, Work::Synced(written, then));
                     }
                     Output::Applied(at, entry, result, state) => {
                         moved = true;

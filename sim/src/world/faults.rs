@@ -267,10 +267,11 @@ impl World {
         });
         // Nor can the last two voters let each other in again.
         let voters = self.leader().and_then(|leader| self.state(leader)).map(|state| state.voters.clone());
-        let many = voters.is_some_and(|voters| voters.plan.is_none() && voters.current.len() > 2);
+        let many = voters.is_some_and(|voters| voters.plan.is_none() && voters.current.len() > 2)
+            && self.health().sick.is_empty();
         if self.machines[index].up && !self.machines[index].frozen && whole && many {
             self.kill_worker(index);
-            let token = self.rng.next();
+            let token = self.rng.bits();
             let disk = &mut self.machines[index].disk;
             disk.raft = crate::raft::Stored::lost(token);
             disk.applied = Default::default();

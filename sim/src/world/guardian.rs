@@ -100,7 +100,7 @@ impl World {
             let life = self.machines[index].new_life();
             let mut worker = super::Worker::new(life, adopted_until);
             let parent = self.machines[index].parent.as_ref();
-            worker.memory.seen_up = parent.is_some_and(|parent| parent.guardian.ran_before());
+            worker.memory.inherited = parent.is_some_and(|parent| parent.guardian.ran_before());
             self.machines[index].worker = Some(worker);
             if let Some(parent) = &mut self.machines[index].parent {
                 parent.guardian.worker_started(now);

@@ -25,7 +25,9 @@ pub(crate) struct Memory {
     look: u64,
     known: Option<u64>,
     met_anything: bool,
-    pub(crate) seen_up: bool,
+    seen_up: bool,
+    /// A worker before this one has seen PostgreSQL run.
+    pub(crate) inherited: bool,
     session: bool,
     down_since: Option<MonoTime>,
     starting_since: Option<MonoTime>,
@@ -60,7 +62,7 @@ impl World {
         if let Some(worker) = self.worker(index) {
             worker.memory.look += 1;
             let look = worker.memory.look;
-            self.to_worker(index, span, Work::LookDue(look));
+            self.post(index, span, Work::LookDue(look));
         }
     }
 
@@ -80,7 +82,7 @@ impl World {
         let served = memory.session && memory.known == life && proven;
         let begun = worker.ended;
         let span = if hung && !served { timeout } else { span };
-        self.to_worker(index, span, Work::Looked(look, begun));
+        self.post(index, span, Work::Looked(look, begun));
     }
 
     pub(super) fn end_look(&mut self, index: usize, look: u64, begun: u64) {
@@ -97,7 +99,7 @@ impl World {
         {
             node.look(observation);
         }
-        self.to_worker(index, pause, Work::LookDue(next));
+        self.post(index, pause, Work::LookDue(next));
     }
 
     /// One look, ending now.
@@ -118,7 +120,7 @@ impl World {
                 standby: !server.rewinding && server.standby_signal,
                 timeline: Timeline(server.control.timeline()),
                 checkpoint: server.control.checkpoint,
-                found_down: !memory.seen_up,
+                found_down: !memory.seen_up && (server.control.is_clean() || !memory.inherited),
                 for_ms: age(memory.down_since),
             }),
             Some(process) => {

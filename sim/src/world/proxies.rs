@@ -151,7 +151,7 @@ impl World {
             }
         }
         self.push_topology(index);
-        self.to_worker(index, HUB, Work::Hub);
+        self.post(index, HUB, Work::Hub);
     }
 
     pub(super) fn proxy_acked(&mut self, index: usize, proxy: usize, acked: Version) {

@@ -110,7 +110,7 @@ impl World {
         self.machines[index].worker.as_ref().map(|worker| worker.life)
     }
 
-    pub(crate) fn to_worker(&mut self, index: usize, span: u64, work: Work) {
+    pub(crate) fn post(&mut self, index: usize, span: u64, work: Work) {
         if let Some(life) = self.life(index) {
             self.after(span, Event::Work(index, Some(life), work));
         }
@@ -130,7 +130,7 @@ impl World {
                 worker.beat_due = true;
                 let interval = self.timings.beat_interval;
                 let span = self.machines[index].clock.true_span(interval);
-                self.to_worker(index, span, Work::BeatDue);
+                self.post(index, span, Work::BeatDue);
             }
             Work::LookDue(look) => return self.begin_look(index, look),
             Work::Looked(look, begun) => self.end_look(index, look, begun),
@@ -153,7 +153,7 @@ impl World {
     }
 
     fn boot_worker(&mut self, index: usize) {
-        let incarnation = self.rng.next();
+        let incarnation = self.rng.bits();
         let rng = self.rng.fork();
         let (now, mono) = (self.now, self.mono(index));
         let (count, proxies) = (self.machines.len(), self.proxies.len());
@@ -177,8 +177,8 @@ impl World {
         worker.hubs = (0..proxies).map(|_| Hub::default()).collect();
         let name = self.name(index);
         self.note(|| format!("{name}: the worker is up"));
-        self.to_worker(index, 1, Work::BeatDue);
-        self.to_worker(index, 10, Work::Hub);
+        self.post(index, 1, Work::BeatDue);
+        self.post(index, 10, Work::Hub);
         self.look_at_once(index);
         self.flush_raft(index);
     }
@@ -188,7 +188,7 @@ impl World {
         let Some(worker) = self.worker(index) else { return };
         if !worker.turning {
             worker.turning = true;
-            self.to_worker(index, span, Work::Turn);
+            self.post(index, span, Work::Turn);
         }
     }
 
@@ -264,7 +264,7 @@ impl World {
             if let Some(worker) = self.worker(index) {
                 worker.blocked = Some((Box::new(turn), now));
             }
-            self.to_worker(index, span, Work::Remembered(generation));
+            self.post(index, span, Work::Remembered(generation));
             return;
         }
         self.obey(index, turn, now);
@@ -427,7 +427,7 @@ impl World {
             }
             (_, _) => (timeout, RemoteDatabase::Silent),
         };
-        self.to_worker(index, span, Work::Knocked(node, seen));
+        self.post(index, span, Work::Knocked(node, seen));
     }
 
     pub(crate) fn state(&self, index: usize) -> Option<&Arc<ClusterState>> {

@@ -32,6 +32,7 @@ struct Sum {
     lost: usize,
     excused: usize,
     to_clone: usize,
+    twins: u64,
     slowest: u64,
     failed: Vec<Outcome>,
 }
@@ -45,6 +46,7 @@ impl Sum {
         let (rows, lost, excused) = outcome.counts;
         (self.rows, self.lost, self.excused) = (self.rows + rows, self.lost + lost, self.excused + excused);
         self.to_clone += usize::from(outcome.to_clone > 0);
+        self.twins += u64::from(outcome.twins);
         self.slowest = self.slowest.max(outcome.healed_in.unwrap_or(0));
         if outcome.violation.is_some() {
             self.failed.push(outcome);
@@ -93,12 +95,13 @@ pub(crate) fn run(
     );
     println!(
         "{} changes of primary; {} rows acknowledged, {} of them lost by failovers; {} excused overlaps; {} runs \
-         with a node to be cloned anew; slowest healing {:.1} s",
+         with a node to be cloned anew, {} with timelines that cannot be told apart; slowest healing {:.1} s",
         sum.changes,
         sum.rows,
         sum.lost,
         sum.excused,
         sum.to_clone,
+        sum.twins,
         Duration::from_micros(sum.slowest).as_secs_f64()
     );
     println!("{} violations", sum.failed.len());

@@ -46,6 +46,8 @@ pub struct Outcome {
     pub counts: (usize, usize, usize),
     /// Nodes that have to be cloned anew.
     pub to_clone: usize,
+    /// Two servers began timelines that PostgreSQL cannot tell apart.
+    pub twins: bool,
     /// What happened, where it was kept.
     pub log: EventLog,
     /// What the seed made of the cluster.
@@ -84,6 +86,7 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
         healed_in,
         counts: world.checks.counts(),
         to_clone,
+        twins: world.twins,
         log: std::mem::take(&mut world.log),
         plan: misfortunes.to_string(),
     }

@@ -212,6 +212,10 @@ pub struct World {
     kill: Micros,
     /// Commands that an operator has proposed.
     operators: Vec<pgherd_core::cluster::Command>,
+    /// Which server began which timeline, by its number and where it left the one before.
+    timelines: BTreeMap<(u32, pgherd_common::Lsn), usize>,
+    /// Two servers have begun timelines that PostgreSQL cannot tell apart.
+    pub twins: bool,
     /// Events handled.
     pub events: u64,
 }
@@ -258,6 +262,8 @@ impl World {
             direct_writers: plan.direct_writers,
             kill: plan.kill,
             operators: Vec::new(),
+            timelines: BTreeMap::new(),
+            twins: false,
             events: 0,
         };
         world.begin();

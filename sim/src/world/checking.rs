@@ -228,7 +228,7 @@ impl World {
     }
 
     pub(super) fn check_stream(&mut self, standby: usize, upstream: usize, agrees: bool) {
-        self.judge(invariants::beginning(standby, upstream, agrees));
+        self.judge(invariants::beginning(standby, upstream, agrees || self.twins));
     }
 
     pub(super) fn check_received(&mut self, standby: usize, upstream: usize) {
@@ -268,7 +268,7 @@ impl World {
     pub fn check_survival(&mut self) {
         let primary = (0..self.machines.len()).find(|index| self.machines[*index].accepts());
         let server = primary.and_then(|index| self.machines[index].server.as_ref());
-        if let Some(server) = server {
+        if let Some(server) = server.filter(|_| !self.twins) {
             let has = Self::rows_of(server);
             let found = self.checks.rows.survived(&has);
             self.judge(found);

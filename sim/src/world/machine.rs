@@ -272,6 +272,8 @@ impl World {
             process.promoted_by_hand = by_hand;
         }
         let timeline = server.timeline;
+        let fork = server.history.0.last().map(|(_, fork)| *fork).unwrap_or_default();
+        self.twins |= *self.timelines.entry((timeline, fork)).or_insert(index) != index;
         let name = self.name(index);
         self.note(|| format!("{name}: PostgreSQL was promoted to timeline {timeline}"));
         if by_hand {

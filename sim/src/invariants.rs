@@ -259,6 +259,17 @@ fn server(index: &usize) -> String {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.rule())?;
+        if self.is_of_primaries() { self.tell_of_primaries(f) } else { self.tell_of_the_rest(f) }
+    }
+}
+
+impl Violation {
+    /// I1 to I5.
+    fn is_of_primaries(&self) -> bool {
+        matches!(self.rule(), "I1" | "I2" | "I3" | "I4" | "I5")
+    }
+
+    fn tell_of_primaries(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TwoPrimariesOfOneGeneration { generation, first, second } => write!(
                 f,
@@ -290,6 +301,12 @@ impl fmt::Display for Violation {
             Self::NoMajority { index, on_disk, voters } => {
                 write!(f, "log entry {index} counts as committed, on {on_disk} disks of {voters} voters")
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_of_the_rest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::RowLost { row, node } => {
                 write!(f, "row {row}, acknowledged on {}, is gone without an excuse", server(node))
             }
@@ -340,6 +357,7 @@ impl fmt::Display for Violation {
             }
             Self::Restless { why } => f.write_str(why),
             Self::Model(why) => f.write_str(why),
+            _ => Ok(()),
         }
     }
 }

@@ -323,13 +323,13 @@ fn a_later_timeline_beats_a_longer_one() {
     let mut rig = Rig::formed();
     // Server 1 has served timeline 2 in the meantime; server 2 never got there.
     rig.state.history.last_mut().unwrap().timeline = Some(Timeline(2));
+    let PostgresState::Running(running) = &mut rig.postgres(3).state else { unreachable!() };
+    running.timeline = Timeline(2);
     rig.crash(1);
     rig.pass(&[]);
     rig.released(1);
     rig.recruited(2, 9000);
     rig.recruited(3, 2000);
-    let PostgresState::Running(running) = &mut rig.postgres(3).state else { unreachable!() };
-    running.timeline = Timeline(2);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
 }

@@ -66,11 +66,13 @@ impl Writable {
         }
         for (other, since) in self.since.iter().enumerate() {
             let Some(since) = since.filter(|_| other != node) else { continue };
-            let excused = [other, node].into_iter().find_map(|one| {
+            let excuses = [other, node].into_iter().filter_map(|one| {
                 let (excuse, from) = excuse(one)?;
                 let until = from + excuse.span();
                 (now <= until).then_some((one, excuse, until))
             });
+            // Whoever is excused longest is the one to be gone by then.
+            let excused = excuses.max_by_key(|(_, _, until)| *until);
             let Some((one, excuse, until)) = excused else {
                 return Some(Violation::TwoWritable { old: other, new: node, since: now.since(since) });
             };

@@ -7,6 +7,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, NodeId, Topology};
 use pgherd_core::cluster::{Applied, ChangePhase, ClusterState, Command, Service};
 use pgherd_core::node::version;
+use pgherd_core::quorum::Admission;
 use pgherd_core::reconcile::LocalAction;
 
 use crate::clock::Time;
@@ -199,8 +200,10 @@ impl World {
         let on_disk = |member: &&usize| {
             let machine = &self.machines[**member];
             match machine.worker.as_ref().and_then(|worker| worker.raft.as_ref()) {
+                // What it had on disk counted; that the disk was lost since is another matter.
+                Some(raft) if raft.admission() != Admission::Full => true,
                 Some(raft) => raft.has_on_disk(at, term),
-                None => machine.disk.raft.has(at, term),
+                None => machine.disk.raft.admission != Admission::Full || machine.disk.raft.has(at, term),
             }
         };
         let found = invariants::majority(at, have.iter().filter(on_disk).count(), voters);
@@ -233,7 +236,9 @@ impl World {
 
     pub(super) fn check_received(&mut self, standby: usize, upstream: usize) {
         let Some(source) = &self.machines[upstream].server else { return };
-        if source.phase() != Some(Phase::Recovery) {
+        // One that was promoted by hand just when the log chose it counts as of the generation before.
+        let by_hand = source.process.as_ref().is_some_and(|process| process.promoted_by_hand);
+        if source.phase() != Some(Phase::Recovery) && !by_hand {
             let found = self.checks.recruits.received(standby, upstream, source.generation);
             self.judge(found);
         }

@@ -16,6 +16,12 @@ const PURE: &[&str] = &[
     "proxy/src/routing",
     "proxy/src/topology",
     "common/src",
+    "sim/src/invariants",
+    "sim/src/postgres",
+    "sim/src/raft",
+    "sim/src/run",
+    "sim/src/scenario",
+    "sim/src/world",
 ];
 /// The edges of these folders, which do touch the world.
 const IMPURE: &[&str] = &["common/src/time/real.rs", "agent/src/config/load.rs"];
@@ -72,7 +78,7 @@ fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 fn sources() -> Vec<Source> {
     let root = root();
     let mut paths = Vec::new();
-    for part in ["common", "core", "agent", "proxy", "cluster-tests", "xtask"] {
+    for part in ["common", "core", "agent", "proxy", "cluster-tests", "sim", "xtask"] {
         files(&root.join(part).join("src"), "rs", &mut paths);
         files(&root.join(part).join("tests"), "rs", &mut paths);
     }
@@ -298,6 +304,31 @@ fn a_release_has_its_papers() {
         assert!(name.starts_with(&format!("{number:04}-")), "{name}: decision {number:04} should stand here");
         assert!(fs::read_to_string(&path).unwrap().starts_with("# "), "{name} has no title");
     }
+}
+
+#[test]
+fn every_invariant_has_its_file_and_its_line() {
+    let mut paths = Vec::new();
+    files(&root().join("sim/src/invariants"), "rs", &mut paths);
+    let listed = fs::read_to_string(root().join("docs/invariants.md")).unwrap();
+    let names: Vec<String> =
+        paths.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
+    assert!(names.len() > 10, "the invariants were not found");
+    let mut problems = Vec::new();
+    for name in &names {
+        let number = name.split('_').next().unwrap_or_default();
+        let number = number.replacen("i0", "I", 1).to_uppercase();
+        let line = listed.lines().find(|line| line.contains(&format!("`{name}`")));
+        if line.is_none_or(|line| !line.starts_with(&format!("| {number} |"))) {
+            problems.push(format!("docs/invariants.md has no line for {number} with `{name}`"));
+        }
+    }
+    for line in listed.lines().filter(|line| line.starts_with("| I") || line.starts_with("| L")) {
+        if !names.iter().any(|name| line.contains(&format!("`{name}`"))) {
+            problems.push(format!("docs/invariants.md lists what has no file: {line}"));
+        }
+    }
+    none(&problems);
 }
 
 #[test]

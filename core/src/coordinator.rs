@@ -93,6 +93,8 @@ pub struct Coordinator {
     stalled: BTreeMap<NodeId, MonoTime>,
     /// The last known end of each server's WAL, from when it was a primary.
     ends: BTreeMap<NodeId, Lsn>,
+    /// When this node last stepped, and since when it has done so without a gap.
+    leading: Option<(MonoTime, MonoTime)>,
     /// When leadership was last offered away.
     transferred: Option<MonoTime>,
 }
@@ -110,6 +112,7 @@ impl Coordinator {
             step_since: None,
             stalled: BTreeMap::new(),
             ends: BTreeMap::new(),
+            leading: None,
             transferred: None,
         }
     }
@@ -159,6 +162,7 @@ impl Coordinator {
             seen: &self.seen,
             ends: &self.ends,
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
+            led_for: self.leading.map_or(Duration::ZERO, |(since, _)| now.since(since)),
             now,
             wall,
         }
@@ -169,6 +173,8 @@ impl Coordinator {
     pub fn step(&mut self, now: MonoTime, wall: WallTime) -> Decision {
         self.hearing.listen(now, self.policy.lease);
         self.note_stalled(now);
+        let since = self.leading.filter(|(_, last)| now.since(*last) < self.policy.lease / 2);
+        self.leading = Some((since.map_or(now, |(since, _)| since), now));
         let mut report = Report::default();
         let view = self.view(now, wall);
         let command = view.form(&mut report).or_else(|| view.register());

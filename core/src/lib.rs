@@ -11,6 +11,7 @@
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
+pub mod defect;
 pub mod guardian;
 pub mod health;
 pub mod node;

@@ -20,6 +20,7 @@ use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeNam
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
+use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
@@ -128,7 +129,7 @@ pub struct Node {
     /// When `own` was first decided on.
     own_at: Option<MonoTime>,
     duty: Duty,
-    acting: Option<LocalAction>,
+    acting: Option<(LocalAction, Before)>,
     proposing: bool,
     serial: u64,
     /// Raft was asked to change its voters.
@@ -255,7 +256,7 @@ impl Node {
 
     /// The action in progress.
     pub fn acting(&self) -> Option<&LocalAction> {
-        self.acting.as_ref()
+        self.acting.as_ref().map(|(action, _)| action)
     }
 
     /// The log has moved, or the group has changed.
@@ -286,7 +287,8 @@ impl Node {
 
     /// A look at the own PostgreSQL. Not to be called with a look that was begun before an action ended.
     pub fn look(&mut self, observation: PostgresObservation) {
-        self.duty.stopped_here &= observation.stopped().is_some();
+        // One that died on its way up is as much in the agent's charge as before.
+        self.duty.stopped_here &= observation.running().is_none();
         self.own = Some(observation);
         self.own_at = None;
     }
@@ -444,12 +446,14 @@ impl Node {
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,
             highest: self.highest,
-            work_is_held: held || self.holding_since.is_some_and(|since| now.since(since) >= HOLD_PATIENCE),
+            work_is_held: held
+                || planted(Defect::NoHold)
+                || self.holding_since.is_some_and(|since| now.since(since) >= HOLD_PATIENCE),
             stopped_here: self.duty.stopped_here,
             now,
         };
         let Reconciliation { action, wake_at, note } = self.reconciler.decide(&situation);
-        let before = Before {
+        let mut before = Before {
             primary_of: self.is_primary().then_some(self.state.generation),
             ran: own.stopped().is_none(),
         };
@@ -459,11 +463,15 @@ impl Node {
         let fences = matches!(action, LocalAction::Fence { .. });
         let abort = match &self.acting {
             None => false,
-            Some(LocalAction::Fence { .. }) => return None,
-            Some(_) if fences => true,
+            Some((LocalAction::Fence { .. }, _)) => return None,
+            Some((interrupted, begun)) if fences => {
+                // The look that finds PostgreSQL gone may come before the word that it was stopped.
+                before.ran |= begun.ran && interrupted.stops();
+                true
+            }
             Some(_) => return None,
         };
-        self.acting = Some(action.clone());
+        self.acting = Some((action.clone(), before));
         Some(Begun { action, before, abort })
     }
 
@@ -481,7 +489,7 @@ impl Node {
             }
             Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
         };
-        let rises = matches!(self.acting, Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
+        let rises = matches!(self.acting(), Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
         let generation = self.state.generation;
         let never_formed = self.state.identity.is_none() && self.highest == Generation::ZERO;
         let word = match self.fence_at(now) {

@@ -16,6 +16,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName};
 
 use crate::cluster::{Change, ChangePhase, ClusterState, Member, PrimaryPhase, Service};
+use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 
 /// Something to do to the local PostgreSQL. Idempotent; carries all that was decided.
@@ -61,6 +62,24 @@ pub enum LocalAction {
         /// Whether nothing streams from here, so that slots must hold no WAL.
         in_recovery: bool,
     },
+}
+
+impl LocalAction {
+    /// Whether PostgreSQL is down once it has succeeded.
+    pub fn stops(&self) -> bool {
+        match self {
+            Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop => true,
+            Self::StartPrimary(_)
+            | Self::StartStandby(_)
+            | Self::Rejoin { .. }
+            | Self::Prepare(_)
+            | Self::Checkpoint
+            | Self::Recruit(_)
+            | Self::Promote(_)
+            | Self::Follow(_)
+            | Self::AlignSlots { .. } => false,
+        }
+    }
 }
 
 /// A server to stream from.
@@ -272,7 +291,8 @@ impl Reconciler {
 
     /// Only with the lease of the new generation in hand.
     fn become_primary(&self, s: &Situation<'_>, action: LocalAction) -> Reconciliation {
-        match s.fence_at {
+        match s.fence_at.or(planted(Defect::PromoteWithoutLease).then_some(s.now + self.rules.local_timeout))
+        {
             Some(_) if s.highest > s.state.generation => Reconciliation::wait(format!(
                 "the cluster has reached generation {} already; waiting to learn who is primary of it",
                 s.highest
@@ -316,7 +336,7 @@ impl Reconciler {
             None if recovering || s.state.is_new() => return None,
             None => s.adopted_until,
         };
-        (s.now >= deadline).then(|| {
+        (s.now >= deadline && !planted(Defect::NoFenceAtLeaseEnd)).then(|| {
             give_up(s, "the lease ended: too few agents answered, another primary may be chosen".to_owned())
         })
     }
@@ -367,6 +387,15 @@ impl Reconciler {
                 ),
             });
         }
+        // PostgreSQL compares numbers only, and would stream.
+        if running.timeline == primary.timeline && running.history != primary.history {
+            return Reconciliation::act(LocalAction::StopFast {
+                reason: format!(
+                    "its timeline {} is another than the timeline {} of {}: both came from a promotion of their own",
+                    running.timeline, primary.timeline, upstream.node
+                ),
+            });
+        }
         if running.follows.as_ref() == Some(&upstream.address) {
             return slots;
         }
@@ -399,7 +428,8 @@ impl Reconciler {
             }
             // A former primary waits for one it can be compared with.
             (_, _) if !stopped.standby => Reconciliation::wait("waiting for a primary to rejoin"),
-            (upstream, _) => Reconciliation::act(LocalAction::StartStandby(upstream)),
+            // Whom it may follow is decided once the primary's agent has said what there is to compare.
+            (_, _) => Reconciliation::act(LocalAction::StartStandby(None)),
         }
     }
 

@@ -1,10 +1,11 @@
-//! The one door for people: `cargo xtask demo | test | campaign | fix`. CI goes through the same door.
+//! The one door for people: `cargo xtask demo | test | sim | campaign | fix`. CI goes through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
 #![expect(clippy::print_stdout, reason = "this program talks to a person")]
 
 mod program;
+mod sim;
 mod stages;
 
 use std::ffi::OsString;
@@ -34,7 +35,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
-    /// Check everything, change nothing: format, lints, documentation, tests, clusters.
+    /// Run whole clusters in the simulator, from seeds; `sim --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
+    /// Check everything, change nothing: format, lints, documentation, tests, simulation, clusters.
     Test,
     /// Format, and apply what clippy can mend by itself.
     Fix,
@@ -44,6 +51,7 @@ fn main() -> ExitCode {
     match Args::parse().task {
         Task::Demo { options } => program::run("pgherd-demo", &options),
         Task::Campaign { options } => program::run("pgherd-campaign", &options),
+        Task::Sim { options } => sim::run(&options),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),
     }

@@ -51,7 +51,7 @@ pub(crate) fn run(program: &str, options: &[OsString]) -> ExitCode {
 }
 
 /// Replaces this process, so that a Ctrl-C or a `kill` meets the program itself.
-fn becomes(mut command: Command) -> ExitCode {
+pub(crate) fn becomes(mut command: Command) -> ExitCode {
     let error = command.exec();
     println!("{} cannot be run: {error}", command.get_program().display());
     ExitCode::FAILURE

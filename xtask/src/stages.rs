@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{built, cargo};
+use crate::{built, cargo, sim};
 
 /// One command.
 pub(crate) struct Stage {
@@ -54,6 +54,11 @@ pub(crate) fn test_stages() -> Vec<Stage> {
     let mut install = Command::new(built("debug/pgherd-demo"));
     install.arg("--install-only");
     let installed = Stage { name: "PostgreSQL and tools", command: install };
+    let simulator = |name, arguments: &[&str]| {
+        let mut command = Command::new(built(sim::PROGRAM));
+        command.args(arguments);
+        Stage { name, command }
+    };
     vec![
         stage("format", &["fmt", "--all", "--check"]),
         stage("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
@@ -63,6 +68,9 @@ pub(crate) fn test_stages() -> Vec<Stage> {
         installed,
         units,
         tidy,
+        stage("simulator", &sim::BUILD),
+        simulator("simulated clusters", &["--seeds", "0..300"]),
+        simulator("planted defects", &["defects", "--times", "1"]),
         clusters,
     ]
 }

@@ -36,6 +36,8 @@ pub(super) struct Memory {
     pub(super) session: Option<Arc<Session>>,
     /// Whether this agent has ever seen a postmaster here.
     seen_up: bool,
+    /// A predecessor of this process has.
+    inherited: bool,
     /// When the present spell of being down, or of not letting anybody in, was first seen.
     down_since: Option<MonoTime>,
     starting_since: Option<MonoTime>,
@@ -56,7 +58,7 @@ pub(super) struct Memory {
 impl Memory {
     /// A predecessor of this process has seen one.
     pub(super) fn inherit(&mut self) {
-        self.seen_up = true;
+        self.inherited = true;
     }
 
     /// Takes note of the postmaster that was found, or of there being none.
@@ -173,7 +175,8 @@ impl Instance {
             standby: whole && files::standby_signal(self.data_dir()).exists(),
             timeline: control.timeline(),
             checkpoint: control.checkpoint,
-            found_down: !memory.seen_up,
+            // What was stopped in order may have been stopped by the predecessor, just before it died.
+            found_down: !memory.seen_up && (control.is_clean() || !memory.inherited),
             for_ms: age_ms(memory.down_since),
         })
     }

@@ -6,6 +6,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline};
 
 use super::view::View;
 use crate::cluster::Member;
+use crate::defect::{Defect, planted};
 
 /// A standby's claim, in the order of what counts: the newest timeline (a short history of a later
 /// primary beats a long one of an earlier), then what is safely on disk, then the operator's order,
@@ -65,7 +66,7 @@ impl View<'_> {
             ));
         }
         Ok(Rank {
-            timeline: running.timeline,
+            timeline: if planted(Defect::LongestWalWins) { Timeline(u32::MAX) } else { running.timeline },
             received: running.received,
             priority: Reverse(member.priority()),
             id: Reverse(id),
@@ -95,8 +96,18 @@ impl View<'_> {
         cut && self.postgres(id).is_some_and(|postgres| postgres.recruited == Some(generation))
     }
 
-    /// Refuses a claim that lies further behind the lost primary than the configuration allows.
+    /// Refuses a claim that lies further behind the lost primary than the configuration allows, and one
+    /// that lacks the last primary's timeline altogether: a promotion would give that timeline's number to
+    /// another history, and PostgreSQL tells histories apart by nothing else.
     pub(super) fn within_lag(&self, rank: Rank, from: NodeId) -> Result<(), Rejection> {
+        let newest = self.state.served_timeline().unwrap_or(Timeline(0));
+        if rank.timeline < newest {
+            return Err(format!(
+                "{} has never followed the last primary: it is on timeline {}, that one wrote timeline {newest}",
+                self.name(rank.node()),
+                rank.timeline
+            ));
+        }
         let behind = self.last_primary_position(from).map_or(0, |last| last.bytes_since(rank.received));
         if self.policy.max_lag > 0 && behind > self.policy.max_lag {
             return Err(format!(

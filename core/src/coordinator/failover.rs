@@ -9,6 +9,7 @@ use pgherd_common::{Lsn, NodeId};
 use super::report::{NotYet, Report};
 use super::view::View;
 use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service, majority};
+use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 
 /// A primary in trouble.
@@ -107,6 +108,12 @@ impl View<'_> {
         if self.age(primary).is_none_or(|age| age >= self.policy.lease) {
             if self.state.is_new() {
                 report.waiting.push(NotYet::NeverConfirmed(name));
+                return None;
+            }
+            // Whoever begins to lead may have been cut off itself until now: the primary's next beat may be
+            // on its way.
+            if self.led_for < self.policy.lease / 2 {
+                report.waiting.push(NotYet::Unverified(name));
                 return None;
             }
             let reason = format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody");
@@ -227,8 +234,9 @@ impl View<'_> {
         }
         let (ranks, mut rejected) = self.ranks(from, change.to.filter(|to| *to != from));
         let all = ranks.len();
-        let (recruited, busy): (Vec<_>, Vec<_>) =
-            ranks.into_iter().partition(|rank| self.is_recruited(rank.node(), change.generation));
+        let (recruited, busy): (Vec<_>, Vec<_>) = ranks.into_iter().partition(|rank| {
+            planted(Defect::SkipRecruit) || self.is_recruited(rank.node(), change.generation)
+        });
         // The best claim may belong to one who is still busy cutting its walreceiver.
         let expected = if change.to.is_some() { all } else { self.expected_recruits(from).max(all) };
         if recruited.len() < expected && self.step_age < self.policy.recruit_timeout {
@@ -281,7 +289,7 @@ impl View<'_> {
                 lapsed.insert(*id);
             }
         }
-        if voters.allow_successor(&lapsed) {
+        if voters.allow_successor(&lapsed) || planted(Defect::NoPromiseWait) {
             return true;
         }
         let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);

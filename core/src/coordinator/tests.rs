@@ -323,13 +323,13 @@ fn a_later_timeline_beats_a_longer_one() {
     let mut rig = Rig::formed();
     // Server 1 has served timeline 2 in the meantime; server 2 never got there.
     rig.state.history.last_mut().unwrap().timeline = Some(Timeline(2));
+    let PostgresState::Running(running) = &mut rig.postgres(3).state else { unreachable!() };
+    running.timeline = Timeline(2);
     rig.crash(1);
     rig.pass(&[]);
     rig.released(1);
     rig.recruited(2, 9000);
     rig.recruited(3, 2000);
-    let PostgresState::Running(running) = &mut rig.postgres(3).state else { unreachable!() };
-    running.timeline = Timeline(2);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
 }
@@ -697,6 +697,43 @@ fn leadership_moves_off_the_primary_s_node() {
     rig.coordinator.me = NodeId(1);
     assert_eq!(rig.step(&[]).action, Some(Action::TransferLeadership(NodeId(4))));
     assert_eq!(rig.step(&[]).action, None, "one offer at a time");
+}
+
+#[test]
+fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_only() {
+    let mut rig = Rig::formed();
+    rig.settle();
+    let newer = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
+    rig.postgres(1).state = PostgresState::Running(newer);
+    let generation = rig.state.generation;
+    rig.propose(&Command::Serve { generation, timeline: Timeline(2), at: WallTime(0) });
+    rig.crash(1);
+    let decision = rig.step(&[]);
+    let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };
+    assert_eq!(to, Some(NodeId(1)), "it has everything, so it is started where it is");
+}
+
+#[test]
+fn whoever_begins_to_lead_listens_before_it_judges_a_silent_primary() {
+    let mut rig = Rig::formed();
+    rig.settle();
+    for id in [2, 3, 4] {
+        rig.knocked(id, RemoteDatabase::Silent);
+    }
+    // Cut off from a majority and so from the leadership, it hears nobody; then the network is whole again.
+    rig.now = rig.now + Duration::from_secs(10);
+    for id in [2, 3, 4] {
+        let observation = rig.seen[&id].clone();
+        rig.coordinator.observe(observation, rig.now);
+    }
+    for _ in 0..9 {
+        assert_eq!(rig.step(&[1]).action, None);
+    }
+    assert_eq!(rig.step(&[]).action, None, "the primary's beat has come");
+    for _ in 0..30 {
+        rig.pass(&[1]);
+    }
+    assert!(rig.state.change.is_some(), "and if it does not come, all is as ever");
 }
 
 /// What the primary's agent says of its own ability to work.

@@ -37,6 +37,8 @@ pub struct View<'a> {
     pub ends: &'a BTreeMap<NodeId, Lsn>,
     /// How long the change in flight has been at its present step.
     pub step_age: Duration,
+    /// How long this node has led without a gap.
+    pub led_for: Duration,
     /// For decisions.
     pub now: MonoTime,
     /// For the record.

@@ -14,6 +14,7 @@ use super::Action;
 use super::report::{Report, VotersStay};
 use super::view::View;
 use crate::cluster::{ClusterState, Command, Member, VoterPlan, majority};
+use crate::defect::{Defect, planted};
 
 /// Since when each agent has been heard without a break, and since when this one has listened.
 #[derive(Debug, Default)]
@@ -156,7 +157,7 @@ impl View<'_> {
         let lost: Vec<NodeId> = lost.collect();
         let node = *lost.first()?;
         let name = self.name(node);
-        if unsound.len() > 1 {
+        if unsound.len() > 1 && !planted(Defect::ShrinkTogether) {
             let names = unsound.iter().map(|id| self.name(*id)).collect();
             report.stay(VotersStay::SeveralLost(names));
             return None;

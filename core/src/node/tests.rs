@@ -8,7 +8,7 @@ use pgherd_common::{Lsn, Timeline};
 
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
-use crate::observation::{Health, Running};
+use crate::observation::{Health, Running, Stopped};
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
@@ -249,6 +249,49 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
     assert_eq!(rig.turn().act, None);
     assert!(rig.node.note().is_some_and(|note| note.contains("generation 3")), "{:?}", rig.node.note());
     assert_eq!(BTreeMap::<NodeId, RemoteDatabase>::new(), rig.node.knocks.results());
+}
+
+fn down(clean: bool) -> PostgresObservation {
+    let stopped = Stopped {
+        clean,
+        standby: false,
+        timeline: Timeline(1),
+        checkpoint: Lsn(1000),
+        found_down: false,
+        for_ms: 5,
+    };
+    PostgresObservation { pid: None, state: PostgresState::Down(stopped), ..postgres(false) }
+}
+
+#[test]
+fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() {
+    let mut rig = Rig::serving();
+    rig.answered(rig.now);
+    let generation = rig.state.generation;
+    rig.commit(&Command::Begin {
+        generation,
+        kind: ChangeKind::Switchover,
+        from: NodeId(1),
+        to: Some(NodeId(2)),
+        reason: "test".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(0),
+    });
+    rig.commit(&Command::Stop { generation: generation.next() });
+    let stop = rig.turn().act.unwrap();
+    assert_eq!(stop.action, LocalAction::DrainAndStop);
+    rig.node.look(down(true));
+    let fence = rig.turn().act.unwrap();
+    assert!(fence.abort && fence.before.ran, "{fence:?}");
+    let done = Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(true) };
+    rig.node.acted(done, rig.now);
+    assert!(rig.node.duty.stopped_here);
+    // It dies on its way up again: still nobody's wish that it stays down.
+    rig.node.look(PostgresObservation { state: PostgresState::Starting { for_ms: 1 }, ..postgres(false) });
+    rig.node.look(down(true));
+    assert!(rig.node.duty.stopped_here);
+    rig.node.look(postgres(false));
+    assert!(!rig.node.duty.stopped_here);
 }
 
 /// The same agent, whose raft store was lost and is being filled again.

@@ -288,6 +288,24 @@ fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
 }
 
 #[test]
+fn a_standby_on_another_timeline_of_the_same_number_is_stopped() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.serve();
+    let branch = |fork| Running {
+        timeline: Timeline(2),
+        history: TimelineHistory(vec![(Timeline(1), Lsn(fork))]),
+        ..running(false)
+    };
+    rig.primary = Some(branch(900));
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, ..branch(950) });
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, follows: None, ..branch(900) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+}
+
+#[test]
 fn the_chosen_standby_promotes_only_with_the_lease_of_its_generation() {
     let mut rig = Rig::new(PostgresState::Running(running(true)));
     rig.begin(ChangeKind::Failover);
@@ -363,7 +381,7 @@ fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
 fn after_a_power_cut_standbys_come_up_before_there_is_a_primary() {
     let mut rig = Rig::new(PostgresState::Down(Stopped { found_down: true, ..stopped(false, true) }));
     rig.primary = None;
-    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(Some(upstream(1)))));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(None)), "whom to follow is told later");
     rig.own.state = PostgresState::Down(Stopped { found_down: true, ..stopped(false, false) });
     assert_eq!(rig.decide(2).action, None, "a former primary is compared first");
 }

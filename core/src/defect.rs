@@ -1,0 +1,114 @@
+//! Deliberate mistakes, for the simulator to find: the proof that it would find one made by accident.
+//!
+//! Each is a line of code that asks [`planted`]. Without the feature `defects`, which only the simulator's
+//! own program turns on, the answer is a constant `false` and the line is what it would be without it.
+
+/// One mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Defect {
+    /// A standby is chosen although it may still receive WAL from the old primary.
+    SkipRecruit,
+    /// The holder counts its lease from when the answer came, not from when the beat was sent.
+    LeaseFromReceipt,
+    /// A successor is chosen although voters still have promises to the old primary.
+    NoPromiseWait,
+    /// The guardian leaves it to its worker to fence.
+    GuardianTrustsWorker,
+    /// What raft has promised and logged does not outlive a crash.
+    LogNotDurable,
+    /// A proxy takes whatever topology comes in.
+    StaleTopology,
+    /// The longest WAL wins, whatever timeline it is on.
+    LongestWalWins,
+    /// A switchover stops the primary before the proxies hold new work.
+    NoHold,
+    /// The role counts as released before PostgreSQL is gone.
+    ReleaseBeforeFence,
+    /// One answer is enough to renew a lease.
+    RenewWithoutQuorum,
+    /// Neither worker nor guardian minds the end of the lease.
+    NoFenceAtLeaseEnd,
+    /// A chosen primary is promoted before it has won its lease.
+    PromoteWithoutLease,
+    /// A standby that was found diverged is started as it is.
+    NoRewind,
+    /// A node whose raft store was lost votes as if nothing had happened.
+    AmnesiaVotes,
+    /// Voters that are lost together lose their votes one after the other.
+    ShrinkTogether,
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::SkipRecruit,
+        Self::LeaseFromReceipt,
+        Self::NoPromiseWait,
+        Self::GuardianTrustsWorker,
+        Self::LogNotDurable,
+        Self::StaleTopology,
+        Self::LongestWalWins,
+        Self::NoHold,
+        Self::ReleaseBeforeFence,
+        Self::RenewWithoutQuorum,
+        Self::NoFenceAtLeaseEnd,
+        Self::PromoteWithoutLease,
+        Self::NoRewind,
+        Self::AmnesiaVotes,
+        Self::ShrinkTogether,
+    ];
+
+    /// As it is called on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SkipRecruit => "skip-recruit",
+            Self::LeaseFromReceipt => "lease-from-receipt",
+            Self::NoPromiseWait => "no-promise-wait",
+            Self::GuardianTrustsWorker => "guardian-trusts-worker",
+            Self::LogNotDurable => "log-not-durable",
+            Self::StaleTopology => "stale-topology",
+            Self::LongestWalWins => "longest-wal-wins",
+            Self::NoHold => "no-hold",
+            Self::ReleaseBeforeFence => "release-before-fence",
+            Self::RenewWithoutQuorum => "renew-without-quorum",
+            Self::NoFenceAtLeaseEnd => "no-fence-at-lease-end",
+            Self::PromoteWithoutLease => "promote-without-lease",
+            Self::NoRewind => "no-rewind",
+            Self::AmnesiaVotes => "amnesia-votes",
+            Self::ShrinkTogether => "shrink-together",
+        }
+    }
+}
+
+#[cfg(feature = "defects")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Defect;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Defect>> = const { Cell::new(None) };
+    }
+
+    /// Makes the agents of this thread's simulation defective.
+    pub fn plant(defect: Option<Defect>) {
+        PLANTED.set(defect);
+    }
+
+    /// Whether this mistake is to be made.
+    pub fn planted(defect: Defect) -> bool {
+        PLANTED.get() == Some(defect)
+    }
+}
+
+#[cfg(not(feature = "defects"))]
+mod switch {
+    use super::Defect;
+
+    /// Whether this mistake is to be made: never.
+    pub const fn planted(_defect: Defect) -> bool {
+        false
+    }
+}
+
+pub use switch::*;

@@ -1,0 +1,214 @@
+//! What a seed makes of a cluster, and what befalls it.
+//!
+//! Each seed allows only some kinds of faults, in its own density: a fault that is drowned in others is
+//! never seen at work.
+
+use std::fmt;
+
+use crate::clock::{MS, Micros, SECOND};
+use crate::rng::Rng;
+use crate::world::{Fault, Plan};
+
+use super::Options;
+
+/// A cluster and its faults: when each begins, after the cluster is up, and for how long.
+#[derive(Debug, Clone)]
+pub struct Misfortunes {
+    /// The cluster.
+    pub plan: Plan,
+    /// In the order in which they begin.
+    pub faults: Vec<(Micros, Fault, Micros)>,
+    databases: usize,
+    witnesses: usize,
+}
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Partition,
+    OneWay,
+    Pair,
+    PostgresPort,
+    AgentPort,
+    Flapping,
+    Bad,
+    Power,
+    Freeze,
+    FreezeWorker,
+    KillWorker,
+    KillAgent,
+    KillPostmaster,
+    HangPostmaster,
+    StallDisk,
+    PromoteByHand,
+    Switchover,
+    Checkpoint,
+    Wipe,
+    LosePrimary,
+    LateThenAlone,
+    Overtaken,
+}
+
+const KINDS: [Kind; 20] = [
+    Kind::Wipe,
+    Kind::LosePrimary,
+    Kind::LateThenAlone,
+    Kind::Overtaken,
+    Kind::Partition,
+    Kind::OneWay,
+    Kind::Pair,
+    Kind::PostgresPort,
+    Kind::AgentPort,
+    Kind::Flapping,
+    Kind::Bad,
+    Kind::Power,
+    Kind::Freeze,
+    Kind::FreezeWorker,
+    Kind::KillWorker,
+    Kind::KillPostmaster,
+    Kind::HangPostmaster,
+    Kind::StallDisk,
+    Kind::Switchover,
+    Kind::Checkpoint,
+];
+
+/// What a seed means.
+pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
+    let mut rng = Rng::new(seed ^ 0x00D1_5EA5_E000);
+    let databases = usize::try_from(rng.between(2, 4)).unwrap_or(2);
+    let witnesses = if databases == 2 || rng.chance(500) { 1 } else { 0 };
+    let mut plan = Plan::of(databases, witnesses);
+    plan.proxies = usize::try_from(rng.between(1, 2)).unwrap_or(1);
+    plan.drift_ppm = if rng.chance(500) { 5000 } else { 100 };
+    plan.write_pause = rng.between(100 * MS, 500 * MS);
+    plan.kill = if rng.chance(300) { 330 * MS } else { 100 * MS };
+    plan.log = options.log;
+    let kinds = kinds(&mut rng);
+    let pause = rng.between(2 * SECOND, 15 * SECOND);
+    let mut faults = Vec::new();
+    let mut at = 0;
+    while at < options.faults_for {
+        if let Some(kind) = rng.pick(&kinds).copied() {
+            let together = story(kind, databases, witnesses, &mut rng);
+            faults.extend(together.into_iter().map(|(after, fault, span)| (at + after, fault, span)));
+        }
+        // Some faults come together.
+        at += if rng.chance(250) { rng.below(300 * MS) } else { rng.tailed(pause, pause * 4) };
+    }
+    Misfortunes { plan, faults, databases, witnesses }
+}
+
+fn kinds(rng: &mut Rng) -> Vec<Kind> {
+    match rng.below(20) {
+        // A double fault by design: only alone can it be told from one.
+        0 => vec![Kind::KillAgent, Kind::Checkpoint],
+        1 => vec![Kind::PromoteByHand, Kind::KillPostmaster, Kind::Switchover],
+        _ => {
+            let count = rng.between(1, 5);
+            (0..count).filter_map(|_| rng.pick(&KINDS).copied()).collect()
+        }
+    }
+}
+
+/// One fault, or several that only together tell something.
+fn story(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> Vec<(Micros, Fault, Micros)> {
+    let place = |bound: usize, rng: &mut Rng| {
+        usize::try_from(rng.below(u64::try_from(bound).unwrap_or(1))).unwrap_or(0)
+    };
+    let one = place(databases, rng);
+    let other = (one + 1 + place(databases - 1, rng)) % databases;
+    match kind {
+        // Answers take nearly as long as they may, then none come at all.
+        Kind::LateThenAlone => {
+            let slow = rng.between(600, 980) * MS;
+            let late = rng.between(2 * SECOND, 5 * SECOND);
+            let alone = rng.between(4 * SECOND, 9 * SECOND);
+            vec![(0, Fault::Late(one, slow), late), (late, Fault::Partition(vec![one]), alone)]
+        }
+        // A standby that lags is chosen while a better one is away; that one is back when the choice fails.
+        Kind::Overtaken => {
+            let lag = rng.between(SECOND, 4 * SECOND);
+            let away = rng.between(4 * SECOND, 8 * SECOND);
+            let again = lag + away + rng.below(900 * MS);
+            let gone = rng.between(500 * MS, 3 * SECOND);
+            vec![
+                (0, Fault::PostgresPort(one), lag + SECOND),
+                (lag, Fault::Partition(vec![other]), away),
+                (lag + rng.below(100 * MS), Fault::LosePrimary, gone),
+                (again, Fault::LosePrimary, rng.between(5 * SECOND, 9 * SECOND)),
+            ]
+        }
+        Kind::Wipe => {
+            let machines = databases + witnesses;
+            let node = place(machines, rng);
+            let second = (node + 1 + place(machines - 1, rng)) % machines;
+            let soon = rng.below(400 * MS);
+            vec![
+                (soon, Fault::Wipe(node), 0),
+                (0, Fault::Partition(vec![second]), rng.between(MS, 4 * SECOND)),
+            ]
+        }
+        _ => {
+            let (fault, span) = fault(kind, databases, witnesses, rng);
+            vec![(0, fault, span)]
+        }
+    }
+}
+
+fn fault(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> (Fault, Micros) {
+    let draw = |bound: usize, rng: &mut Rng| {
+        usize::try_from(rng.below(u64::try_from(bound).unwrap_or(1))).unwrap_or(0)
+    };
+    let machines = databases + witnesses;
+    let (any, database) = (draw(machines, rng), draw(databases, rng));
+    let other = (any + 1 + draw(machines - 1, rng)) % machines;
+    // Around the lease and the timeouts, and now and then long.
+    let span = match rng.below(10) {
+        0..=2 => rng.between(20 * MS, SECOND),
+        3..=7 => rng.between(SECOND, 6 * SECOND),
+        _ => rng.between(6 * SECOND, 25 * SECOND),
+    };
+    let fault = match kind {
+        Kind::Partition => {
+            let mut side: Vec<usize> = (0..machines).filter(|_| rng.chance(400)).collect();
+            if side.is_empty() || side.len() == machines {
+                side = vec![any];
+            }
+            Fault::Partition(side)
+        }
+        Kind::OneWay => Fault::OneWay(any, other),
+        Kind::Pair => Fault::Pair(any, other),
+        Kind::PostgresPort => Fault::PostgresPort(database),
+        Kind::AgentPort => Fault::AgentPort(any),
+        Kind::Flapping => Fault::Flapping(any, other, u32::try_from(rng.between(2, 6)).unwrap_or(2)),
+        Kind::Bad => Fault::Bad(rng.between(10, 300), rng.between(1, 900) * MS),
+        Kind::Power => Fault::Power(any),
+        Kind::Freeze => Fault::Freeze(any),
+        Kind::FreezeWorker => Fault::FreezeWorker(any),
+        Kind::KillWorker => Fault::KillWorker(any),
+        Kind::KillAgent => Fault::KillAgent(any),
+        Kind::KillPostmaster => Fault::KillPostmaster(database),
+        Kind::HangPostmaster => Fault::HangPostmaster(database),
+        Kind::StallDisk => Fault::StallDisk(any),
+        Kind::PromoteByHand => Fault::PromoteByHand(database),
+        Kind::Switchover => Fault::Switchover(rng.chance(300).then_some(database)),
+        Kind::Checkpoint => Fault::Checkpoint(database),
+        Kind::Wipe => Fault::Wipe(any),
+        Kind::LosePrimary | Kind::LateThenAlone | Kind::Overtaken => Fault::LosePrimary,
+    };
+    (fault, span)
+}
+
+impl fmt::Display for Misfortunes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} databases, {} witnesses, {} proxies, clocks off by up to {} ppm, {} faults",
+            self.databases,
+            self.witnesses,
+            self.plan.proxies,
+            self.plan.drift_ppm,
+            self.faults.len()
+        )
+    }
+}

@@ -83,5 +83,5 @@ fn search_for(defect: Defect, first: u64, within: u64, options: &Options) -> Opt
             });
         }
     });
-    *super::many::lock(&best)
+    best.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

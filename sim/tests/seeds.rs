@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pgherd_sim::run::{Options, run};
@@ -20,13 +21,13 @@ fn all_well(seeds: &[u64]) {
                     if let Some((at, violation)) = outcome.violation {
                         let line =
                             format!("seed {seed}, {at} s: {violation}\nagain: cargo xtask sim --seed {seed}");
-                        failed.lock().unwrap().push(line);
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(line);
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().unwrap();
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 

@@ -42,6 +42,7 @@ enum Kind {
     StallDisk,
     PromoteByHand,
     Switchover,
+    Force,
     Checkpoint,
     Wipe,
     LosePrimary,
@@ -49,7 +50,8 @@ enum Kind {
     Overtaken,
 }
 
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 21] = [
+    Kind::Force,
     Kind::Wipe,
     Kind::LosePrimary,
     Kind::LateThenAlone,
@@ -192,6 +194,7 @@ fn fault(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> (Faul
         Kind::StallDisk => Fault::StallDisk(any),
         Kind::PromoteByHand => Fault::PromoteByHand(database),
         Kind::Switchover => Fault::Switchover(rng.chance(300).then_some(database)),
+        Kind::Force => Fault::Force,
         Kind::Checkpoint => Fault::Checkpoint(database),
         Kind::Wipe => Fault::Wipe(any),
         Kind::LosePrimary | Kind::LateThenAlone | Kind::Overtaken => Fault::LosePrimary,

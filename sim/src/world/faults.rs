@@ -53,6 +53,8 @@ pub enum Fault {
     PromoteByHand(usize),
     /// An operator asks for a switchover, to this node or to any.
     Switchover(Option<usize>),
+    /// An operator forces a promotion.
+    Force,
     /// The next checkpoint of the machine's PostgreSQL is not the agent's doing.
     Checkpoint(usize),
 }
@@ -99,6 +101,7 @@ impl fmt::Display for Fault {
             }
             Self::PromoteByHand(index) => write!(f, "somebody runs pg_ctl promote on {}", server(index)),
             Self::Switchover(Some(to)) => write!(f, "an operator switches over to {}", server(to)),
+            Self::Force => f.write_str("an operator forces a promotion"),
             Self::Switchover(None) => f.write_str("an operator switches over"),
             Self::Checkpoint(index) => write!(f, "a checkpoint on {}", server(index)),
         }
@@ -215,7 +218,8 @@ impl World {
                     self.begin_promotion(*index, span, Generation::ZERO, true);
                 }
             }
-            Fault::Switchover(to) => self.switch_over(*to),
+            Fault::Switchover(to) => self.switch_over(*to, false),
+            Fault::Force => self.switch_over(None, true),
             Fault::Checkpoint(index) => {
                 if let Some(server) = &mut self.machines[*index].server {
                     server.checkpoint();
@@ -249,6 +253,7 @@ impl World {
             | Fault::StallDisk(_)
             | Fault::PromoteByHand(_)
             | Fault::Switchover(_)
+            | Fault::Force
             | Fault::Wipe(_)
             | Fault::LosePrimary
             | Fault::Checkpoint(_) => return,
@@ -315,14 +320,19 @@ impl World {
         }
     }
 
-    fn switch_over(&mut self, to: Option<usize>) {
+    fn switch_over(&mut self, to: Option<usize>, forced: bool) {
         let Some(leader) = self.leader() else { return };
         let to = to.map(|to| self.machines[to].descriptor.name.clone());
         let (now, wall) = (self.mono(leader), self.wall());
         let Some(node) = self.node(leader) else { return };
-        match node.plan_switchover(to.as_ref(), now, wall) {
+        let plan = if forced {
+            node.plan_forced(to.as_ref(), now, wall)
+        } else {
+            node.plan_switchover(to.as_ref(), now, wall)
+        };
+        match plan {
             Ok(command) => self.propose_as_operator(leader, command),
-            Err(refused) => self.note(|| format!("the switchover is refused: {refused}")),
+            Err(refused) => self.note(|| format!("the operator is refused: {refused}")),
         }
     }
 

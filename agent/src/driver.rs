@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, HostPort, MonoTime, NodeId};
-use pgherd_core::node::{Begun, Done, Guard, Node, Quorum, Setup, Turn, version};
+use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId};
+use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -115,6 +115,8 @@ pub struct Driver {
     wake_at: Option<MonoTime>,
     /// The guardian does not listen.
     unheard: bool,
+    /// A generation could not be remembered.
+    forgetful: bool,
 }
 
 impl Driver {
@@ -142,6 +144,7 @@ impl Driver {
             ended: Arc::default(),
             wake_at: None,
             unheard: false,
+            forgetful: false,
             parts,
         }
     }
@@ -219,7 +222,8 @@ impl Driver {
             Event::BeatAnswered { voter, sent, answer } => self.node.answered(voter, sent, &answer),
             Event::Knocked(node, result) => self.node.knocked(node, result),
             Event::Proposed(command, result) => {
-                self.node.proposed();
+                let timed_out = matches!(result, Err(ProposeError::Timeout(_)));
+                self.node.proposed(if timed_out { Proposed::TimedOut } else { Proposed::Settled });
                 match result {
                     Ok(Applied::Changed | Applied::Unchanged) => {}
                     Ok(Applied::Rejected(reason)) => {
@@ -254,11 +258,8 @@ impl Driver {
         let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing } =
             self.node.turn(begun, RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
-        if let Some(generation) = remember
-            && let Err(error) = self.parts.memory.remember(generation)
-        {
-            // The raft store, on the same disk, has it too, or fails as well and ends this agent's part.
-            tracing::error!(%generation, "{}", Chain(&error));
+        if let Some(generation) = remember {
+            self.remember(generation);
         }
         if let Some(token) = rejoin {
             self.rejoin(token);
@@ -287,6 +288,21 @@ impl Driver {
         let backed_until = now + self.node.backed_for(now);
         self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), backed_until, now);
         Ok(())
+    }
+
+    fn remember(&mut self, generation: Generation) {
+        match self.parts.memory.remember(generation) {
+            Ok(()) => {
+                self.forgetful = false;
+                self.node.remembered(generation);
+            }
+            // The raft store, on the same disk, has it too, or fails as well and ends this agent's part.
+            Err(error) => {
+                if !std::mem::replace(&mut self.forgetful, true) {
+                    tracing::error!(%generation, "{}; trying again", Chain(&error));
+                }
+            }
+        }
     }
 
     /// What makes a server writable is not begun unless somebody guards it.

@@ -196,6 +196,14 @@ impl Coordinator {
         Decision { action, wake_at, report }
     }
 
+    /// Who should lead if this node cannot: whoever has applied most of the log.
+    pub fn heir(&self, now: MonoTime) -> Option<NodeId> {
+        let view = self.view(now, WallTime::default());
+        let fit = |id: &&NodeId| **id != self.me && view.is_fresh(**id) && !view.has_forgotten(**id);
+        let revision = |id: NodeId| self.seen.get(&id).map_or(0, |seen| seen.observation.revision);
+        self.quorum.voters.iter().filter(fit).copied().max_by_key(|id| (revision(*id), *id))
+    }
+
     /// The loss of the primary's node should not need an election before it is even noticed.
     fn move_leadership(&self, now: MonoTime) -> Option<NodeId> {
         const PAUSE: Duration = Duration::from_secs(5);

@@ -36,6 +36,9 @@ use knocks::Knocks;
 /// statements in flight.
 const HOLD_PATIENCE: Duration = Duration::from_millis(500);
 
+/// So many proposals in a row without an answer, and another node is to lead.
+const STUCK_PROPOSALS: u32 = 2;
+
 /// What an agent is, for as long as its process lives.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -96,6 +99,15 @@ pub struct Turn {
     pub doing: Vec<String>,
 }
 
+/// How a proposal ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proposed {
+    /// It was applied, rejected or refused.
+    Settled,
+    /// Nobody knows: there was no answer in time.
+    TimedOut,
+}
+
 /// An action to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Begun {
@@ -131,6 +143,8 @@ pub struct Node {
     duty: Duty,
     acting: Option<(LocalAction, Before)>,
     proposing: bool,
+    /// Proposals in a row that nobody answered.
+    stuck: u32,
     serial: u64,
     /// Raft was asked to change its voters.
     regrouping: bool,
@@ -184,6 +198,7 @@ impl Node {
             duty: Duty::default(),
             acting: None,
             proposing: false,
+            stuck: 0,
             serial: 0,
             regrouping: false,
             readmitted: None,
@@ -335,9 +350,18 @@ impl Node {
         self.regrouping = false;
     }
 
-    /// What was proposed last has come to an end, one way or the other.
-    pub fn proposed(&mut self) {
+    /// What was proposed last has come to an end.
+    pub fn proposed(&mut self, outcome: Proposed) {
         self.proposing = false;
+        self.stuck = match outcome {
+            Proposed::Settled => 0,
+            Proposed::TimedOut => self.stuck + 1,
+        };
+    }
+
+    /// As [`Turn::remember`] demanded, this is on disk now. Until then it is demanded again.
+    pub fn remembered(&mut self, generation: Generation) {
+        self.remembered = self.remembered.max(generation);
     }
 
     /// An operator wants a switchover: what would be proposed for it.
@@ -365,10 +389,7 @@ impl Node {
     pub fn turn(&mut self, now: MonoTime, wall: WallTime, beat_due: bool, held: bool) -> Turn {
         let mut turn = Turn::default();
         self.hear_of(self.state.generation);
-        if self.highest > self.remembered {
-            self.remembered = self.highest;
-            turn.remember = Some(self.highest);
-        }
+        turn.remember = (self.highest > self.remembered).then_some(self.highest);
         self.serial += 1;
         turn.rejoin = self.quorum.admission.probation().filter(|token| self.readmitted == Some(*token));
         let observation = self.observation(now);
@@ -477,7 +498,10 @@ impl Node {
 
     /// The next word to the guardian, if there is anything new to say.
     fn guard(&mut self, now: MonoTime) -> Option<Guard> {
+        let fence_at = self.fence_at(now).filter(|_| self.is_primary());
         let could_write = match self.own.as_ref().map(|own| &own.state) {
+            // A new worker may win the lease before its first look.
+            None if fence_at.is_some() => true,
             None => return None,
             Some(PostgresState::Down(_) | PostgresState::Unusable(_)) => false,
             Some(PostgresState::Running(running)) => !running.in_recovery,
@@ -492,15 +516,13 @@ impl Node {
         let rises = matches!(self.acting(), Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
         let generation = self.state.generation;
         let never_formed = self.state.identity.is_none() && self.highest == Generation::ZERO;
-        let word = match self.fence_at(now) {
-            Some(fence_at) if self.is_primary() => Guard::Until { generation, fence_at },
-            Some(_) | None if never_formed || self.state.is_new() => return None,
-            Some(_) | None if !could_write && !rises => Guard::Off,
+        let word = match fence_at {
+            Some(fence_at) => Guard::Until { generation, fence_at },
+            None if never_formed || self.state.is_new() => return None,
+            None if !could_write && !rises => Guard::Off,
             // Never renewed under this guardian: what was found running has the time it was given.
-            Some(_) | None if self.guarded.is_none() => {
-                Guard::Until { generation, fence_at: self.setup.adopted_until }
-            }
-            Some(_) | None => return None,
+            None if self.guarded.is_none() => Guard::Until { generation, fence_at: self.setup.adopted_until },
+            None => return None,
         };
         let news = self.guarded != Some(word);
         self.guarded = Some(word);
@@ -515,6 +537,15 @@ impl Node {
     fn lead(&mut self, now: MonoTime, wall: WallTime, turn: &mut Turn) {
         if !self.quorum.leads {
             self.report.clear();
+            return;
+        }
+        // The others answer, so it is this node's own disk that holds everybody up.
+        if self.stuck >= STUCK_PROPOSALS
+            && let Some(heir) = self.coordinator.heir(now)
+        {
+            self.stuck = 0;
+            turn.doing = vec![format!("the raft store of this node does not answer: node {heir} is to lead")];
+            turn.lead = Some(Action::TransferLeadership(heir));
             return;
         }
         let decision = self.coordinator.step(now, wall);
@@ -537,13 +568,14 @@ impl Node {
         };
     }
 
-    /// Where to look at the primary's PostgreSQL over the network, while its agent is silent.
+    /// Where to look at the primary's PostgreSQL over the network, while its agent is silent, or says
+    /// itself that nothing runs under a lease: others may not hear it, and wait for this node's word.
     fn knock(&mut self, now: MonoTime) -> Option<(NodeId, HostPort)> {
         let lease = self.setup.timings.lease;
         let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
         let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
         let silent = match heard {
-            Some(seen) => now.since(seen.at) >= lease / 2,
+            Some(seen) => now.since(seen.at) >= lease / 2 || has_given_up(&seen.observation),
             // After a power cut the primary's host may boot a little later than the others.
             None => now.since(self.started) >= self.terms.adoption(),
         };
@@ -559,6 +591,12 @@ impl Node {
             (a, b) => a.or(b),
         };
     }
+}
+
+/// Whether an agent says that it holds no lease and that its PostgreSQL is down.
+fn has_given_up(said: &NodeObservation) -> bool {
+    let down = said.postgres.as_ref().is_some_and(|postgres| postgres.stopped().is_some());
+    down && said.lease_left_ms.is_none_or(|left| left == 0)
 }
 
 /// The version of the topology that this state amounts to.

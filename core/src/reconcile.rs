@@ -136,13 +136,21 @@ pub struct Rules {
 /// A start that was followed by another one sooner than this did not last.
 const START_LASTS: Duration = Duration::from_secs(60);
 
+/// A kind of action that failed the last time.
+#[derive(Debug)]
+struct Failed {
+    kind: Discriminant<LocalAction>,
+    /// In a row.
+    times: u32,
+    rests_until: MonoTime,
+}
+
 /// Remembers what failed and when, so that it is not tried in a tight loop.
 #[derive(Debug)]
 pub struct Reconciler {
     rules: Rules,
-    /// The kind of action that failed last, how often in a row, and when it may be tried again. Others
-    /// are not held up.
-    failed: Option<(Discriminant<LocalAction>, u32, MonoTime)>,
+    /// The kinds of action that failed the last time. Others are not held up.
+    failed: Vec<Failed>,
     /// How many starts as primary in a row did not last, and when the last one succeeded.
     starts: Option<(u32, MonoTime)>,
     /// For whom the slots were last aligned.
@@ -178,15 +186,15 @@ impl Reconciliation {
 impl Reconciler {
     /// Nothing has failed yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, failed: None, starts: None, slots: None }
+        Self { rules, failed: Vec::new(), starts: None, slots: None }
     }
 
     /// An action has ended.
     pub fn finished(&mut self, action: &LocalAction, succeeded: bool, now: MonoTime) {
         let kind = discriminant(action);
-        let before = self.failed.filter(|(failed, _, _)| *failed == kind);
+        let before = self.failed.iter().position(|failed| failed.kind == kind);
+        let before = before.map(|at| self.failed.swap_remove(at));
         if succeeded {
-            self.failed = self.failed.filter(|(failed, _, _)| *failed != kind);
             match action {
                 LocalAction::AlignSlots { members, in_recovery } => {
                     self.slots = Some((*in_recovery, members.clone()));
@@ -198,8 +206,8 @@ impl Reconciler {
                 _ => {}
             }
         } else {
-            let times = before.map_or(0, |(_, times, _)| times);
-            self.failed = Some((kind, times + 1, now + pause_after(times)));
+            let times = before.map_or(0, |failed| failed.times);
+            self.failed.push(Failed { kind, times: times + 1, rests_until: now + pause_after(times) });
         }
     }
 
@@ -215,22 +223,23 @@ impl Reconciler {
     pub fn decide(&self, s: &Situation<'_>) -> Reconciliation {
         let wanted = self.wanted(s);
         let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }));
-        let resting = wanted.action.as_ref().is_some_and(|action| self.is_resting(action, s.now));
+        let rests_until = wanted.action.as_ref().and_then(|action| self.rests_until(action, s.now));
         if let Some((times, until)) = wanted.action.as_ref().and_then(|a| self.storm_rest(a, s.now)) {
             let note = format!(
                 "PostgreSQL has ended {times} times soon after its start; resting before the next one"
             );
             return Reconciliation::wait(note).at(until);
         }
-        match self.failed {
-            Some((_, _, at)) if !urgent && resting => Reconciliation { action: None, ..wanted }.at(at),
+        match rests_until {
+            Some(at) if !urgent => Reconciliation { action: None, ..wanted }.at(at),
             Some(_) | None => wanted,
         }
     }
 
-    /// Whether an action of this kind failed a moment ago.
-    fn is_resting(&self, action: &LocalAction, now: MonoTime) -> bool {
-        self.failed.is_some_and(|(failed, _, at)| failed == discriminant(action) && now < at)
+    /// Until when an action of this kind is not tried again, if it failed a moment ago.
+    fn rests_until(&self, action: &LocalAction, now: MonoTime) -> Option<MonoTime> {
+        let failed = self.failed.iter().find(|failed| failed.kind == discriminant(action))?;
+        (now < failed.rests_until).then_some(failed.rests_until)
     }
 
     fn wanted(&self, s: &Situation<'_>) -> Reconciliation {
@@ -308,7 +317,7 @@ impl Reconciler {
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
         // The checkpoint removes WAL, so the slots come first, unless they cannot be had for now.
-        let slots = self.slots_action(s, false).filter(|action| !self.is_resting(action, s.now));
+        let slots = self.slots_action(s, false).filter(|action| self.rests_until(action, s.now).is_none());
         let checkpoint = (running.checkpoint_timeline != running.timeline).then_some(LocalAction::Checkpoint);
         wake(Reconciliation { action: slots.or(checkpoint), ..Reconciliation::default() })
     }

@@ -9,12 +9,13 @@ use crate::cluster::Member;
 use crate::defect::{Defect, planted};
 
 /// A standby's claim, in the order of what counts: the newest timeline (a short history of a later
-/// primary beats a long one of an earlier), then what is safely on disk, then the operator's order,
-/// then the number, so that no two are ever equal. The greatest wins.
+/// primary beats a long one of an earlier), then what is safely on disk, then a disk that is well, then
+/// the operator's order, then the number, so that no two are ever equal. The greatest wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     timeline: Timeline,
     received: Lsn,
+    fit: bool,
     priority: Reverse<u32>,
     id: Reverse<NodeId>,
 }
@@ -68,6 +69,7 @@ impl View<'_> {
         Ok(Rank {
             timeline: if planted(Defect::LongestWalWins) { Timeline(u32::MAX) } else { running.timeline },
             received: running.received,
+            fit: observation.health.is_fit(),
             priority: Reverse(member.priority()),
             id: Reverse(id),
         })

@@ -113,7 +113,7 @@ impl View<'_> {
             // Whoever begins to lead may have been cut off itself until now: the primary's next beat may be
             // on its way.
             if self.led_for < self.policy.lease / 2 {
-                report.waiting.push(NotYet::Unverified(name));
+                report.waiting.push(NotYet::Listening(name));
                 return None;
             }
             let reason = format!("{name} is gone: its agent is silent and its PostgreSQL answers nobody");
@@ -191,14 +191,18 @@ impl View<'_> {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
         }
-        let mut others = self.all_fresh().filter(|other| {
+        let others = self.all_fresh().filter(|other| {
             other.descriptor.id != primary
                 && self.state.voters.mentions(other.descriptor.id)
                 && other.probation.is_none()
         });
-        let all_knocked = others.all(|other| other.remote.contains_key(&primary));
+        let missing: Vec<_> = others
+            .filter(|other| !other.remote.contains_key(&primary))
+            .map(|other| other.descriptor.name.clone())
+            .collect();
+        let all_knocked = missing.is_empty();
         if !all_knocked {
-            report.waiting.push(NotYet::Unverified(self.name(primary)));
+            report.waiting.push(NotYet::Unverified { node: self.name(primary), missing });
         }
         all_knocked
     }
@@ -213,7 +217,9 @@ impl View<'_> {
     /// Drives a failover until the new primary is chosen.
     pub(super) fn advance_failover(&self, change: &Change, report: &mut Report) -> Option<Command> {
         let from = change.from;
-        let released = self.has_released(from);
+        // An agent that has not yet applied the change may start its server again.
+        let knows = self.fresh(from).is_some_and(|said| said.intent == Some(change.generation));
+        let released = knows && self.has_released(from);
         if !released && !self.promises_lapsed(change, report) {
             return None;
         }
@@ -293,8 +299,11 @@ impl View<'_> {
             return true;
         }
         let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);
+        let is_silent = |id: &NodeId| *id != change.from && !self.is_fresh(*id);
+        let silent: BTreeSet<NodeId> = voters.sets().flatten().copied().filter(is_silent).collect();
+        let unheard = silent.iter().map(|id| self.name(*id)).collect();
         let (node, lapsed) = (self.name(change.from), lapsed.len());
-        report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest });
+        report.waiting.push(NotYet::LeaseRunning { node, lapsed, needed, left: longest, unheard });
         false
     }
 

@@ -64,8 +64,15 @@ pub enum NotYet {
     Unguarded(NodeName),
     /// The cluster has just formed around a primary whose agent has fallen silent.
     NeverConfirmed(NodeName),
+    /// Whoever has just begun to lead listens before it judges.
+    Listening(NodeName),
     /// Nobody has knocked on the silent node's database yet.
-    Unverified(NodeName),
+    Unverified {
+        /// The silent node.
+        node: NodeName,
+        /// Who has not knocked: they are about to, or still hear its agent.
+        missing: Vec<NodeName>,
+    },
     /// The silent node may be well, and with the agents that are not heard here.
     Minority {
         /// The silent node.
@@ -85,6 +92,8 @@ pub enum NotYet {
         needed: usize,
         /// The longest promise heard of.
         left: Duration,
+        /// Voters that say nothing, and so do not say that their promise has ended.
+        unheard: Vec<NodeName>,
     },
     /// The primary is sick, and the text says how; what follows is why it stays.
     Sick(String),
@@ -161,15 +170,19 @@ impl fmt::Display for NotYet {
                 "the cluster has just formed, but the agent of its primary {name} is silent: no failover before \
                  it was heard once; start it, or run `pgherd promote`"
             ),
-            Self::Unverified(name) => {
-                write!(f, "the agent of primary {name} is silent; checking its database from the other nodes")
+            Self::Listening(name) => {
+                write!(f, "this agent has just begun to lead and has yet to hear from primary {name}")
             }
-            Self::Minority { node, heard, needed } => minority(f, node, *heard, *needed),
-            Self::LeaseRunning { node, lapsed, needed, left } => write!(
+            Self::Unverified { node, missing } => write!(
                 f,
-                "{node} may be writable for another {} ms: {lapsed} of {needed} promises have ended",
-                left.as_millis()
+                "the agent of primary {node} is silent here; its database is yet to be checked by {}, or its agent is \
+                 still heard there",
+                join(missing)
             ),
+            Self::Minority { node, heard, needed } => minority(f, node, *heard, *needed),
+            Self::LeaseRunning { node, lapsed, needed, left, unheard } => {
+                lease_running(f, node, (*lapsed, *needed), *left, &join(unheard))
+            }
             Self::Sick(reason) => {
                 write!(f, "{reason}; it stays the primary until a standby that is well can take over")
             }
@@ -193,6 +206,24 @@ fn unguarded(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
         "the agent of primary {name} is silent but its database is in service: no failover; \
          the primary runs unguarded until its agent is started again"
     )
+}
+
+fn lease_running(
+    f: &mut fmt::Formatter<'_>,
+    node: &NodeName,
+    (lapsed, needed): (usize, usize),
+    left: Duration,
+    unheard: &str,
+) -> fmt::Result {
+    if left.is_zero() && !unheard.is_empty() {
+        return write!(
+            f,
+            "{node} may be writable as far as anybody here can tell: {lapsed} of {needed} promises have ended, and \
+             nothing is heard of {unheard}"
+        );
+    }
+    let left = left.as_millis();
+    write!(f, "{node} may be writable for another {left} ms: {lapsed} of {needed} promises have ended")
 }
 
 fn minority(f: &mut fmt::Formatter<'_>, node: &NodeName, heard: usize, needed: usize) -> fmt::Result {

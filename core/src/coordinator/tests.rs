@@ -864,3 +864,56 @@ fn a_recruit_that_receives_again_is_none() {
     }
     assert_eq!(rig.state.primary.map(|primary| primary.node), Some(NodeId(3)));
 }
+
+#[test]
+fn a_release_is_believed_only_of_an_agent_that_knows_of_the_change() {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    for id in [2, 3] {
+        rig.recruited(id, 1000);
+    }
+    for observation in rig.seen.values_mut() {
+        observation.promise_left_ms = 2000;
+    }
+    // Said before it knew: until it knows, its server may be started again under the lease it has.
+    let _ = rig.look_at(&[1]);
+    let late = NodeObservation { intent: None, serial: 9, ..rig.seen[&1].clone() };
+    rig.coordinator.observe(late, rig.now);
+    let decision = rig.coordinator.step(rig.now, WallTime(1));
+    assert_eq!(decision.action, None, "{decision:?}");
+    rig.seen.get_mut(&1).unwrap().serial = 10;
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn of_equal_standbys_one_with_a_healthy_disk_is_chosen() {
+    let mut rig = sick(all_signs(60_000)[2].clone());
+    rig.postgres(2).health.disk = Disk::Full { for_ms: 60_000 };
+    rig.pass(&[]);
+    rig.crash(1);
+    rig.released(1);
+    for id in [2, 3] {
+        rig.recruited(id, 1000);
+    }
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn the_report_names_those_whose_promises_nobody_knows() {
+    let mut rig = Rig::formed();
+    for id in [2, 3, 4] {
+        rig.knocked(id, RemoteDatabase::Silent);
+    }
+    while rig.state.change.is_none() {
+        rig.pass(&[1]);
+    }
+    for _ in 0..40 {
+        let _ = rig.look_at(&[1, 3]);
+    }
+    let text = rig.look_at(&[1, 3]).report.lines().join("\n");
+    assert!(text.contains("nothing is heard of server3"), "{text}");
+}

@@ -198,6 +198,10 @@ fn edge(case: Case) -> (Rig, Decision) {
         .filter(|(_, s)| is_silent(*s))
         .map(|(id, _)| id)
         .collect();
+    // Whoever begins to lead listens for a while before it judges.
+    for _ in 0..11 {
+        let _ = rig.look_at(&silent);
+    }
     let decision = rig.look_at(&silent);
     (rig, decision)
 }

@@ -473,3 +473,15 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
     rig.reconciler.finished(&start, true, rig.now);
     assert_eq!(rig.decide(1).action, Some(start));
 }
+
+#[test]
+fn two_kinds_of_actions_that_fail_rest_both() {
+    let mut state = running(false);
+    state.timeline = Timeline(2);
+    let mut rig = Rig::new(PostgresState::Running(state));
+    for kind in ["slots", "checkpoint"] {
+        let action = rig.decide(1).action.unwrap_or_else(|| panic!("no {kind}"));
+        rig.reconciler.finished(&action, false, rig.now);
+    }
+    assert_eq!(rig.decide(1).action, None);
+}

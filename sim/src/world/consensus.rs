@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use pgherd_common::NodeId;
 use pgherd_core::cluster::Command;
+use pgherd_core::node::Proposed;
 
 use crate::network::Class;
 use crate::raft::{Message, Output};
@@ -120,7 +121,12 @@ impl World {
                             Some(at) => drop(self.operators.swap_remove(at)),
                             None => {
                                 if let Some(node) = self.node_mut(index) {
-                                    node.proposed();
+                                    let timed_out = result.is_none();
+                                    node.proposed(if timed_out {
+                                        Proposed::TimedOut
+                                    } else {
+                                        Proposed::Settled
+                                    });
                                 }
                             }
                         }

@@ -276,6 +276,9 @@ impl World {
         self.check_generation(index, generation);
         let Some(worker) = self.worker(index) else { return };
         let Some((turn, begun)) = worker.blocked.take() else { return };
+        if let Some(node) = &mut worker.node {
+            node.remembered(generation);
+        }
         let waiting = std::mem::take(&mut worker.backlog);
         self.obey(index, *turn, begun);
         self.release(waiting);

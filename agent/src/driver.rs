@@ -32,6 +32,9 @@ use crate::postgres::Instance;
 use crate::publish::Hub;
 use crate::reconcile::LocalAction;
 
+/// Between a proposal that failed and the next one.
+const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
+
 /// Everything that can wake the agent, besides the log and the clock.
 #[derive(Debug)]
 pub enum Event {
@@ -335,6 +338,10 @@ impl Driver {
         let (consensus, events) = (self.parts.consensus.clone(), self.parts.events.clone());
         tokio::spawn(async move {
             let result = consensus.propose(command.clone()).await;
+            if result.is_err() {
+                // What fails at once would be decided anew at once, thousands of times a second.
+                tokio::time::sleep(PROPOSAL_PAUSE).await;
+            }
             let _ = events.send(Event::Proposed(command, result)).await;
         });
     }

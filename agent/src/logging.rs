@@ -4,7 +4,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The raft library says at length what this agent says itself, and calls its own stop an error.
-const FILTER: &str = "info,openraft=error,openraft::core::heartbeat=off";
+const FILTER: &str = "info,openraft=error,openraft::core::heartbeat=off,openraft::raft::raft_inner=off";
 
 /// Logs to these writers from now on.
 pub(crate) fn start(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {

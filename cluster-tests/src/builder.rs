@@ -201,7 +201,10 @@ impl Builder {
         let bin_dir = install::postgres_programs(self.pg_bin.as_deref(), &self.progress).await?;
         self.say(&format!("PostgreSQL: {}", bin_dir.display()));
         if self.netns {
-            install::iproute2(&self.progress).await?;
+            install::tool(install::IP, &self.progress).await?;
+        }
+        if self.small_disk.is_some() {
+            install::tool(install::MKFS, &self.progress).await?;
         }
         let binaries = Binaries::find().await?;
         let start = |source| StartError::Io { path: PathBuf::from("/bin/sh"), source };

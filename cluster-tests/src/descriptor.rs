@@ -102,7 +102,7 @@ fn node(node: &Node) -> NodeDescriptor {
         kind: node.kind(),
         netns: node.place.netns.clone(),
         host_if: node.place.host_if.clone(),
-        agent: AgentDescriptor { url: node.agent_url(), pid, worker_pid: pid },
+        agent: AgentDescriptor { url: node.agent_url(), pid, worker_pid: node.worker() },
         postgres,
     }
 }

@@ -63,15 +63,30 @@ pub async fn postgres_programs(
     newest_postgres().ok_or(InstallError::StillMissing)
 }
 
-/// `ip`, installed if it is missing.
-pub async fn iproute2(progress: &dyn Fn(&str)) -> Result<(), InstallError> {
-    if ["/sbin/ip", "/usr/sbin/ip", "/bin/ip"].iter().any(|path| Path::new(path).exists()) {
+/// A program of the system that not every machine has.
+#[derive(Debug, Clone, Copy)]
+pub struct Tool {
+    program: &'static str,
+    package: &'static str,
+}
+
+/// For network namespaces.
+pub const IP: Tool = Tool { program: "ip", package: "iproute2" };
+/// For cutting connections one by one.
+pub const NFT: Tool = Tool { program: "nft", package: "nftables" };
+/// For disks of their own.
+pub const MKFS: Tool = Tool { program: "mkfs.ext4", package: "e2fsprogs" };
+
+/// Installs a tool if it is missing.
+pub async fn tool(tool: Tool, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    let Tool { program, package } = tool;
+    if ["/sbin", "/usr/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists()) {
         return Ok(());
     }
-    progress("`ip` is missing: apt-get update");
+    progress(&format!("`{program}` is missing: apt-get update"));
     apt(&["update"], "the package lists").await?;
-    progress("installing iproute2");
-    apt(&["install", "iproute2"], "iproute2").await
+    progress(&format!("installing {package}"));
+    apt(&["install", package], package).await
 }
 
 fn newest_postgres() -> Option<PathBuf> {

@@ -7,6 +7,7 @@
 
 pub mod binaries;
 pub mod builder;
+pub mod campaign;
 pub mod cluster;
 pub mod config_files;
 pub mod daemon;

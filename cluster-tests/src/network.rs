@@ -38,6 +38,9 @@ pub enum NetworkError {
     /// `ip` refused.
     #[error("cannot set up the network namespaces (`--netns` needs root and CAP_NET_ADMIN)")]
     Ip(#[source] CommandError),
+    /// `nft` refused.
+    #[error("cannot filter packets with nftables")]
+    Nft(#[source] CommandError),
     /// The undertaker is gone.
     #[error("cannot register the network for removal")]
     Register(#[source] std::io::Error),

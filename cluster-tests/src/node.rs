@@ -42,6 +42,11 @@ impl Node {
         format!("http://{}", self.agent_address())
     }
 
+    /// Every process of the node. Only where each node has a network namespace.
+    pub fn processes(&self) -> Vec<u32> {
+        self.place.netns.as_deref().map(process::in_netns).unwrap_or_default()
+    }
+
     /// Its data directory; `None` on a witness.
     pub fn data_dir(&self) -> Option<&Path> {
         self.postgres.as_ref().map(|postgres| postgres.data_dir.as_path())

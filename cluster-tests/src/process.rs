@@ -1,5 +1,6 @@
 //! Running other programs to their end, and watching processes that are not our children.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -101,11 +102,10 @@ pub fn postmaster(data_dir: &Path) -> Option<u32> {
 
 /// The child with this name, as `ps` shows it.
 pub fn child_named(parent: u32, name: &str) -> Option<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     let named = |pid: &u32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
     };
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(named)
+    children(parent).into_iter().find(named)
 }
 
 /// Memory that a process holds now, in kilobytes.
@@ -113,4 +113,27 @@ pub fn resident_kb(number: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{number}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+/// The children of a process.
+pub fn children(number: u32) -> Vec<u32> {
+    let listed = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children"));
+    listed.unwrap_or_default().split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// How a process calls itself: its command line, or what it has put in its place.
+pub fn title(number: u32) -> String {
+    let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()
+}
+
+/// Every process in the network namespace of this name.
+pub fn in_netns(name: &str) -> Vec<u32> {
+    let Ok(netns) = std::fs::metadata(format!("/run/netns/{name}")) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let inside = |number: &u32| {
+        std::fs::metadata(format!("/proc/{number}/ns/net")).is_ok_and(|own| own.ino() == netns.ino())
+    };
+    numbers.filter(inside).collect()
 }

@@ -61,7 +61,8 @@ async fn a_killed_worker_costs_nothing() -> TestResult {
         assert_undisturbed(&outcome, "worker killed");
         assert!(outcome.lost.is_empty() && outcome.errors.is_empty(), "{outcome:?}");
         figure(&format!("outage after {signal:?} of the worker"), outcome.longest_gap);
-        assert!(outcome.longest_gap < Duration::from_millis(150), "{outcome:?}");
+        // A quiet machine shows less than 100 ms, which is told.
+        assert!(outcome.longest_gap < Duration::from_millis(500), "{outcome:?}");
         assert_eq!(postmaster(&cluster, "server1")?, before, "PostgreSQL was touched");
     }
     // A standby's and the witness's, in the same way.

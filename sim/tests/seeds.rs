@@ -1,5 +1,7 @@
 //! Seeds: those that found something once, and some for a first impression. `cargo xtask sim` runs more.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::fs;
 use std::path::Path;
 use std::sync::PoisonError;

@@ -1,10 +1,10 @@
-//! The one door for people: `cargo xtask demo | sim | test | fix`. CI goes through the same door.
+//! The one door for people: `cargo xtask demo | test | sim | campaign | fix`. CI goes through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
 #![expect(clippy::print_stdout, reason = "this program talks to a person")]
 
-mod demo;
+mod program;
 mod sim;
 mod stages;
 
@@ -29,6 +29,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
+    /// Inflict random faults on a real cluster under load; `campaign --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Campaign {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// Run whole clusters in the simulator, from seeds; `sim --help` tells its options.
     #[command(disable_help_flag = true)]
     Sim {
@@ -43,7 +49,8 @@ enum Task {
 
 fn main() -> ExitCode {
     match Args::parse().task {
-        Task::Demo { options } => demo::run(&options),
+        Task::Demo { options } => program::run("pgherd-demo", &options),
+        Task::Campaign { options } => program::run("pgherd-campaign", &options),
         Task::Sim { options } => sim::run(&options),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
-use crate::demo::becomes;
+use crate::program::becomes;
 use crate::{built, cargo};
 
 /// What builds it. Always the whole workspace: for one package the dependencies would be built anew.

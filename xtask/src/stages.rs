@@ -53,7 +53,7 @@ pub(crate) fn test_stages() -> Vec<Stage> {
     };
     let mut install = Command::new(built("debug/pgherd-demo"));
     install.arg("--install-only");
-    let installed = Stage { name: "PostgreSQL and iproute2", command: install };
+    let installed = Stage { name: "PostgreSQL and tools", command: install };
     let simulator = |name, arguments: &[&str]| {
         let mut command = Command::new(built(sim::PROGRAM));
         command.args(arguments);

@@ -86,7 +86,7 @@ async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> O
     match api.link.get::<Option<PostgresObservation>>(&member.agent, &path).await {
         Ok(observation) => observation,
         Err(error) => {
-            tracing::info!("no position of {} for the status: {error}", member.name);
+            tracing::debug!("no position of {} for the status: {error}", member.name);
             None
         }
     }

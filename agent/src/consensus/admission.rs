@@ -62,3 +62,41 @@ pub(super) fn is_voter_again(node: NodeId, token: u64, state: &ClusterState, met
         && metrics.last_applied.index() >= Some(state.revision)
         && metrics.membership_config.voter_ids().any(|voter| voter == node.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use openraft::entry::RaftEntry;
+    use openraft::testing::{log_id, membership_ent};
+    use openraft::{EntryPayload, StoredMembership};
+
+    use super::*;
+    use crate::consensus::types::{Entry, Group};
+
+    /// What raft tells of a node that has applied up to `applied`, where the last voters it has heard of
+    /// are these.
+    fn metrics(applied: u64, voters: &[u64]) -> Metrics {
+        let mut metrics = Metrics::new_initial(3);
+        let sets = vec![voters.iter().copied().collect::<BTreeSet<u64>>()];
+        let entry: Entry = membership_ent::<Group>(1, 1, 1, sets);
+        let EntryPayload::Membership(membership) = &entry.payload else { unreachable!() };
+        metrics.membership_config = Arc::new(StoredMembership::new(Some(entry.log_id()), membership.clone()));
+        metrics.last_applied = Some(log_id::<Group>(1, 1, applied));
+        metrics
+    }
+
+    #[test]
+    fn a_node_votes_again_by_what_came_after_its_readmission_only() {
+        let again = |state: &ClusterState, metrics: &Metrics| is_voter_again(NodeId(3), 5, state, metrics);
+        let past = ClusterState { revision: 4, ..ClusterState::default() };
+        assert!(!again(&past, &metrics(4, &[1, 2, 3])), "the first entries call it a voter");
+        let mut state = ClusterState { revision: 9, ..ClusterState::default() };
+        state.readmitted.insert(NodeId(3), 4);
+        assert!(!again(&state, &metrics(9, &[1, 2, 3])), "that was the store before");
+        state.readmitted.insert(NodeId(3), 5);
+        assert!(!again(&state, &metrics(8, &[1, 2, 3])), "raft's word is older than the state");
+        assert!(!again(&state, &metrics(9, &[1, 2])), "it has no vote yet");
+        assert!(again(&state, &metrics(9, &[1, 2, 3])));
+    }
+}

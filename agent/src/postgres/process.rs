@@ -64,7 +64,13 @@ impl Process {
 /// Waits until any of them has ended; false when `timeout` passed first.
 pub(super) fn ready(processes: &[&Process], timeout: Option<&Timespec>) -> bool {
     let mut fds: Vec<_> = processes.iter().map(|process| PollFd::new(&process.fd, PollFlags::IN)).collect();
-    poll(&mut fds, timeout).is_ok_and(|count| count > 0)
+    loop {
+        match poll(&mut fds, timeout) {
+            // A guardian is sent a signal for every child that ends, and many of them may be ending.
+            Err(Errno::INTR) => {}
+            ended => return ended.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 /// The postmaster, watched.

@@ -31,7 +31,7 @@ struct Args {
     /// Write a description of the running cluster to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     descriptor: Option<PathBuf>,
-    /// Install PostgreSQL and iproute2 where they are missing, and do nothing else.
+    /// Install PostgreSQL and the tools that tests need where they are missing, and do nothing else.
     #[arg(long, hide = true)]
     install_only: bool,
 }
@@ -62,7 +62,10 @@ async fn demo(args: &Args) -> Ended {
     let progress = move |step: &str| say(&format!("[{:5.1} s] {step}", begun.elapsed().as_secs_f64()));
     if args.install_only {
         install::postgres_programs(args.pg_bin.as_deref(), &progress).await?;
-        return Ok(install::iproute2(&progress).await?);
+        for tool in [install::IP, install::NFT, install::MKFS] {
+            install::tool(tool, &progress).await?;
+        }
+        return Ok(());
     }
     let builder = Cluster::builder().dir(args.dir.clone()).pg_bin(args.pg_bin.clone()).netns(args.netns);
     let cluster = builder.progress(progress).start().await?;

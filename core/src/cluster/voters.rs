@@ -3,9 +3,9 @@
 //! They are part of the replicated state, apart from raft's own membership: a primary that lags behind
 //! the log must never count its lease by a set that no successor has to ask any more. Every change of
 //! the set is planned first, which makes both sides count by the old *and* the new set, and is settled
-//! only once the primary is known to have applied the plan. So a primary lags by at most one step, and
-//! two neighbouring steps share a set in which the holder's group and the successor's have a voter in
-//! common.
+//! only once the primary is known to have applied the plan. So a primary is at most one step behind the
+//! leader, or one ahead where it applies an entry first, and two neighbouring steps share a set in
+//! which the holder's group and the successor's have a voter in common.
 
 use std::collections::BTreeSet;
 

@@ -177,8 +177,16 @@ impl View<'_> {
 
     /// The primary's agent is silent. Its database is given up only when every other agent has knocked
     /// on it and nobody found it in service: an agent alone may have died, and one that still hears it
-    /// does not knock.
+    /// does not knock. There must be enough of them: whoever is heard by a minority only may be well.
     fn verified_gone(&self, primary: NodeId, report: &mut Report) -> bool {
+        let voters = &self.state.voters;
+        let heard: BTreeSet<NodeId> = self.seen.keys().copied().filter(|id| self.is_fresh(*id)).collect();
+        if !voters.allow_successor(&heard) {
+            let needed = voters.sets().map(|set| majority(set.len())).max().unwrap_or(0);
+            let heard = heard.iter().filter(|id| voters.mentions(**id)).count();
+            report.waiting.push(NotYet::Minority { node: self.name(primary), heard, needed });
+            return false;
+        }
         if self.is_in_service(primary) {
             report.waiting.push(NotYet::Unguarded(self.name(primary)));
             return false;
@@ -225,12 +233,12 @@ impl View<'_> {
             return Some(self.grant(change, before, Lsn::default(), report));
         }
         let (ranks, mut rejected) = self.ranks(from, change.to.filter(|to| *to != from));
-        let recruited: Vec<_> =
-            ranks.iter().filter(|rank| self.is_recruited(rank.node(), change.generation)).copied().collect();
-        let recruited = if planted(Defect::SkipRecruit) { ranks.clone() } else { recruited };
+        let all = ranks.len();
+        let (recruited, busy): (Vec<_>, Vec<_>) = ranks.into_iter().partition(|rank| {
+            planted(Defect::SkipRecruit) || self.is_recruited(rank.node(), change.generation)
+        });
         // The best claim may belong to one who is still busy cutting its walreceiver.
-        let expected =
-            if change.to.is_some() { ranks.len() } else { self.expected_recruits(from).max(ranks.len()) };
+        let expected = if change.to.is_some() { all } else { self.expected_recruits(from).max(all) };
         if recruited.len() < expected && self.step_age < self.policy.recruit_timeout {
             report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected });
             return None;
@@ -241,6 +249,9 @@ impl View<'_> {
                 Ok(()) | Err(_) => return Some(self.grant(change, rank.node(), rank.received(), report)),
             }
         }
+        rejected.extend(
+            busy.iter().map(|rank| format!("{} has not cut its walreceiver yet", self.name(rank.node()))),
+        );
         report.waiting.push(NotYet::NoCandidate { node: self.name(from), rejected });
         // Better the old primary, restarted with all it has, than nobody.
         let last_resort = released && self.step_age >= self.policy.recruit_timeout;

@@ -66,6 +66,15 @@ pub enum NotYet {
     NeverConfirmed(NodeName),
     /// Nobody has knocked on the silent node's database yet.
     Unverified(NodeName),
+    /// The silent node may be well, and with the agents that are not heard here.
+    Minority {
+        /// The silent node.
+        node: NodeName,
+        /// Voters that are heard, this one included, and how many are needed.
+        heard: usize,
+        /// A majority.
+        needed: usize,
+    },
     /// The old primary may still be writable.
     LeaseRunning {
         /// The old primary.
@@ -146,11 +155,7 @@ impl fmt::Display for NotYet {
                 f,
                 "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"
             ),
-            Self::Unguarded(name) => write!(
-                f,
-                "the agent of primary {name} is silent but its database is in service: no failover; \
-                 the primary runs unguarded until its agent is started again"
-            ),
+            Self::Unguarded(name) => unguarded(f, name),
             Self::NeverConfirmed(name) => write!(
                 f,
                 "the cluster has just formed, but the agent of its primary {name} is silent: no failover before \
@@ -159,6 +164,7 @@ impl fmt::Display for NotYet {
             Self::Unverified(name) => {
                 write!(f, "the agent of primary {name} is silent; checking its database from the other nodes")
             }
+            Self::Minority { node, heard, needed } => minority(f, node, *heard, *needed),
             Self::LeaseRunning { node, lapsed, needed, left } => write!(
                 f,
                 "{node} may be writable for another {} ms: {lapsed} of {needed} promises have ended",
@@ -179,6 +185,22 @@ impl fmt::Display for NotYet {
             }
         }
     }
+}
+
+fn unguarded(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
+    write!(
+        f,
+        "the agent of primary {name} is silent but its database is in service: no failover; \
+         the primary runs unguarded until its agent is started again"
+    )
+}
+
+fn minority(f: &mut fmt::Formatter<'_>, node: &NodeName, heard: usize, needed: usize) -> fmt::Result {
+    write!(
+        f,
+        "the agent of primary {node} is silent here, but only {heard} agents are heard and {needed} are needed: \
+         {node} may be well on the other side of a cut network"
+    )
 }
 
 /// Why a voter does not leave, or one that left has not come back yet.

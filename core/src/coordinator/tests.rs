@@ -413,6 +413,24 @@ fn a_silent_primary_is_replaced_only_after_others_knocked_in_vain_and_promises_l
 }
 
 #[test]
+fn a_minority_gives_no_primary_up_not_even_in_the_moment_it_is_connected_again() {
+    let mut rig = Rig::formed();
+    rig.knocked(3, RemoteDatabase::Silent);
+    rig.knocked(4, RemoteDatabase::Silent);
+    for _ in 0..40 {
+        rig.pass(&[1, 2]);
+        assert_eq!(rig.state.change, None);
+    }
+    let waiting = rig.step(&[1, 2]).report.waiting;
+    assert!(matches!(waiting.as_slice(), [NotYet::Minority { heard: 2, needed: 3, .. }]), "{waiting:?}");
+    // Server2 was with the primary all the time, and so has not knocked.
+    rig.pass(&[1]);
+    assert_eq!(rig.state.change, None);
+    rig.pass(&[]);
+    assert_eq!(rig.state.change, None);
+}
+
+#[test]
 fn automatic_failover_can_be_switched_off() {
     let mut rig = Rig::with(|policy| policy.auto_failover = false).form();
     rig.crash(1);

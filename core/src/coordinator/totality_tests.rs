@@ -149,7 +149,8 @@ fn set(rig: &mut Rig, id: u64, sight: Sight) {
     };
     postgres.state = match sight {
         Sight::Writable => PostgresState::Running(running(false)),
-        Sight::Streaming | Sight::Recruited => PostgresState::Running(standby()),
+        Sight::Streaming => PostgresState::Running(standby()),
+        Sight::Recruited => PostgresState::Running(Running { receiver: None, follows: None, ..standby() }),
         Sight::InRecovery => {
             PostgresState::Running(Running { receiver: None, follows: None, ..running(true) })
         }

@@ -1,4 +1,4 @@
-//! Builds the programs for real use and becomes the demo.
+//! Builds the programs for real use and becomes one of those that put a whole cluster up.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -7,25 +7,16 @@ use std::process::{Command, ExitCode};
 
 use crate::{built, cargo};
 
-/// Runs the demo with these options.
-pub(crate) fn run(options: &[OsString]) -> ExitCode {
+/// Runs the program with these options.
+pub(crate) fn run(program: &str, options: &[OsString]) -> ExitCode {
     if options.iter().any(|option| option == "--help" || option == "-h") {
         let mut help = cargo();
-        help.args([
-            "run",
-            "--quiet",
-            "--package",
-            "pgherd-cluster-tests",
-            "--bin",
-            "pgherd-demo",
-            "--",
-            "--help",
-        ]);
+        help.args(["run", "--quiet", "--package", "pgherd-cluster-tests", "--bin", program, "--", "--help"]);
         return becomes(help);
     }
     if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
         println!(
-            "The demo needs root: PostgreSQL must run as user `postgres`, and missing packages are installed.\n\
+            "This needs root: PostgreSQL must run as user `postgres`, and missing packages are installed.\n\
              Run it with sudo, or as root in a container."
         );
         return ExitCode::FAILURE;
@@ -54,9 +45,9 @@ pub(crate) fn run(options: &[OsString]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let mut demo = Command::new(built("release/pgherd-demo"));
-    demo.args(options);
-    becomes(demo)
+    let mut program = Command::new(built("release").join(program));
+    program.args(options);
+    becomes(program)
 }
 
 /// Replaces this process, so that a Ctrl-C or a `kill` meets the program itself.

@@ -1,0 +1,199 @@
+//! Applications behind the proxy: sessions that commit one row after the other, and remember which of
+//! them were acknowledged, and when.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::cluster::Cluster;
+use crate::failure::Failure;
+use crate::postgres::APP;
+
+/// A statement that is not answered for so long has been forgotten by somebody.
+const STATEMENT_TIME_MAX: Duration = Duration::from_secs(60);
+/// Between two commits of a session.
+const PAUSE: Duration = Duration::from_millis(5);
+/// After an error.
+const ERROR_PAUSE: Duration = Duration::from_millis(20);
+
+const INSERT: &str = "INSERT INTO campaign_rows VALUES ($1::bigint, $2::bigint)";
+
+/// An acknowledged row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ack {
+    writer: usize,
+    seq: i64,
+    /// When the answer was there.
+    pub(crate) at: Instant,
+}
+
+/// What the sessions saw since the last look.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// The acknowledged rows in the order of their answers.
+    pub(crate) acks: Vec<Ack>,
+    /// Failed statements by SQLSTATE, or by what else went wrong.
+    pub(crate) errors: BTreeMap<String, usize>,
+    /// Sessions that the proxy closed, with its last words.
+    pub(crate) sessions_lost: Vec<String>,
+    /// Statements without an answer.
+    pub(crate) unanswered: usize,
+}
+
+/// What the database has of the rows.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    /// Acknowledged rows that are gone.
+    pub(crate) lost: Vec<Ack>,
+    /// Rows that are there more than once.
+    pub(crate) duplicated: usize,
+}
+
+/// The sessions.
+pub(crate) struct ProxyLoad {
+    shared: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Acknowledged, and not known to be lost.
+    kept: BTreeSet<(usize, i64)>,
+    /// The last number looked up of each writer.
+    looked_up: BTreeMap<usize, i64>,
+}
+
+impl ProxyLoad {
+    /// Creates the table and so many sessions.
+    pub(crate) async fn start(cluster: &Cluster, sessions: usize) -> Result<Self, Failure> {
+        let client = cluster.connect().await?;
+        let table = "CREATE TABLE campaign_rows (writer bigint, seq bigint); \
+                     CREATE INDEX ON campaign_rows (writer, seq)";
+        client.batch_execute(table).await?;
+        let proxy = cluster.proxy(0);
+        let mut config = Config::new();
+        config.host(&proxy.place.host).port(proxy.port).user(APP).password(APP).dbname(APP);
+        config.connect_timeout(Duration::from_secs(20));
+        let (shared, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let write = |writer| write(writer, config.clone(), Arc::clone(&shared), Arc::clone(&stop));
+        let tasks = (0..sessions).map(|writer| tokio::spawn(write(writer))).collect();
+        Ok(Self { shared, stop, tasks, kept: BTreeSet::new(), looked_up: BTreeMap::new() })
+    }
+
+    /// What was seen since the last call.
+    pub(crate) fn take(&self) -> Seen {
+        std::mem::take(&mut *locked(&self.shared))
+    }
+
+    /// When the last acknowledgement came, since the last [`take`](Self::take).
+    pub(crate) fn last_ack(&self) -> Option<Instant> {
+        locked(&self.shared).acks.last().map(|ack| ack.at)
+    }
+
+    /// Looks these rows up on a server, by a session past the proxy.
+    pub(crate) async fn look_up(&mut self, client: &Client, acks: &[Ack]) -> Result<Rows, Failure> {
+        let mut rows = Rows::default();
+        let mut by_writer: BTreeMap<usize, Vec<Ack>> = BTreeMap::new();
+        for ack in acks {
+            by_writer.entry(ack.writer).or_default().push(*ack);
+        }
+        let query = "SELECT seq, count(*) FROM campaign_rows WHERE writer = $1 AND seq > $2 GROUP BY seq";
+        for (writer, acks) in by_writer {
+            let from = self.looked_up.get(&writer).copied().unwrap_or(0);
+            let found = client.query(query, &[&key(writer), &from]).await?;
+            let found: BTreeMap<i64, i64> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+            rows.duplicated += found.values().filter(|times| **times > 1).count();
+            for ack in acks {
+                if found.contains_key(&ack.seq) {
+                    self.kept.insert((writer, ack.seq));
+                } else {
+                    rows.lost.push(ack);
+                }
+                let last = self.looked_up.entry(writer).or_default();
+                *last = ack.seq.max(*last);
+            }
+        }
+        rows.lost.sort_by_key(|ack| ack.at);
+        Ok(rows)
+    }
+
+    /// Ends the sessions.
+    pub(crate) async fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks.drain(..) {
+            let _a_panic_was_printed = task.await;
+        }
+    }
+
+    /// How many of all rows that were ever found are not there any more.
+    pub(crate) async fn vanished(&self, client: &Client) -> Result<usize, Failure> {
+        let rows = client.query("SELECT DISTINCT writer, seq FROM campaign_rows", &[]).await?;
+        let found: BTreeSet<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        Ok(self.kept.iter().filter(|(writer, seq)| !found.contains(&(key(*writer), *seq))).count())
+    }
+
+    /// Rows that were acknowledged and found.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.len()
+    }
+}
+
+fn key(writer: usize) -> i64 {
+    i64::try_from(writer).unwrap_or(i64::MAX)
+}
+
+fn locked(shared: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn write(writer: usize, config: Config, shared: Arc<Mutex<Seen>>, stop: Arc<AtomicBool>) {
+    let mut session: Option<Client> = None;
+    let (key, mut seq) = (key(writer), 0i64);
+    let count = |kind: String| *locked(&shared).errors.entry(kind).or_default() += 1;
+    while !stop.load(Ordering::Relaxed) {
+        let client = match session.take() {
+            Some(client) => client,
+            None => match config.connect(NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    client
+                }
+                Err(error) => {
+                    count(format!("connect: {}", kind(&error)));
+                    sleep(ERROR_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        seq += 1;
+        match timeout(STATEMENT_TIME_MAX, client.execute(INSERT, &[&key, &seq])).await {
+            Ok(Ok(_)) => {
+                locked(&shared).acks.push(Ack { writer, seq, at: Instant::now() });
+                sleep(PAUSE).await;
+            }
+            Ok(Err(error)) => {
+                count(kind(&error));
+                if client.is_closed() {
+                    locked(&shared).sessions_lost.push(format!("session {writer}: {}", chain(&error)));
+                    continue;
+                }
+                sleep(ERROR_PAUSE).await;
+            }
+            Err(_) => {
+                locked(&shared).unanswered += 1;
+                continue;
+            }
+        }
+        session = Some(client);
+    }
+}
+
+fn kind(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
+}
+
+fn chain(error: &tokio_postgres::Error) -> String {
+    pgherd_common::errors::Chain(error).to_string()
+}

@@ -33,6 +33,9 @@ enum What {
         /// Not found after so many seeds: not found.
         #[arg(long, default_value_t = 2000)]
         within: u64,
+        /// Leave out those that take more than some hundred seeds.
+        #[arg(long)]
+        quick: bool,
     },
 }
 
@@ -75,8 +78,8 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let options = arguments.seeds.options();
-    if let Some(What::Defects { only, times, within }) = arguments.what {
-        return defects::table(only.as_deref(), times, within, &options);
+    if let Some(What::Defects { only, times, within, quick }) = arguments.what {
+        return defects::table(only.as_deref(), (times, within, quick), &options);
     }
     let defect = match arguments.seeds.defect.as_deref().map(defects::by_name).transpose() {
         Ok(defect) => defect,

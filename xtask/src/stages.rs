@@ -70,7 +70,7 @@ pub(crate) fn test_stages() -> Vec<Stage> {
         tidy,
         stage("simulator", &sim::BUILD),
         simulator("simulated clusters", &["--seeds", "0..300"]),
-        simulator("planted defects", &["defects", "--times", "1"]),
+        simulator("planted defects", &["defects", "--times", "1", "--quick"]),
         clusters,
     ]
 }

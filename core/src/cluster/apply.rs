@@ -272,6 +272,10 @@ fn serve(
     at: WallTime,
 ) -> Result<bool, Rejected> {
     same_generation(state, generation)?;
+    // Proposed before the log had given this primary up: it must not call that off.
+    if let Some(change) = state.change.as_ref().filter(|change| change.phase != ChangePhase::Granted) {
+        return Err(Rejected::ChangeInFlight { kind: change.kind, generation: change.generation });
+    }
     let Some(primary) = &mut state.primary else { return Err(Rejected::NotFormed) };
     let serving = PrimaryPhase::Serving { timeline };
     if primary.phase == serving {

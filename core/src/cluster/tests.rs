@@ -278,3 +278,34 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
     assert!(matches!(apply(&mut state, &plan, 13), Applied::Rejected(Rejected::ChangeInFlight { .. })));
     assert_eq!(apply(&mut state, &grant(NodeId(2)), 14), Applied::Changed);
 }
+
+#[test]
+fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
+    let at = WallTime(5);
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let members = (1..=4).map(descriptor).collect();
+    let begin = |generation, from, allow_data_loss| Command::Begin {
+        generation,
+        kind: ChangeKind::Failover,
+        from,
+        to: None,
+        reason: "test".to_owned(),
+        allow_data_loss,
+        at,
+    };
+    let log = [
+        Command::Form { identity, primary: NodeId(1), members, at },
+        Command::Serve { generation: generation(1), timeline: Timeline(1), at },
+        begin(generation(1), NodeId(1), false),
+        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), at },
+        begin(generation(2), NodeId(2), true),
+    ];
+    let mut state = ClusterState::default();
+    for (command, revision) in log.iter().zip(1..) {
+        assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
+    }
+    let late = Command::Serve { generation: generation(2), timeline: Timeline(2), at };
+    let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(3) };
+    assert_eq!(apply(&mut state, &late, 9), Applied::Rejected(in_flight));
+    assert_eq!(state.change.map(|change| change.generation), Some(generation(3)));
+}

@@ -173,12 +173,7 @@ impl fmt::Display for NotYet {
             Self::Listening(name) => {
                 write!(f, "this agent has just begun to lead and has yet to hear from primary {name}")
             }
-            Self::Unverified { node, missing } => write!(
-                f,
-                "the agent of primary {node} is silent here; its database is yet to be checked by {}, or its agent is \
-                 still heard there",
-                join(missing)
-            ),
+            Self::Unverified { node, missing } => unverified(f, node, &join(missing)),
             Self::Minority { node, heard, needed } => minority(f, node, *heard, *needed),
             Self::LeaseRunning { node, lapsed, needed, left, unheard } => {
                 lease_running(f, node, (*lapsed, *needed), *left, &join(unheard))
@@ -205,6 +200,14 @@ fn unguarded(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
         f,
         "the agent of primary {name} is silent but its database is in service: no failover; \
          the primary runs unguarded until its agent is started again"
+    )
+}
+
+fn unverified(f: &mut fmt::Formatter<'_>, node: &NodeName, missing: &str) -> fmt::Result {
+    write!(
+        f,
+        "the agent of primary {node} is silent here; its database is yet to be checked by {missing}, or its agent is \
+         still heard there"
     )
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pgherd_common::NodeId;
-use pgherd_core::cluster::Command;
+use pgherd_core::cluster::{Applied, Command};
 use pgherd_core::node::Proposed;
 
 use crate::network::Class;
@@ -116,25 +116,7 @@ impl World {
                     }
                     Output::Committed(at, have) => self.check_committed(index, at, &have),
                     Output::Proposed(command, result) => {
-                        let by_operator = self.operators.iter().position(|known| *known == command);
-                        match by_operator {
-                            Some(at) => drop(self.operators.swap_remove(at)),
-                            None => {
-                                if let Some(node) = self.node_mut(index) {
-                                    let timed_out = result.is_none();
-                                    node.proposed(if timed_out {
-                                        Proposed::TimedOut
-                                    } else {
-                                        Proposed::Settled
-                                    });
-                                }
-                            }
-                        }
-                        let name = self.name(index);
-                        self.note(|| match result {
-                            Some(result) => format!("{name}: proposal ended: {result:?}"),
-                            None => format!("{name}: a proposal failed: {command:?}"),
-                        });
+                        self.end_proposal(index, &command, result.as_ref());
                         moved = true;
                     }
                 }
@@ -159,6 +141,23 @@ impl World {
             let life = worker.life;
             self.at(at.max(now + 1), Event::Work(index, Some(life), Work::RaftTimer));
         }
+    }
+
+    /// A proposal has come to an end; `None`: without an answer.
+    fn end_proposal(&mut self, index: usize, command: &Command, result: Option<&Applied>) {
+        match self.operators.iter().position(|known| known == command) {
+            Some(at) => drop(self.operators.swap_remove(at)),
+            None => {
+                if let Some(node) = self.node_mut(index) {
+                    node.proposed(result.map_or(Proposed::TimedOut, |_| Proposed::Settled));
+                }
+            }
+        }
+        let name = self.name(index);
+        self.note(|| match result {
+            Some(result) => format!("{name}: proposal ended: {result:?}"),
+            None => format!("{name}: a proposal failed: {command:?}"),
+        });
     }
 
     /// A change of leadership is news for the agent.

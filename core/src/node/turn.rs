@@ -1,0 +1,66 @@
+//! What a turn asks for, and how what it asked for ended.
+
+use pgherd_common::{Generation, HostPort, MonoTime, NodeId};
+
+use super::Before;
+use crate::beat::Beat;
+use crate::coordinator::Action;
+use crate::reconcile::LocalAction;
+
+/// What the guardian has to know of this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// PostgreSQL must be killed then, unless a later word moves the time.
+    Until {
+        /// Of the lease.
+        generation: Generation,
+        /// On the clock of this machine.
+        fence_at: MonoTime,
+    },
+    /// Nothing here could write: PostgreSQL is down or a standby, and is not being promoted.
+    Off,
+}
+
+/// What is to be done after a turn, in this order.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Turn {
+    /// To be on disk before anything below is done.
+    pub remember: Option<Generation>,
+    /// The log lets this node in again with its new raft store of this number: raft may feed it.
+    pub rejoin: Option<u64>,
+    /// For the guardian; `None`: what it knows stands.
+    pub guard: Option<Guard>,
+    /// To be begun on the local PostgreSQL.
+    pub act: Option<Begun>,
+    /// To be proposed to the log, or asked of raft.
+    pub lead: Option<Action>,
+    /// Where to knock.
+    pub knock: Option<(NodeId, HostPort)>,
+    /// To be sent to every other agent.
+    pub beat: Option<Beat>,
+    /// Turn again at this time even if nothing happens.
+    pub wake_at: Option<MonoTime>,
+    /// What a decision of the coordinator wants to be known in the log.
+    pub doing: Vec<String>,
+}
+
+/// How a proposal ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proposed {
+    /// It was applied, rejected or refused.
+    Settled,
+    /// Nobody knows: there was no answer in time.
+    TimedOut,
+}
+
+/// An action to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Which.
+    pub action: LocalAction,
+    /// To be handed back with its [`Done`].
+    pub before: Before,
+    /// The action in progress must be dropped first: fencing waits for nothing.
+    pub abort: bool,
+}

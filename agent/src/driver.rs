@@ -30,7 +30,6 @@ use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
 use crate::peers::{Peers, knock_unauthenticated};
 use crate::postgres::Instance;
 use crate::publish::Hub;
-use crate::reconcile::LocalAction;
 
 /// Between a proposal that failed and the next one.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -307,9 +306,7 @@ impl Driver {
 
     /// What makes a server writable is not begun unless somebody guards it.
     fn tell_guardian(&mut self, guard: Option<Guard>, act: Option<&Begun>) -> Result<(), GuardianLost> {
-        let rises = act.is_some_and(|begun| {
-            matches!(begun.action, LocalAction::Promote(_) | LocalAction::StartPrimary(_))
-        });
+        let rises = act.is_some_and(|begun| begun.action.makes_writable());
         match self.parts.guardian.tell(guard) {
             Err(GuardianLost::Hangs) if !rises => {
                 if !std::mem::replace(&mut self.unheard, true) {

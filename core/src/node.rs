@@ -436,6 +436,10 @@ impl Node {
             }
             Some(_) => return None,
         };
+        if action.makes_writable() {
+            // Whatever was released before, this is not: it has to be fenced to be so again.
+            self.duty.released = None;
+        }
         self.acting = Some((action.clone(), before));
         Some(Begun { action, before, abort })
     }
@@ -457,7 +461,7 @@ impl Node {
             }
             Some(PostgresState::Starting { .. } | PostgresState::Unresponsive { .. }) => true,
         };
-        let rises = matches!(self.acting(), Some(LocalAction::Promote(_) | LocalAction::StartPrimary(_)));
+        let rises = self.acting().is_some_and(LocalAction::makes_writable);
         let generation = self.state.generation;
         let never_formed = self.state.identity.is_none() && self.highest == Generation::ZERO;
         let word = match fence_at {

@@ -65,6 +65,11 @@ pub enum LocalAction {
 }
 
 impl LocalAction {
+    /// Whether PostgreSQL accepts writes once it has succeeded.
+    pub fn makes_writable(&self) -> bool {
+        matches!(self, Self::Promote(_) | Self::StartPrimary(_))
+    }
+
     /// Whether PostgreSQL is down once it has succeeded.
     pub fn stops(&self) -> bool {
         match self {

@@ -418,3 +418,39 @@ fn a_leader_whose_own_disk_holds_everybody_up_hands_over() {
     rig.node.proposed(Proposed::TimedOut);
     assert!(!matches!(rig.turn().lead, Some(Action::TransferLeadership(NodeId(3)))));
 }
+
+#[test]
+fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
+    let mut rig = Rig::serving();
+    let (first, next) = (rig.state.generation, rig.state.generation.next());
+    let (kind, from) = (ChangeKind::Failover, NodeId(1));
+    let begin = |generation| Command::Begin {
+        generation,
+        kind,
+        from,
+        to: None,
+        reason: "test".to_owned(),
+        allow_data_loss: false,
+        at: WallTime(0),
+    };
+    rig.commit(&begin(first));
+    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    rig.answered(rig.now);
+    // Its lease ends, and it fences itself.
+    rig.now = at(12_000);
+    let fence = rig.turn().act.unwrap();
+    rig.node.acted(
+        Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(false) },
+        rig.now,
+    );
+    let released = |rig: &Rig| rig.node.observation(rig.now).postgres.unwrap().released;
+    assert_eq!(released(&rig), Some(next));
+    // A new lease, and it starts again; then the log gives it up.
+    rig.answered(rig.now);
+    let start = rig.turn().act.unwrap();
+    assert_eq!(start.action, LocalAction::StartPrimary(next));
+    assert_eq!(released(&rig), None);
+    rig.commit(&begin(next));
+    let turn = rig.turn();
+    assert!(fences(&turn) && turn.act.unwrap().abort, "the start must not come through");
+}

@@ -48,6 +48,7 @@ enum Kind {
     LosePrimary,
     LateThenAlone,
     Overtaken,
+    Forgotten,
 }
 
 const KINDS: [Kind; 21] = [
@@ -105,6 +106,7 @@ fn kinds(rng: &mut Rng) -> Vec<Kind> {
         // A double fault by design: only alone can it be told from one.
         0 => vec![Kind::KillAgent, Kind::Checkpoint],
         1 => vec![Kind::PromoteByHand, Kind::KillPostmaster, Kind::Switchover],
+        2 => vec![Kind::Forgotten],
         _ => {
             let count = rng.between(1, 5);
             (0..count).filter_map(|_| rng.pick(&KINDS).copied()).collect()
@@ -150,11 +152,28 @@ fn story(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> Vec<(
                 (0, Fault::Partition(vec![second]), rng.between(MS, 4 * SECOND)),
             ]
         }
+        Kind::Forgotten => forgotten(databases + witnesses, rng),
         _ => {
             let (fault, span) = fault(kind, databases, witnesses, rng);
             vec![(0, fault, span)]
         }
     }
+}
+
+/// One node misses what is agreed on, another loses its store, and when the first is back a third is
+/// away: whoever then votes from an empty memory may agree to forget.
+fn forgotten(machines: usize, rng: &mut Rng) -> Vec<(Micros, Fault, Micros)> {
+    let count = u64::try_from(machines).unwrap_or(1);
+    let misses = rng.below(count);
+    let loses = (misses + 1 + rng.below(count - 1)) % count;
+    let leaves = (0..count).find(|node| *node != misses && *node != loses).unwrap_or(misses);
+    let index = |node: u64| usize::try_from(node).unwrap_or(0);
+    let away = rng.between(4 * SECOND, 8 * SECOND);
+    vec![
+        (0, Fault::Partition(vec![index(misses)]), away),
+        (away - rng.below(200 * MS), Fault::Wipe(index(loses)), 0),
+        (away, Fault::Partition(vec![index(leaves)]), rng.between(4 * SECOND, 8 * SECOND)),
+    ]
 }
 
 fn fault(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> (Fault, Micros) {
@@ -197,7 +216,7 @@ fn fault(kind: Kind, databases: usize, witnesses: usize, rng: &mut Rng) -> (Faul
         Kind::Force => Fault::Force,
         Kind::Checkpoint => Fault::Checkpoint(database),
         Kind::Wipe => Fault::Wipe(any),
-        Kind::LosePrimary | Kind::LateThenAlone | Kind::Overtaken => Fault::LosePrimary,
+        Kind::LosePrimary | Kind::LateThenAlone | Kind::Overtaken | Kind::Forgotten => Fault::LosePrimary,
     };
     (fault, span)
 }

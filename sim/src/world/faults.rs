@@ -270,10 +270,12 @@ impl World {
             let admission = raft.map_or(machine.disk.raft.admission, crate::raft::Raft::admission);
             machine.up && admission == Admission::Full
         });
-        // Nor can the last two voters let each other in again.
-        let voters = self.leader().and_then(|leader| self.state(leader)).map(|state| state.voters.clone());
-        let many = voters.is_some_and(|voters| voters.plan.is_none() && voters.current.len() > 2)
-            && self.health().sick.is_empty();
+        // Nor can the last two voters let each other in again, nor a primary whom nobody can replace.
+        let state = self.leader().and_then(|leader| self.state(leader));
+        let id = self.machines[index].descriptor.id;
+        let is_primary = state.is_none_or(|state| state.primary.is_some_and(|primary| primary.node == id));
+        let many = state.is_some_and(|state| state.voters.plan.is_none() && state.voters.current.len() > 2)
+            && (!is_primary || self.health().sick.is_empty());
         if self.machines[index].up && !self.machines[index].frozen && whole && many {
             self.kill_worker(index);
             let token = self.rng.bits();

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::api::{Api, router};
 use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
-use crate::driver::{Driver, Parts};
+use crate::driver::{Broken, Driver, Parts};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
@@ -62,6 +62,25 @@ pub(crate) enum RunError {
     /// The guardian.
     #[error("the worker ends: what it was about to do is not safe without a guardian")]
     Guardian(#[from] GuardianLost),
+    /// Raft has stopped.
+    #[error(transparent)]
+    Raft(Broken),
+}
+
+impl RunError {
+    /// Whether this worker could work here until now, so that another one may.
+    pub(crate) fn is_a_crash(&self) -> bool {
+        matches!(self, Self::Guardian(_) | Self::Raft(_))
+    }
+}
+
+impl From<Broken> for RunError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Guardian(lost) => lost.into(),
+            stopped @ Broken::Raft(_) => Self::Raft(stopped),
+        }
+    }
 }
 
 /// Runs the worker. Returns when it was stopped; PostgreSQL goes on as it is. A primary that runs may

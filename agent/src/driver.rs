@@ -34,6 +34,22 @@ use crate::publish::Hub;
 /// Between a proposal that failed and the next one.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the reason may take to arrive once raft is known to have stopped.
+const REASON_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Why the loop ended though nobody had asked it to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// The guardian.
+    #[error(transparent)]
+    Guardian(#[from] GuardianLost),
+    /// Raft.
+    #[error(
+        "raft has stopped on this node because {0}; the agent's worker is started anew. If that goes on, check the disk of node.state_dir: its space, and the kernel's log"
+    )]
+    Raft(String),
+}
+
 /// Everything that can wake the agent, besides the log and the clock.
 #[derive(Debug)]
 pub enum Event {
@@ -149,7 +165,7 @@ impl Driver {
     }
 
     /// Runs until `stop` resolves. PostgreSQL is left as it is.
-    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), GuardianLost> {
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Broken> {
         let mut state = self.parts.consensus.state();
         let mut standing = self.parts.consensus.standing();
         let (hurry, watching) = watch::channel(false);
@@ -169,17 +185,18 @@ impl Driver {
             let mut due = false;
             tokio::select! {
                 biased;
-                () = &mut stop => return self.parts.guardian.leave(),
-                changed = state.changed() => if changed.is_err() { return Ok(()) },
-                changed = standing.changed() => if changed.is_err() { return Ok(()) },
-                event = self.parts.inbox.recv() => match event {
-                    Some(event) => self.handle(event),
-                    None => return Ok(()),
-                },
+                () = &mut stop => return Ok(self.parts.guardian.leave()?),
+                changed = state.changed() => if changed.is_err() { return Err(stopped(standing).await) },
+                changed = standing.changed() => if changed.is_err() { return Err(stopped(standing).await) },
+                Some(event) = self.parts.inbox.recv() => self.handle(event),
                 _ = beat.tick() => due = true,
                 () = tokio::time::sleep(pause) => {}
             }
             self.catch_up(state.borrow_and_update().clone(), standing.borrow_and_update().clone());
+            // PostgreSQL is not handed back: its guardian keeps the deadline of the lease.
+            if self.standing.failed.is_some() {
+                return Err(stopped(standing).await);
+            }
             self.turn(due)?;
             // While the primary changes, positions decide, so they are looked at without pause.
             let changing = self.node.state().change.is_some();
@@ -415,4 +432,14 @@ impl Driver {
             note: self.node.note().map(str::to_owned),
         }
     }
+}
+
+/// Raft says so first, and why a moment later.
+async fn stopped(mut standing: watch::Receiver<Standing>) -> Broken {
+    let told = standing.wait_for(|standing| standing.failed.is_some());
+    let why = match tokio::time::timeout(REASON_PATIENCE, told).await {
+        Ok(Ok(standing)) => standing.failed.clone(),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    Broken::Raft(why.unwrap_or_else(|| "its task has ended without a word".to_owned()))
 }

@@ -29,6 +29,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 pub(crate) use channel::{Channel, GuardianLost, HandOver};
+pub(crate) use lossy::{Flush, start_log};
 pub(crate) use privileges::protect_worker;
 
 use crate::config::{Config, load_text};
@@ -59,7 +60,7 @@ enum GuardError {
 
 /// Runs an agent: this process becomes its guardian.
 pub fn run(config: &Path) -> ExitCode {
-    let flush = lossy::start_log();
+    let flush = start_log();
     let code = match load_text(config) {
         Ok((config, text)) => match watch_over(&config, &text) {
             Ok(End::Stopped) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::app::{self, RunError};
 use crate::config::Config;
-use crate::guardian::{Channel, HandOver, REFUSED, protect_worker};
+use crate::guardian::{Channel, Flush, HandOver, REFUSED, protect_worker, start_log};
 
 /// Why a worker does not even begin.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +28,15 @@ enum StartError {
 
 /// Runs until it is told to stop.
 pub fn run() -> ExitCode {
-    crate::logging::start(std::io::stderr);
-    match start() {
+    let flush = start_log();
+    let code = match start(&flush) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Start(error)) => fail(&error, ExitCode::FAILURE),
-        Err(Failure::Run(error @ RunError::Guardian(_))) => fail(&error, ExitCode::FAILURE),
+        Err(Failure::Run(error)) if error.is_a_crash() => fail(&error, ExitCode::FAILURE),
         Err(Failure::Run(error)) => fail(&error, ExitCode::from(REFUSED)),
-    }
+    };
+    flush.wait();
+    code
 }
 
 enum Failure {
@@ -47,11 +49,11 @@ fn fail(error: &dyn std::error::Error, code: ExitCode) -> ExitCode {
     code
 }
 
-fn start() -> Result<(), Failure> {
+fn start(flush: &Flush) -> Result<(), Failure> {
     let (channel, hand_over) = bind_to_guardian().map_err(Failure::Start)?;
     let config = Config::parse(&hand_over.config).map_err(|problems| Failure::Start(problems.into()))?;
     protect_worker();
-    die_of_any_panic();
+    die_of_any_panic(flush.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Start(error.into()))?;
     runtime.block_on(app::run(config, channel, &hand_over)).map_err(Failure::Run)
@@ -70,9 +72,10 @@ fn bind_to_guardian() -> Result<(Channel, HandOver), StartError> {
 
 /// A task that panics would leave an agent that lacks something and does not know it. A new worker
 /// is there in a moment.
-fn die_of_any_panic() {
+fn die_of_any_panic(flush: Flush) {
     let say_where = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        flush.clone().wait();
         say_where(panic);
         std::process::abort();
     }));

@@ -97,6 +97,7 @@ pub struct Builder {
     databases: usize,
     proxies: usize,
     small_disk: Option<(String, u64)>,
+    small_state_disk: Option<(String, u64)>,
     agent_settings: String,
     proxy_settings: String,
     keep_logs: Option<PathBuf>,
@@ -113,6 +114,7 @@ impl Default for Builder {
             databases: 3,
             proxies: 1,
             small_disk: None,
+            small_state_disk: None,
             agent_settings: String::new(),
             proxy_settings: String::new(),
             keep_logs: None,
@@ -156,6 +158,12 @@ impl Builder {
     #[must_use]
     pub fn small_disk(self, node: &str, megabytes: u64) -> Self {
         Self { small_disk: Some((node.to_owned(), megabytes)), ..self }
+    }
+
+    /// Gives the state directory of one server's agent a disk of its own of this many megabytes.
+    #[must_use]
+    pub fn small_state_disk(self, node: &str, megabytes: u64) -> Self {
+        Self { small_state_disk: Some((node.to_owned(), megabytes)), ..self }
     }
 
     /// Lines for the end of every `agent.toml`, such as a `[timings]` section.
@@ -203,7 +211,7 @@ impl Builder {
         if self.netns {
             install::tool(install::IP, &self.progress).await?;
         }
-        if self.small_disk.is_some() {
+        if self.small_disk.is_some() || self.small_state_disk.is_some() {
             install::tool(install::MKFS, &self.progress).await?;
         }
         let binaries = Binaries::find().await?;
@@ -230,25 +238,30 @@ impl Builder {
             let place = beside.ok_or(NetworkError::NoFreeSubnet)?;
             proxies.push(proxy(number, place, &dir, &binaries, &mut network)?);
         }
-        let small = self.small_disk.as_ref();
-        let small =
-            small.and_then(|(name, size)| Some((nodes.iter().find(|node| node.name == *name)?, *size)));
-        let small = small.and_then(|(node, size)| Some((SmallDisk::of(node)?, node.data_dir()?, size)));
-        if let Some((_, at, _)) = &small {
-            let io = |source| StartError::Io { path: at.to_path_buf(), source };
-            undertaker.will_unmount(at).map_err(io)?;
+        let small = self.small_disks(&nodes);
+        for (disk, _) in &small {
+            let io = |source| StartError::Io { path: disk.at().to_path_buf(), source };
+            undertaker.will_unmount(disk.at()).map_err(io)?;
         }
-        let small = small.map(|(disk, _, size)| (disk, size));
         let (name, keep_logs) = (self.name.clone(), self.keep_logs.clone());
         let parts = Parts { name, dir, binaries, nodes, proxies, keep_logs, network, undertaker };
         let cluster = Cluster::new(parts);
         self.write_files(&cluster)?;
-        if let Some((disk, size)) = small {
-            self.say("a small disk for one server's data");
+        for (disk, size) in small {
+            self.say("a small disk for one server");
             let made = disk.make(size).await;
             made.map_err(|source| StartError::Postgres { step: "make a small disk".to_owned(), source })?;
         }
         Ok(cluster)
+    }
+
+    fn small_disks(&self, nodes: &[Node]) -> Vec<(SmallDisk, u64)> {
+        let of = |name: &String| nodes.iter().find(|node| node.name == *name);
+        let data = self.small_disk.as_ref();
+        let data = data.and_then(|(name, size)| Some((SmallDisk::of(of(name)?)?, *size)));
+        let state = self.small_state_disk.as_ref();
+        let state = state.and_then(|(name, size)| Some((SmallDisk::of_agent(of(name)?), *size)));
+        data.into_iter().chain(state).collect()
     }
 
     fn say(&self, step: &str) {

@@ -25,6 +25,16 @@ impl SmallDisk {
         Some(Self { image: node.dir.join("disk.img"), at: node.data_dir()?.to_owned() })
     }
 
+    /// The disk of this node's agent: its state directory, with the raft store in it.
+    pub fn of_agent(node: &Node) -> Self {
+        Self { image: node.dir.join("state.img"), at: node.dir.join("state") }
+    }
+
+    /// Where it is mounted.
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
     /// Makes it and mounts it.
     pub async fn make(&self, megabytes: u64) -> Result<(), CommandError> {
         let at = |source| CommandError::Start { command: format!("create {}", self.image.display()), source };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster_tests::disk::SmallDisk;
 use pgherd_cluster_tests::process::{self, Signal, wait_gone};
 use pgherd_cluster_tests::workload::{Outcome, Writer};
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
@@ -200,4 +201,35 @@ async fn a_primary_that_is_cut_off_while_its_worker_hangs_is_fenced() -> TestRes
     cluster.until_healthy(SOON).await?;
     assert_eq!(cluster.writable().await, [promoted.as_str()]);
     Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
+async fn an_agent_whose_disk_breaks_hands_its_primary_to_nobody() -> TestResult {
+    let cluster = Cluster::for_test("state-disk").small_state_disk("server1", 24).start().await?;
+    let generation = cluster.status().await?.generation;
+    let writer = Writer::start(&cluster, "statedisk").await?;
+    writer.until_written(100, SOON).await?;
+    let primary = postmaster(&cluster, "server1")?;
+    let disk = SmallDisk::of_agent(cluster.node("server1"));
+    disk.break_down().await?;
+    let broken = Instant::now();
+    // An entry for every log to write.
+    let _answer = cluster.cli("server4", &["set-priority", "server3", "7"]).await?;
+    assert!(wait_gone(primary, SOON).await, "the primary goes on unguarded");
+    figure("from a broken state disk to the end of the postmaster", broken.elapsed());
+    let elsewhere = wait_until("another primary", SOON, async || {
+        let status = cluster.status_of("server4").await.map_err(|error| error.to_string())?;
+        let primary = status.primary().filter(|name| *name != "server1");
+        primary.map(str::to_owned).ok_or_else(|| status.summary())
+    });
+    elsewhere.await?;
+    writer.until_written(100, SOON).await?;
+    figure("outage after a broken state disk", broken.elapsed());
+    assert_eq!(cluster.status_of("server4").await?.generation, generation + 1);
+    let told =
+        cluster.log_tails(2000).iter().any(|log| log.contains("raft has stopped on this node because"));
+    assert!(told, "the agent says why");
+    let outcome = writer.finish(&cluster).await?;
+    assert!(outcome.duplicated.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
+    Ok(cluster.finish(&["Read-only file system", "raft has stopped", "connection to client lost"])?)
 }

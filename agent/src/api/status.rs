@@ -320,6 +320,9 @@ impl<'a> Composer<'a> {
     /// databases up, and every standby at the primary's position.
     fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
         let mut verdict = Vec::new();
+        if let Some(why) = &self.picture.standing.failed {
+            verdict.push(format!("Raft has stopped on {}: {why}.", self.api.config.node.name));
+        }
         if self.picture.state.identity.is_none() {
             return (
                 false,

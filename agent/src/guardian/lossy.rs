@@ -1,4 +1,5 @@
-//! A log that is never waited for: whoever reads it may hang, and a deadline would pass meanwhile.
+//! A log that is never waited for: whoever reads it may hang, and a deadline would pass meanwhile, or a
+//! lease not be renewed.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -31,11 +32,12 @@ impl Write for Lossy {
 }
 
 /// To be waited for before the process ends.
-pub(super) struct Flush(SyncSender<Entry>);
+#[derive(Clone)]
+pub(crate) struct Flush(SyncSender<Entry>);
 
 impl Flush {
     /// Returns when everything is written, or cannot be.
-    pub(super) fn wait(self) {
+    pub(crate) fn wait(self) {
         let (done, wait) = channel();
         if self.0.try_send(Entry::Flush(done)).is_ok() {
             let _written_or_not = wait.recv_timeout(FLUSH_PATIENCE);
@@ -44,7 +46,7 @@ impl Flush {
 }
 
 /// Logs to standard error from now on.
-pub(super) fn start_log() -> Flush {
+pub(crate) fn start_log() -> Flush {
     let (lines, queue) = sync_channel(LINES_MAX);
     let writer = Lossy(lines.clone());
     crate::logging::start(move || writer.clone());

@@ -2,7 +2,7 @@
 //! everything. All of it is a request: without the right to it things go on as they are.
 
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::{Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit};
 
 /// Before PostgreSQL and most else, behind what the system itself needs.
 const NICE: i32 = -10;
@@ -13,6 +13,7 @@ const OOM_WORKER: i32 = -900;
 /// For this process, which is the guardian.
 pub(super) fn protect_guardian() {
     protect(OOM_GUARDIAN);
+    allow_all_descriptors();
     // Pages that it has touched stay. To be asked for only after the rest: a refusal costs nothing.
     if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
         tracing::debug!("the guardian's memory is not locked: {error}");
@@ -22,6 +23,15 @@ pub(super) fn protect_guardian() {
 /// For this process, which is a worker, and its threads to come.
 pub(crate) fn protect_worker() {
     protect(OOM_WORKER);
+}
+
+/// As many as the system allows this process and its children, not as few as are usual: every process of
+/// PostgreSQL is held by one while it is killed, every connection needs one.
+fn allow_all_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
 }
 
 fn protect(oom_score: i32) {

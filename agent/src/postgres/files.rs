@@ -64,7 +64,14 @@ impl Following {
         Self { primary_conninfo: conninfo.finish(), primary_slot_name: settings.node.slot() }
     }
 
+    /// Then the archive is cut off too: what it brings is not wanted while the primary changes.
+    pub(super) fn is_of_nobody(&self) -> bool {
+        self.primary_conninfo.is_empty()
+    }
+
     fn text(&self) -> String {
+        // Following somebody, the DBA's own setting applies.
+        let restore = if self.is_of_nobody() { "restore_command = ''\n" } else { "" };
         format!(
             "# Owned and rewritten by pgherd-agent. Changes made by hand are lost.\n\
              primary_conninfo = {}\n\
@@ -72,7 +79,8 @@ impl Following {
              recovery_target_timeline = 'latest'\n\
              hot_standby = on\n\
              # Followers of a new primary reconnect in milliseconds; the default is 5 s.\n\
-             wal_retrieve_retry_interval = '100ms'\n",
+             wal_retrieve_retry_interval = '100ms'\n\
+             {restore}",
             quote(&self.primary_conninfo),
             quote(&self.primary_slot_name)
         )
@@ -162,6 +170,10 @@ mod tests {
     fn nobody_followed_is_all_empty() {
         let text = Following { primary_conninfo: String::new(), primary_slot_name: String::new() }.text();
         assert!(text.contains("primary_conninfo = ''\nprimary_slot_name = ''\n"), "{text}");
+        assert!(text.ends_with("\nrestore_command = ''\n"), "{text}");
+        let text =
+            Following { primary_conninfo: "host=a".to_owned(), primary_slot_name: "s".to_owned() }.text();
+        assert!(!text.contains("restore_command"), "{text}");
     }
 
     #[test]

@@ -67,11 +67,8 @@ pub enum RecruitError {
     #[error("PostgreSQL is a primary, not a standby; only standbys are recruited")]
     NotAStandby,
     /// WAL may still come in.
-    #[error("WAL still arrives after {} ms: {what}", SETTLE.as_millis())]
-    StillReceiving {
-        /// What brings it.
-        what: &'static str,
-    },
+    #[error("WAL still arrives after {} ms: the walreceiver has not ended", SETTLE.as_millis())]
+    StillReceiving,
     /// It has WAL of unknown length on disk.
     #[error("the WAL that is here is still being replayed after {} s; it is tried again", after.as_secs())]
     Replaying {
@@ -109,9 +106,13 @@ impl Instance {
         done
     }
 
-    /// Cuts the standby from its upstream and returns when no WAL can arrive any more: no walreceiver
-    /// and no `restore_command` at work. The position read after that is final, but for WAL that is
-    /// here already and not yet replayed.
+    /// Cuts the standby from its upstream and from the archive, and returns when no WAL can arrive any
+    /// more: no walreceiver and no `restore_command` at work. The position read after that is final, but
+    /// for WAL that is here already and not yet replayed.
+    ///
+    /// A `restore_command` that does not end does not hold it up. What it brings in the end is more than
+    /// the position tells, never less, and it acknowledges nothing to the old primary: all that this
+    /// standby ever acknowledged came through the walreceiver, which is gone.
     pub async fn recruit(&self) -> Result<(), RecruitError> {
         let _acting = self.shared.acting.lock().await;
         let session = self.session().await?;
@@ -122,24 +123,29 @@ impl Instance {
         let patience = Patience::new(SETTLE, SETTLE_PAUSE);
         let grace = Patience::new(RECEIVER_GRACE, Duration::ZERO);
         // The startup process starts a walreceiver with the old setting only if the reload reached it
-        // later than it reached our session. Two looks apart, it has passed by.
+        // later than it reached our session. Two looks apart, it has passed by. Back from a
+        // restore_command, it takes notice of a reload before anything else.
         let mut quiet = 0;
-        while quiet < 2 {
-            let what = match self.inflow(&session).await? {
-                None => {
-                    quiet += 1;
-                    "nothing seen for long enough"
-                }
-                Some(inflow) => {
+        loop {
+            let inflow = self.inflow(&session).await?;
+            match &inflow.walreceiver {
+                None => quiet += 1,
+                Some(walreceiver) => {
                     quiet = 0;
                     if !grace.next().await {
-                        inflow.end(self);
+                        self.end(*walreceiver);
                     }
-                    inflow.what
                 }
-            };
-            if quiet < 2 && !patience.next().await {
-                return Err(RecruitError::StillReceiving { what });
+            }
+            if quiet >= 2 && !inflow.restoring {
+                break;
+            }
+            if !patience.next().await {
+                if quiet < 2 {
+                    return Err(RecruitError::StillReceiving);
+                }
+                tracing::warn!("restore_command is still at work, and is waited for no longer");
+                break;
             }
         }
         self.replay_what_is_here(&session).await?;
@@ -148,7 +154,8 @@ impl Instance {
     }
 
     /// A server that was started without an upstream does not know how much WAL it has until it has
-    /// replayed it: only then is its position what it is worth.
+    /// replayed it: only then is its position what it is worth. While it waits for a `restore_command`
+    /// it has not, since it asks the archive first.
     async fn replay_what_is_here(&self, session: &Session) -> Result<(), RecruitError> {
         const KNOWN_OR_DONE: &str = "SELECT pg_last_wal_receive_lsn() IS NOT NULL OR EXISTS (SELECT FROM \
              pg_stat_activity WHERE backend_type = 'startup' AND wait_event IN \
@@ -217,7 +224,9 @@ impl Instance {
                 Effect::Other(foreign) => foreign,
             };
             // pg_basebackup -R and ALTER SYSTEM leave the setting in a file that is read after ours.
-            for (setting, _) in foreign.iter().filter(|(_, by)| by.ends_with("/postgresql.auto.conf")) {
+            for (setting, _) in
+                foreign.iter().filter(|(setting, by)| !is_archive(setting) && is_automatic(by))
+            {
                 tracing::warn!(%setting, "ALTER SYSTEM has set this over the agent's setting; resetting it");
                 session.run(&format!("ALTER SYSTEM RESET {setting}"), SETTLE).await?;
                 first = true;
@@ -225,11 +234,17 @@ impl Instance {
             if first {
                 self.reload()?;
                 first = false;
+            } else if foreign.iter().all(|(setting, by)| is_archive(setting) && is_automatic(by)) {
+                archive_stays();
+                return Ok(());
             }
             if !patience.next().await {
                 let own_file = own_file(self.data_dir());
-                let elsewhere =
-                    foreign.into_iter().find(|(_, by)| !by.is_empty() && !by.ends_with("/pgherd.conf"));
+                if foreign.iter().all(|(setting, by)| is_archive(setting) && is_foreign(by)) {
+                    archive_stays();
+                    return Ok(());
+                }
+                let elsewhere = foreign.into_iter().find(|(_, by)| is_foreign(by));
                 return Err(match elsewhere {
                     Some((setting, by)) => FollowError::Overridden { setting, by, own_file },
                     None => FollowError::NotInEffect { own_file },
@@ -245,14 +260,17 @@ impl Instance {
 
     async fn effective(&self, session: &Session, wanted: &Following) -> Result<Effect, SessionError> {
         let sql = "SELECT name, setting, coalesce(sourcefile, '') FROM pg_settings \
-                   WHERE name IN ('primary_conninfo', 'primary_slot_name')";
+                   WHERE name IN ('primary_conninfo', 'primary_slot_name', 'restore_command')";
         let mut other = Vec::new();
         for row in session.rows(sql, &[]).await? {
             let (name, value): (String, &str) = (session.take(&row, 0)?, session.take(&row, 1)?);
             let by: String = session.take(&row, 2)?;
-            let ours =
-                if name == "primary_conninfo" { &wanted.primary_conninfo } else { &wanted.primary_slot_name };
-            if value != ours {
+            let ours = match name.as_str() {
+                "primary_conninfo" => value == wanted.primary_conninfo,
+                "primary_slot_name" => value == wanted.primary_slot_name,
+                _ => !wanted.is_of_nobody() || value.is_empty(),
+            };
+            if !ours {
                 other.push((name, by));
             }
         }
@@ -260,21 +278,51 @@ impl Instance {
     }
 
     /// What brings WAL in right now.
-    async fn inflow(&self, session: &Session) -> Result<Option<Inflow>, SessionError> {
+    async fn inflow(&self, session: &Session) -> Result<Inflow, SessionError> {
         let sql =
             "SELECT pid, backend_type FROM pg_stat_activity WHERE backend_type IN ('walreceiver', 'startup')";
-        let mut restoring = None;
+        let mut inflow = Inflow { walreceiver: None, restoring: false };
         for row in session.rows(sql, &[]).await? {
             let pid = u32::try_from(session.take::<i32>(&row, 0)?).unwrap_or(0);
             if session.take::<&str>(&row, 1)? == "walreceiver" {
-                return Ok(Some(Inflow { what: "the walreceiver has not ended", walreceiver: Some(pid) }));
-            }
-            if process::has_children(pid) {
-                restoring = Some(Inflow { what: "restore_command is at work", walreceiver: None });
+                inflow.walreceiver = Some(pid);
+            } else {
+                inflow.restoring = process::has_children(pid);
             }
         }
-        Ok(restoring)
+        Ok(inflow)
     }
+
+    fn end(&self, walreceiver: u32) {
+        if let Ok(Some(process)) = Process::of_instance(walreceiver, self.data_dir()) {
+            tracing::warn!(pid = process.pid, "the walreceiver outlives its setting; ending it");
+            // Should it be gone already, the next look says so. One that is stopped takes notice only
+            // when it goes on, and then before anything else.
+            let _ = process.signal(Signal::TERM);
+            let _ = process.signal(Signal::CONT);
+        }
+    }
+}
+
+/// Whether it is the setting that brings WAL in from an archive.
+fn is_archive(setting: &str) -> bool {
+    setting == "restore_command"
+}
+
+/// Backup tools set it over ours for good. That is not for the agent to remove, and a recruit can do
+/// without: it only waits for every call that is at work.
+fn archive_stays() {
+    tracing::warn!("restore_command is set over the agent's setting: the archive is not cut off");
+}
+
+/// Whether another file than ours sets something.
+fn is_foreign(file: &str) -> bool {
+    !file.is_empty() && !file.ends_with("/pgherd.conf")
+}
+
+/// Whether ALTER SYSTEM set it.
+fn is_automatic(file: &str) -> bool {
+    file.ends_with("/postgresql.auto.conf")
 }
 
 enum Effect {
@@ -284,19 +332,8 @@ enum Effect {
 }
 
 struct Inflow {
-    what: &'static str,
+    /// Its pid.
     walreceiver: Option<u32>,
-}
-
-impl Inflow {
-    fn end(&self, instance: &Instance) {
-        let process = self.walreceiver.and_then(|pid| Process::of_instance(pid, instance.data_dir()).ok()?);
-        if let Some(process) = process {
-            tracing::warn!(pid = process.pid, "the walreceiver outlives its setting; ending it");
-            // Should it be gone already, the next look says so. One that is stopped takes notice only
-            // when it goes on, and then before anything else.
-            let _ = process.signal(Signal::TERM);
-            let _ = process.signal(Signal::CONT);
-        }
-    }
+    /// Whether a `restore_command` is at work.
+    restoring: bool,
 }

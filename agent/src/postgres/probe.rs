@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use super::controldata::{ControlData, ControlDataError};
 use super::health::Pulse;
 use super::instance::Instance;
-use super::process::Postmaster;
+use super::process::{self, Postmaster};
 use super::rewind;
 use super::session::{Session, SessionError};
 use super::timelines;
@@ -41,6 +41,8 @@ pub(super) struct Memory {
     /// When the present spell of being down, or of not letting anybody in, was first seen.
     down_since: Option<MonoTime>,
     starting_since: Option<MonoTime>,
+    /// Since when nobody can tell whether there is a postmaster.
+    blind_since: Option<MonoTime>,
     /// When this postmaster last answered anything on a new connection.
     answered: Option<MonoTime>,
     /// When a new connection was last tried, if that succeeded.
@@ -69,7 +71,7 @@ impl Memory {
         self.met = postmaster.is_some().then_some(now);
         self.postmaster = postmaster;
         (self.session, self.answered, self.fresh) = (None, None, None);
-        (self.starting_since, self.highest) = (None, None);
+        (self.starting_since, self.blind_since, self.highest) = (None, None, None);
         self.pulse.meet();
     }
 }
@@ -113,11 +115,7 @@ impl Instance {
                 }
             }
             Ok(None) => (None, self.stopped().await),
-            Err(error) => {
-                let text =
-                    format!("cannot watch the postmaster: {error}; check the agent's limits (ulimit -n)");
-                (None, PostgresState::Unusable(text))
-            }
+            Err(error) => self.unwatched(&error),
         };
         let (system_identifier, major) = self.identity();
         let health = self.health(&state);
@@ -132,6 +130,15 @@ impl Instance {
             trouble: None,
             health,
         }
+    }
+
+    /// A server that may be there, for all this agent can tell: it counts as one that does not answer,
+    /// never as one that is down.
+    fn unwatched(&self, error: &std::io::Error) -> (Option<u32>, PostgresState) {
+        let since = *self.memory().blind_since.get_or_insert(RealClock.now());
+        let reason = format!("cannot watch the postmaster: {error}; check the agent's limits (ulimit -n)");
+        let state = PostgresState::Unresponsive { for_ms: age_ms(Some(since)), reason };
+        (process::unheld(self.data_dir()), state)
     }
 
     /// Resolves when the next look is due: after `probe_interval`, or at once when the postmaster has

@@ -8,13 +8,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -29,21 +29,19 @@ impl Process {
     /// Holds `pid`, if it is a live process of the instance on `data_dir`. An error when it is one but
     /// cannot be held: it must never count as absent.
     pub(super) fn of_instance(pid: u32, data_dir: &Path) -> io::Result<Option<Self>> {
-        let is_ours = || works_in(pid, data_dir) && runs_postgres(pid);
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let Some(raw) = raw.filter(|_| is_ours()) else { return Ok(None) };
+        let Some(raw) = number(pid).filter(|_| is_ours(pid, data_dir)) else { return Ok(None) };
         let fd = match pidfd_open(raw, PidfdFlags::NONBLOCK) {
             Ok(fd) => fd,
             Err(Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         // Checked again now that the descriptor is taken: what is true now is true of this process.
-        Ok(is_ours().then_some(Self { pid, fd }))
+        Ok(is_ours(pid, data_dir).then_some(Self { pid, fd }))
     }
 
     /// Its number, in the manner of the kernel.
     pub(super) fn id(&self) -> Option<Pid> {
-        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
+        number(self.pid)
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -58,6 +56,22 @@ impl Process {
     pub(super) fn reap(&self) {
         // Not our child, or reaped already: both are fine.
         let _ = waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+fn number(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// Kills a process of the instance that cannot be held, for want of descriptors, by its number. Between
+/// this look and the signal the number could come to mean another process: that is less likely by far
+/// than that a server which is spared goes on writing. False when it is not of the instance.
+pub(super) fn kill_unheld(pid: u32, data_dir: &Path) -> io::Result<bool> {
+    let Some(raw) = number(pid).filter(|_| is_ours(pid, data_dir)) else { return Ok(false) };
+    match kill_process(raw, Signal::KILL) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -153,10 +167,22 @@ pub(super) fn pid_file(data_dir: &Path) -> PathBuf {
     data_dir.join("postmaster.pid")
 }
 
+/// Every process of this machine.
+pub(super) fn everybody() -> io::Result<Vec<u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
 /// Every live process of the instance.
-pub(super) fn processes(data_dir: &Path) -> io::Result<Vec<Process>> {
-    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid| Process::of_instance(pid, data_dir).transpose()).collect()
+fn processes(data_dir: &Path) -> io::Result<Vec<Process>> {
+    let everybody = everybody()?.into_iter();
+    everybody.filter_map(|pid| Process::of_instance(pid, data_dir).transpose()).collect()
+}
+
+/// The postmaster, or any other process of the instance, when none of them can be held.
+pub(super) fn unheld(data_dir: &Path) -> Option<u32> {
+    let ours = |pid: &u32| is_ours(*pid, data_dir);
+    named_pid(data_dir).filter(ours).or_else(|| everybody().ok()?.into_iter().find(ours))
 }
 
 /// Whether a program that the startup process runs (`restore_command`) is at work.
@@ -192,15 +218,33 @@ fn is_zombie(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
+fn is_ours(pid: u32, data_dir: &Path) -> bool {
+    is_postgres_and(pid, || works_in(pid, data_dir))
+}
+
+/// What it runs is asked first, since that waits for no disk. Where it works may be on a file system that
+/// hangs, and is nobody's business unless it runs PostgreSQL.
+fn is_postgres_and(pid: u32, works_here: impl FnOnce() -> bool) -> bool {
+    runs_postgres(pid) && works_here()
+}
+
 fn works_in(pid: u32, data_dir: &Path) -> bool {
     let link = format!("/proc/{pid}/cwd");
-    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    let here = fs::metadata(&link).is_ok_and(|cwd| fs::metadata(data_dir).is_ok_and(|dir| same(cwd, dir)));
-    // A data directory that was removed, replaced or cut off under its server is still that server's.
-    here || fs::read_link(&link).is_ok_and(|cwd| {
+    // By name first, which waits for no disk either. A data directory that was removed, replaced or cut
+    // off under its server is still that server's.
+    let by_name = fs::read_link(&link).is_ok_and(|cwd| {
         let cwd = undeleted(&cwd);
         cwd == data_dir || data_dir.canonicalize().is_ok_and(|real| cwd == real)
-    })
+    });
+    by_name || place(Path::new(&link)).is_some_and(|cwd| Some(cwd) == place(data_dir))
+}
+
+/// Which directory this is. What the kernel knows will do: a server of somebody else may work on a
+/// network file system that hangs.
+fn place(path: &Path) -> Option<(u32, u32, u64)> {
+    let Statx { stx_dev_major, stx_dev_minor, stx_ino, .. } =
+        statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    Some((stx_dev_major, stx_dev_minor, stx_ino))
 }
 
 /// The kernel marks names that are gone.
@@ -228,6 +272,33 @@ fn is_postmaster(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_a_process_works_is_not_looked_at_unless_it_runs_postgresql() {
+        let mut looked_at = Vec::new();
+        for pid in everybody().unwrap() {
+            is_postgres_and(pid, || {
+                looked_at.push(pid);
+                false
+            });
+        }
+        assert!(!looked_at.contains(&std::process::id()), "{looked_at:?}");
+        assert!(looked_at.iter().all(|pid| *pid != 1), "{looked_at:?}");
+    }
+
+    #[test]
+    fn a_directory_is_told_by_any_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, link) = (dir.path().join("data"), dir.path().join("link"));
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&link).spawn().unwrap();
+        let works = |at: &Path| works_in(child.id(), at);
+        assert!(works(&data) && works(&link) && !works(dir.path()) && !works(&dir.path().join("none")));
+        assert_eq!(place(&data), place(&link));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_socket_lock_is_stale_while_its_owner_is_a_zombie() {

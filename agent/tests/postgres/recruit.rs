@@ -122,8 +122,7 @@ async fn a_recruit_between_two_attempts_to_connect_is_final() {
     // The walreceiver is ended again and again: a recruit comes between its end and its next start
     // (wal_retrieve_retry_interval) as often as at any other moment.
     for _ in 0..6 {
-        let ended = "SELECT pg_terminate_backend(pid)::text FROM pg_stat_wal_receiver";
-        n2.sql(ended).await;
+        end_walreceiver(&n2).await;
         n2.instance.recruit().await.unwrap();
         let position = n2.running().await.received;
         assert!(!is_acknowledged(&n1.connect().await, -1).await);
@@ -155,4 +154,80 @@ async fn what_somebody_else_sets_does_not_undo_a_recruit() {
     n2.instance.recruit().await.unwrap();
     assert_eq!((pid(&n2).await, n2.running().await.receiver), (postmaster, None));
     assert!(!is_acknowledged(&n1.connect().await, -2).await);
+}
+
+/// Sets it where a DBA does: before the line that includes the agent's settings.
+fn archive(server: &Server, restore_command: &str) {
+    let text = std::fs::read_to_string(&server.settings.config_file).unwrap();
+    let text = format!("restore_command = '{restore_command}'\n{text}");
+    std::fs::write(&server.settings.config_file, text).unwrap();
+}
+
+/// pg_terminate_backend does not know walreceivers.
+async fn end_walreceiver(server: &Server) {
+    let pid = server.text("SELECT coalesce(max(pid), 0)::text FROM pg_stat_wal_receiver").await;
+    if pid != "0" {
+        signal(pid.parse().unwrap(), Signal::TERM);
+    }
+}
+
+async fn restoring(server: &Server) {
+    server.sql("SELECT pg_reload_conf()").await;
+    let busy = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'RestoreCommand'";
+    while server.text(busy).await != "1" {
+        // The archive is asked when there is no walreceiver; the first to end may come before the reload.
+        end_walreceiver(server).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_slow_archive_does_not_stand_in_the_way_of_a_promotion() {
+    let (n1, n2) = synchronous_pair().await;
+    archive(&n2, "sleep 0.3; false");
+    n1.instance.fence().await.unwrap();
+    // From now on it is asked again and again, without a pause.
+    restoring(&n2).await;
+    let begun = now();
+    n2.instance.recruit().await.unwrap();
+    let time = took("recruit with a restore_command of 300 ms", begun);
+    assert!(time < Duration::from_secs(1), "{time:?}");
+    assert_eq!(n2.text("SHOW restore_command").await, "");
+    let begun = now();
+    n2.instance.promote().await.unwrap();
+    let time = took("promotion after it", begun);
+    assert!(time < Duration::from_secs(1), "{time:?}");
+    n2.sql("INSERT INTO t VALUES (1)").await;
+}
+
+#[tokio::test]
+async fn an_archive_that_hangs_costs_a_recruit_two_seconds() {
+    let (n1, n2) = synchronous_pair().await;
+    archive(&n2, "sleep 5; false");
+    restoring(&n2).await;
+    let begun = now();
+    n2.instance.recruit().await.unwrap();
+    let time = took("recruit with a restore_command of 5 s", begun);
+    assert!(time < Duration::from_secs(3), "{time:?}");
+    assert!(!is_acknowledged(&n1.connect().await, -1).await);
+    // Whoever follows somebody has the DBA's archive again.
+    n2.instance.follow(&n1.upstream()).await.unwrap();
+    assert_eq!(n2.text("SHOW restore_command").await, "sleep 5; false");
+    n2.instance.recruit().await.unwrap();
+    n1.instance.fence().await.unwrap();
+    n2.instance.promote().await.unwrap();
+    n2.sql("INSERT INTO t VALUES (1)").await;
+}
+
+#[tokio::test]
+async fn an_archive_that_a_backup_tool_set_stays_and_does_no_harm() {
+    let (n1, n2) = synchronous_pair().await;
+    n2.sql("ALTER SYSTEM SET restore_command = 'sleep 0.3; false'").await;
+    restoring(&n2).await;
+    n2.instance.recruit().await.unwrap();
+    assert_eq!(n2.text("SHOW restore_command").await, "sleep 0.3; false");
+    assert!(!is_acknowledged(&n1.connect().await, -1).await);
+    n1.instance.fence().await.unwrap();
+    n2.instance.promote().await.unwrap();
+    n2.sql("INSERT INTO t VALUES (1)").await;
 }

@@ -18,6 +18,7 @@ mod follow;
 mod health;
 mod instance;
 mod open;
+mod own_address;
 mod probe;
 mod process;
 mod rejoin;

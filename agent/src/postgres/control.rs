@@ -185,7 +185,7 @@ impl Instance {
     /// sees the newest timeline.
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
         // A connection of its own: looks must not queue behind it.
-        let session = Session::local(self.settings()).await?;
+        let session = self.connect().await?;
         session.run("SET statement_timeout = 0", self.settings().connect_timeout).await?;
         Ok(session.run("CHECKPOINT", CHECKPOINT_DEADLINE).await?)
     }

@@ -247,7 +247,7 @@ impl Instance {
         let session = match session.filter(|session| !session.is_closed()) {
             Some(session) => session,
             None => {
-                let session = Session::local(self.settings()).await.map_err(|_| Unproven::NoConnection)?;
+                let session = self.connect().await.map_err(|_| Unproven::NoConnection)?;
                 let prepared = session.run(PREPARE, self.settings().connect_timeout).await;
                 prepared.map_err(|_| Unproven::NoConnection)?;
                 Arc::new(session)

@@ -11,6 +11,7 @@ use super::command::OsUser;
 use super::controldata::{ControlData, ControlDataError};
 use super::fence::{FenceError, kill_instance};
 use super::open::{self, OpenError};
+use super::own_address::OwnAddress;
 use super::probe::Memory;
 use super::process::Postmaster;
 use super::remote;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     /// Rung when an action may have changed what there is to see.
     pub(super) stirred: Notify,
     births: Mutex<u64>,
+    own_address: OwnAddress,
     /// Held while WAL is copied, which goes on when the action that asked for it is dropped.
     pub(super) copying: Mutex<()>,
     /// Never held across an await.
@@ -59,6 +61,7 @@ impl Instance {
             acting: tokio::sync::Mutex::new(()),
             stirred: Notify::new(),
             births: Mutex::new(0),
+            own_address: OwnAddress::default(),
             copying: Mutex::new(()),
             memory: Mutex::new(Memory::default()),
         };
@@ -142,12 +145,17 @@ impl Instance {
         Ok(found)
     }
 
+    /// A new connection.
+    pub(super) async fn connect(&self) -> Result<Session, SessionError> {
+        Session::local(self.settings(), &self.shared.own_address).await
+    }
+
     /// The lasting connection, made anew when it broke.
     pub(super) async fn session(&self) -> Result<Arc<Session>, SessionError> {
         if let Some(session) = self.memory().session.clone().filter(|session| !session.is_closed()) {
             return Ok(session);
         }
-        let session = Arc::new(Session::local(self.settings()).await?);
+        let session = Arc::new(self.connect().await?);
         self.memory().session = Some(Arc::clone(&session));
         Ok(session)
     }

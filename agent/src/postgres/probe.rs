@@ -214,7 +214,7 @@ impl Instance {
         if let (Some(facts), true) = (&facts, proven) {
             return PostgresState::Running(facts.clone());
         }
-        match Session::local(self.settings()).await {
+        match self.connect().await {
             Ok(session) => self.welcomed(facts, session).await,
             Err(error) => self.turned_away(facts, &error),
         }

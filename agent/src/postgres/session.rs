@@ -8,6 +8,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
 
+use super::own_address::OwnAddress;
 use super::settings::Settings;
 
 /// Why a connection or a query of the agent failed.
@@ -82,7 +83,7 @@ impl std::fmt::Debug for Session {
 
 impl Session {
     /// Connects to the agent's own PostgreSQL.
-    pub(super) async fn local(settings: &Settings) -> Result<Self, SessionError> {
+    pub(super) async fn local(settings: &Settings, own: &OwnAddress) -> Result<Self, SessionError> {
         let mut config = login(settings);
         let at = match &settings.socket_dir {
             Some(dir) => {
@@ -90,7 +91,15 @@ impl Session {
                 format!("{}/.s.PGSQL.{}", dir.display(), settings.address.port)
             }
             None => {
+                let found = own.resolve(&settings.address, settings.connect_timeout / 2).await;
+                // Without any the driver tells what is wrong with the name.
                 config.host(&settings.address.host).port(settings.address.port);
+                for (number, address) in found.into_iter().enumerate() {
+                    if number > 0 {
+                        config.host(&settings.address.host);
+                    }
+                    config.hostaddr(address);
+                }
                 settings.address.to_string()
             }
         };

@@ -90,6 +90,15 @@ async fn a_primary_starts_is_adopted_and_stops() {
 }
 
 #[tokio::test]
+async fn a_server_is_reached_by_name_where_there_is_no_socket_directory() {
+    let mut server = Server::primary("n1").await;
+    server.settings.socket_dir = None;
+    server.settings.address.host = "localhost".to_owned();
+    server.instance = Instance::open(server.settings.clone()).await.unwrap();
+    assert!(!server.running().await.in_recovery);
+}
+
+#[tokio::test]
 async fn the_death_of_a_postmaster_is_told_at_once() {
     let mut server = Server::primary("n1").await;
     // Looks are rare here, so what is told early was told by the kernel.

@@ -4,7 +4,7 @@
 //! worker named, whatever has become of the worker. It is small so that nothing can hold it up: one
 //! thread, no async runtime, no database driver, no network, and a log that it never waits for.
 //!
-//! The two are tied by a socket ([`channel`]), over which the worker says what there is to guard, and by
+//! The two are tied by a socket (`channel`), over which the worker says what there is to guard, and by
 //! the kernel, which kills the worker with its guardian: a worker never runs without one.
 
 mod channel;

@@ -59,7 +59,7 @@ pub enum Proposed {
 pub struct Begun {
     /// Which.
     pub action: LocalAction,
-    /// To be handed back with its [`Done`].
+    /// To be handed back with its [`Done`](super::Done).
     pub before: Before,
     /// The action in progress must be dropped first: fencing waits for nothing.
     pub abort: bool,

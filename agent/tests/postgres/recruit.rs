@@ -203,16 +203,16 @@ async fn a_slow_archive_does_not_stand_in_the_way_of_a_promotion() {
 #[tokio::test]
 async fn an_archive_that_hangs_costs_a_recruit_two_seconds() {
     let (n1, n2) = synchronous_pair().await;
-    archive(&n2, "sleep 5; false");
+    archive(&n2, "sleep 3; false");
     restoring(&n2).await;
     let begun = now();
     n2.instance.recruit().await.unwrap();
-    let time = took("recruit with a restore_command of 5 s", begun);
+    let time = took("recruit with a restore_command of 3 s", begun);
     assert!(time < Duration::from_secs(3), "{time:?}");
     assert!(!is_acknowledged(&n1.connect().await, -1).await);
     // Whoever follows somebody has the DBA's archive again.
     n2.instance.follow(&n1.upstream()).await.unwrap();
-    assert_eq!(n2.text("SHOW restore_command").await, "sleep 5; false");
+    assert_eq!(n2.text("SHOW restore_command").await, "sleep 3; false");
     n2.instance.recruit().await.unwrap();
     n1.instance.fence().await.unwrap();
     n2.instance.promote().await.unwrap();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName};
 
-use crate::cluster::{Change, ChangePhase, ClusterState, Member, PrimaryPhase, Service};
+use crate::cluster::{Change, ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 
@@ -447,6 +447,13 @@ impl Reconciler {
         }
     }
 
+    /// Whether this node was chosen as primary, failed before it served, and has not been a standby since:
+    /// a clean stop is then what a switchover left, and nobody's wish.
+    fn never_served(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> bool {
+        let chosen = s.state.history.iter().rev().find(|entry| entry.to == member.descriptor.name);
+        !stopped.standby && chosen.is_some_and(|entry| entry.outcome == Outcome::Superseded)
+    }
+
     /// Until when a stopped standby is left alone; an error when it is for good, with the reason.
     fn rest(
         &self,
@@ -455,7 +462,7 @@ impl Reconciler {
         stopped: &Stopped,
     ) -> Result<Option<MonoTime>, String> {
         let was_primary = s.own.released.is_some_and(|released| released < s.state.generation);
-        let wanted_back = member.service == Service::Joining;
+        let wanted_back = member.service == Service::Joining || self.never_served(s, member, stopped);
         if wanted_back || s.stopped_here || stopped.found_down || (was_primary && !stopped.clean) {
             return Ok(None);
         }

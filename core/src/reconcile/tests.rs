@@ -485,3 +485,22 @@ fn two_kinds_of_actions_that_fail_rest_both() {
     }
     assert_eq!(rig.decide(1).action, None);
 }
+
+#[test]
+fn a_primary_that_was_rolled_back_to_and_never_served_comes_back_from_its_clean_stop() {
+    let mut rig = Rig::new(PostgresState::Down(stopped(true, false)));
+    rig.begin(ChangeKind::Switchover);
+    rig.commit(&Command::Stop { generation: rig.state.generation.next() });
+    rig.grant(1);
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.serve();
+    rig.primary = Some(Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) });
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::Rejoin { .. })), "{:?}", rig.decide(1));
+    // One that served until somebody shut it down stays down.
+    let mut rig = Rig::new(PostgresState::Down(stopped(true, false)));
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    rig.serve();
+    assert!(rig.decide(1).note.is_some_and(|note| note.contains("by hand")));
+}

@@ -1,8 +1,10 @@
 //! What goes wrong: each fault begins, and most of them end.
 
 use std::fmt;
+use std::time::Duration;
 
 use pgherd_common::Generation;
+use pgherd_core::node::Node;
 use pgherd_core::quorum::Admission;
 
 use crate::clock::{MS, Micros, SECOND};
@@ -270,13 +272,22 @@ impl World {
             let admission = raft.map_or(machine.disk.raft.admission, crate::raft::Raft::admission);
             machine.up && admission == Admission::Full
         });
+        // Nor may anybody be about to give another voter up as lost.
+        let lost_soon = Duration::from_millis(8500);
+        let all_heard = (0..self.machines.len()).all(|other| {
+            let now = self.mono(other);
+            let heard = |node: &mut Node| {
+                node.coordinator().seen().values().all(|seen| now.since(seen.at) < lost_soon)
+            };
+            self.node_mut(other).is_some_and(heard)
+        });
         // Nor can the last two voters let each other in again, nor a primary whom nobody can replace.
         let state = self.leader().and_then(|leader| self.state(leader));
         let id = self.machines[index].descriptor.id;
         let is_primary = state.is_none_or(|state| state.primary.is_some_and(|primary| primary.node == id));
         let many = state.is_some_and(|state| state.voters.plan.is_none() && state.voters.current.len() > 2)
             && (!is_primary || self.health().sick.is_empty());
-        if self.machines[index].up && !self.machines[index].frozen && whole && many {
+        if self.machines[index].up && !self.machines[index].frozen && whole && many && all_heard {
             self.kill_worker(index);
             let token = self.rng.bits();
             let disk = &mut self.machines[index].disk;

@@ -125,6 +125,7 @@ pub struct Driver {
     node: Node,
     standing: Standing,
     acting: Option<JoinHandle<()>>,
+    rejoining: Option<JoinHandle<()>>,
     /// Counts ended actions; an observation begun before the last end is out of date.
     ended: Arc<AtomicU64>,
     wake_at: Option<MonoTime>,
@@ -156,6 +157,7 @@ impl Driver {
             node,
             standing: Standing::default(),
             acting: None,
+            rejoining: None,
             ended: Arc::default(),
             wake_at: None,
             unheard: false,
@@ -377,9 +379,12 @@ impl Driver {
     }
 
     /// Asked for again at every turn until it has happened.
-    fn rejoin(&self, token: u64) {
+    fn rejoin(&mut self, token: u64) {
+        if self.rejoining.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
         let consensus = self.parts.consensus.clone();
-        tokio::spawn(async move {
+        self.rejoining = Some(tokio::spawn(async move {
             match consensus.rejoin(token).await {
                 Ok(true) => {
                     tracing::info!("the cluster has let this node in again; its raft store is being filled");
@@ -388,7 +393,7 @@ impl Driver {
                 Ok(false) => {}
                 Err(error) => tracing::error!("{}", Chain(&error)),
             }
-        });
+        }));
     }
 
     fn change_voters(&self, voters: BTreeSet<NodeId>) {

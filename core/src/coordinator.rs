@@ -134,6 +134,7 @@ impl Coordinator {
         }
         self.hearing.listen(now, self.policy.lease);
         self.hearing.hear(id, observation.incarnation, now, self.policy.lease);
+        self.hearing.applied(id, observation.revision, self.state.revision, now);
         self.seen.insert(id, Seen { observation, at: now });
     }
 

@@ -232,8 +232,9 @@ impl Node {
         }
         let stopping = self.state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Stopping);
         self.holding_since = stopping.then(|| self.holding_since.unwrap_or(now));
-        if self.state.change.is_none() {
-            // A later switchover may have the same generation.
+        // A later switchover may have the same generation.
+        let begun = |state: &ClusterState| state.change.as_ref().map(|change| change.begun);
+        if begun(&self.state) != begun(&before) {
             self.duty.prepared = None;
         }
     }

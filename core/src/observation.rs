@@ -81,6 +81,8 @@ pub struct PostgresObservation {
     /// The newest generation of which this node gave up the primary role: every process of the
     /// instance was gone.
     pub released: Option<Generation>,
+    /// Why the agent killed it when it was last up, until it is started again.
+    pub fenced: Option<String>,
     /// Why the last action failed, until one succeeds.
     pub trouble: Option<String>,
     /// Whether it can do its work, beyond answering.
@@ -97,6 +99,8 @@ pub enum PostgresState {
     Starting {
         /// Milliseconds since this was first seen.
         for_ms: u64,
+        /// Whether `standby.signal` is there: without it, it will accept writes.
+        standby: bool,
     },
     /// It answers queries.
     Running(Running),
@@ -186,7 +190,7 @@ impl NodeObservation {
             postgres.health = postgres.health.ageless();
             match &mut postgres.state {
                 PostgresState::Down(stopped) => stopped.for_ms = 0,
-                PostgresState::Starting { for_ms } => *for_ms = 0,
+                PostgresState::Starting { for_ms, .. } => *for_ms = 0,
                 PostgresState::Unresponsive { for_ms, .. } => *for_ms = 0,
                 PostgresState::Running(running) => {
                     running.position = Lsn::default();

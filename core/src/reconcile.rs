@@ -29,8 +29,8 @@ pub enum LocalAction {
     },
     /// Start it as primary of a generation.
     StartPrimary(Generation),
-    /// Start it as a standby of this server, or of none yet.
-    StartStandby(Option<Upstream>),
+    /// Start it as a standby that follows nobody yet.
+    StartStandby,
     /// Make a stopped instance a standby of this server, rewinding it where its history demands it.
     Rejoin {
         /// The new primary.
@@ -75,7 +75,7 @@ impl LocalAction {
         match self {
             Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop => true,
             Self::StartPrimary(_)
-            | Self::StartStandby(_)
+            | Self::StartStandby
             | Self::Rejoin { .. }
             | Self::Prepare(_)
             | Self::Checkpoint
@@ -285,7 +285,7 @@ impl Reconciler {
         match &s.own.state {
             // A standby must leave recovery by a promotion: only that begins a timeline of its own.
             PostgresState::Down(stopped) if promoting && stopped.standby => {
-                self.become_primary(s, LocalAction::StartStandby(None))
+                self.become_primary(s, LocalAction::StartStandby)
             }
             PostgresState::Down(_) if promoting => {
                 self.become_primary(s, LocalAction::StartPrimary(s.state.generation))
@@ -368,7 +368,14 @@ impl Reconciler {
             }
             PostgresState::Running(running) => self.run_standby(s, running),
             PostgresState::Down(stopped) => self.start_standby(s, member, stopped),
-            PostgresState::Starting { .. } => Reconciliation::default(),
+            // Not an agent's doing: a standby that the agents start has its signal before.
+            PostgresState::Starting { standby: false, .. } => Reconciliation::act(LocalAction::Fence {
+                reason: format!(
+                    "it is coming up to accept writes but is not the primary of generation {}",
+                    s.state.generation
+                ),
+            }),
+            PostgresState::Starting { standby: true, .. } => Reconciliation::default(),
             // Killed and started anew it may stream again; as it is it cannot even be recruited.
             PostgresState::Unresponsive { for_ms, reason } => self.unresponsive(s, *for_ms, reason),
             PostgresState::Unusable(reason) => Reconciliation::wait(reason.clone()),
@@ -443,7 +450,7 @@ impl Reconciler {
             // A former primary waits for one it can be compared with.
             (_, _) if !stopped.standby => Reconciliation::wait("waiting for a primary to rejoin"),
             // Whom it may follow is decided once the primary's agent has said what there is to compare.
-            (_, _) => Reconciliation::act(LocalAction::StartStandby(None)),
+            (_, _) => Reconciliation::act(LocalAction::StartStandby),
         }
     }
 
@@ -494,7 +501,11 @@ fn pause_after(times: u32) -> Duration {
 
 /// Nothing is known of the cluster: it has not formed, or this agent has lost its memory of it.
 fn unknown_cluster(s: &Situation<'_>) -> Reconciliation {
-    let writable = s.own.running().is_some_and(|running| !running.in_recovery);
+    let writable = match &s.own.state {
+        PostgresState::Running(running) => !running.in_recovery,
+        PostgresState::Starting { standby, .. } => !standby,
+        PostgresState::Down(_) | PostgresState::Unresponsive { .. } | PostgresState::Unusable(_) => false,
+    };
     if s.highest == Generation::ZERO {
         return Reconciliation::wait("the cluster has not formed yet");
     }

@@ -37,7 +37,7 @@ async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) 
     match action {
         LocalAction::Fence { .. } => text(instance.fence().await),
         LocalAction::StartPrimary(_) => text(instance.start_primary().await),
-        LocalAction::StartStandby(upstream) => text(instance.start_standby(upstream.as_ref()).await),
+        LocalAction::StartStandby => text(instance.start_standby(None).await),
         LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
         LocalAction::StopFast { .. } => text(instance.stop_fast(stop_timeout).await),
         LocalAction::DrainAndStop => {
@@ -68,10 +68,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
         LocalAction::StartPrimary(generation) => {
             format!("starting PostgreSQL as primary of generation {generation}")
         }
-        LocalAction::StartStandby(Some(upstream)) => {
-            format!("starting PostgreSQL as a standby of {}", upstream.node)
-        }
-        LocalAction::StartStandby(None) => "starting PostgreSQL as a standby".to_owned(),
+        LocalAction::StartStandby => "starting PostgreSQL as a standby".to_owned(),
         LocalAction::Rejoin { upstream, .. } => {
             format!("rejoining the cluster as a standby of {}", upstream.node)
         }

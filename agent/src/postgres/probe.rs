@@ -127,6 +127,7 @@ impl Instance {
             recruited: None,
             prepared: None,
             released: None,
+            fenced: None,
             trouble: None,
             health,
         }
@@ -269,7 +270,7 @@ impl Instance {
             );
             if refused && memory.answered.is_none() {
                 let since = *memory.starting_since.get_or_insert(now);
-                return PostgresState::Starting { for_ms: age_ms(Some(since)) };
+                return self.starting(since);
             }
             let for_ms = age_ms(memory.answered.or(memory.met));
             return PostgresState::Unresponsive { for_ms, reason };
@@ -278,7 +279,7 @@ impl Instance {
         if *code == SqlState::CANNOT_CONNECT_NOW {
             memory.fresh = None;
             let since = *memory.starting_since.get_or_insert(now);
-            return PostgresState::Starting { for_ms: age_ms(Some(since)) };
+            return self.starting(since);
         }
         // It refuses the agent, but it answers: too many connections, a wrong password.
         match facts {
@@ -288,6 +289,11 @@ impl Instance {
             }
             None => PostgresState::Unresponsive { for_ms: 0, reason },
         }
+    }
+
+    fn starting(&self, since: MonoTime) -> PostgresState {
+        let standby = files::standby_signal(self.data_dir()).exists();
+        PostgresState::Starting { for_ms: age_ms(Some(since)), standby }
     }
 
     /// Reads everything there is to know in one query.

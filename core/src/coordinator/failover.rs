@@ -154,11 +154,14 @@ impl View<'_> {
             PostgresState::Down(stopped) if stopped.clean => {
                 (format!("PostgreSQL on {name} was shut down"), Remedy::ReplaceOrStart)
             }
-            PostgresState::Down(_) => (format!("PostgreSQL on {name} crashed"), Remedy::ReplaceOrStart),
+            PostgresState::Down(_) => match &postgres.fenced {
+                Some(why) => (format!("PostgreSQL on {name} was fenced: {why}"), Remedy::ReplaceOrStart),
+                None => (format!("PostgreSQL on {name} crashed"), Remedy::ReplaceOrStart),
+            },
             PostgresState::Running(running) if running.in_recovery => {
                 (format!("PostgreSQL on {name} came up as a standby"), Remedy::ReplaceOrStart)
             }
-            PostgresState::Starting { for_ms }
+            PostgresState::Starting { for_ms, .. }
                 if Duration::from_millis(*for_ms) > self.policy.change_timeout =>
             {
                 let bound = self.policy.change_timeout;

@@ -90,7 +90,10 @@ impl View<'_> {
                 None
             }
             PostgresState::Down(stopped) if stopped.clean => because("PostgreSQL was shut down"),
-            PostgresState::Down(_) => because("PostgreSQL is down: it crashed or was killed"),
+            PostgresState::Down(_) => match &postgres.fenced {
+                Some(why) => because(&format!("PostgreSQL was fenced: {why}")),
+                None => because("PostgreSQL is down: it crashed or was killed"),
+            },
             PostgresState::Starting { .. } if member.service == Service::Up => {
                 because("PostgreSQL is starting")
             }

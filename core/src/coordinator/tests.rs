@@ -28,6 +28,8 @@ pub(super) struct Rig {
     pub(super) now: MonoTime,
     revision: u64,
     pub(super) seen: BTreeMap<u64, NodeObservation>,
+    /// Agents that speak, but apply nothing more of the log.
+    stuck: Vec<u64>,
 }
 
 impl Rig {
@@ -60,6 +62,7 @@ impl Rig {
             now: MonoTime::since_boot(Duration::from_secs(100)),
             revision: 0,
             seen: (1..=4).map(|id| (id, observation(id))).collect(),
+            stuck: Vec::new(),
         }
     }
 
@@ -108,7 +111,7 @@ impl Rig {
         self.coordinator.committed(&self.state, &self.quorum, self.now);
         for (id, observation) in &mut self.seen {
             observation.generation = self.state.generation;
-            if !silent.contains(id) {
+            if !silent.contains(id) && !self.stuck.contains(id) {
                 observation.revision = self.state.revision;
             }
             let holds = self.state.primary.is_some_and(|primary| primary.node.0 == *id);
@@ -200,6 +203,7 @@ fn observation(id: u64) -> NodeObservation {
             recruited: None,
             prepared: None,
             released: None,
+            fenced: None,
             trouble: None,
             health: Health::default(),
         }),
@@ -269,6 +273,21 @@ fn a_foreign_database_or_version_is_named_and_nothing_forms() {
         "{text}"
     );
     assert_eq!(rig.state.identity, None);
+}
+
+#[test]
+fn a_server_that_its_agent_killed_is_not_said_to_have_crashed() {
+    let mut rig = Rig::formed();
+    rig.crash(3);
+    rig.postgres(3).fenced = Some("the lease ended".to_owned());
+    rig.pass(&[]);
+    let service = &rig.state.members[&NodeId(3)].service;
+    assert_eq!(*service, Service::Failed("PostgreSQL was fenced: the lease ended".to_owned()));
+    rig.crash(1);
+    rig.postgres(1).fenced = Some("PostgreSQL has answered nobody for 10000 ms".to_owned());
+    rig.pass(&[]);
+    let reason = rig.state.change.unwrap().reason;
+    assert_eq!(reason, "PostgreSQL on server1 was fenced: PostgreSQL has answered nobody for 10000 ms");
 }
 
 #[test]
@@ -563,7 +582,7 @@ fn an_operator_can_overrule_a_failover_that_is_stuck() {
 #[test]
 fn nothing_forms_while_a_server_is_neither_up_nor_down() {
     let mut rig = Rig::new();
-    rig.postgres(3).state = PostgresState::Starting { for_ms: 10 };
+    rig.postgres(3).state = PostgresState::Starting { for_ms: 10, standby: true };
     let decision = rig.step(&[]);
     assert_eq!(decision.report.waiting, vec![NotYet::Unsettled(vec!["server3".parse().unwrap()])]);
 }
@@ -815,10 +834,10 @@ fn a_crash_or_two_is_no_failure_but_a_storm_is() {
     for crashes in 0..=2 {
         let mut rig = sick(Health { crashes, ..Health::default() });
         assert_eq!(rig.step(&[]).action, None);
-        rig.postgres(1).state = PostgresState::Starting { for_ms: 9_000 };
+        rig.postgres(1).state = PostgresState::Starting { for_ms: 9_000, standby: false };
         assert_eq!(rig.step(&[]).action, None);
     }
-    for state in [None, Some(PostgresState::Starting { for_ms: 10 })] {
+    for state in [None, Some(PostgresState::Starting { for_ms: 10, standby: false })] {
         let mut rig = sick(Health { crashes: 3, ..Health::default() });
         let state = state.unwrap_or_else(|| rig.postgres(1).state.clone());
         rig.postgres(1).state = state;

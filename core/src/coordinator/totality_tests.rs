@@ -160,7 +160,7 @@ fn set(rig: &mut Rig, id: u64, sight: Sight) {
             PostgresState::Down(stopped) => PostgresState::Down(Stopped { found_down: true, ..stopped }),
             other => other,
         },
-        Sight::Starting => PostgresState::Starting { for_ms: 40_000 },
+        Sight::Starting => PostgresState::Starting { for_ms: 40_000, standby: false },
         Sight::Unresponsive => PostgresState::Unresponsive { for_ms: 40_000, reason: "timeout".to_owned() },
         Sight::Unusable => PostgresState::Unusable("the disk is gone".to_owned()),
         Sight::SilentGone | Sight::SilentInService | Sight::SilentUnknown => return,

@@ -21,6 +21,9 @@ use crate::defect::{Defect, planted};
 pub(super) struct Hearing {
     listening: Option<(MonoTime, MonoTime)>,
     heard: BTreeMap<NodeId, Heard>,
+    /// Agents that speak, but have applied less of the log than this one: up to which revision, and
+    /// since when no more.
+    behind: BTreeMap<NodeId, (u64, MonoTime)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +50,25 @@ impl Hearing {
             .get(&node)
             .filter(|before| before.incarnation == incarnation && now.since(before.last) < gap);
         let since = before.map_or(now, |before| before.since);
+        if since == now {
+            self.behind.remove(&node);
+        }
         self.heard.insert(node, Heard { incarnation, since, last: now });
+    }
+
+    /// An agent has applied the log up to this revision, this one up to `newest`.
+    pub(super) fn applied(&mut self, node: NodeId, revision: u64, newest: u64, now: MonoTime) {
+        if revision >= newest {
+            self.behind.remove(&node);
+        } else if self.behind.get(&node).is_none_or(|(before, _)| *before != revision) {
+            self.behind.insert(node, (revision, now));
+        }
+    }
+
+    /// For how long an agent has spoken without following the log: its disk may hang.
+    fn stuck(&self, node: NodeId) -> Duration {
+        let (behind, heard) = (self.behind.get(&node), self.heard.get(&node));
+        behind.zip(heard).map_or(Duration::ZERO, |((_, since), heard)| heard.last.since(*since))
     }
 
     /// How long an agent has been silent while this one listened.
@@ -144,9 +165,10 @@ impl View<'_> {
         voters.iter().filter(|id| self.is_sound(**id)).count() >= majority(voters.len())
     }
 
-    /// Heard, and with its memory.
+    /// Heard, with its memory, and following the log.
     fn is_sound(&self, id: NodeId) -> bool {
         self.fresh(id).is_some_and(|said| said.probation.is_none())
+            && self.hearing.stuck(id) < self.policy.lease
     }
 
     /// The one voter that is lost, if it is only one.
@@ -168,17 +190,24 @@ impl View<'_> {
             return None;
         }
         let next: BTreeSet<NodeId> = current.iter().copied().filter(|id| *id != node).collect();
+        let (silent, stuck) = (self.hearing.silence(node, self.now), self.hearing.stuck(node));
         let why = if forgot {
             "its raft store was lost".to_owned()
+        } else if stuck > silent {
+            format!(
+                "it has not followed the log for {} s; look at the disk of its state_dir",
+                stuck.as_secs()
+            )
         } else {
-            format!("silent for {} s", self.hearing.silence(node, self.now).as_secs())
+            format!("silent for {} s", silent.as_secs())
         };
         report.doing.push(format!("{name} leaves the voters: {why}"));
         Some(Command::PlanVoters { generation: self.state.generation, next })
     }
 
     fn is_lost(&self, id: NodeId) -> bool {
-        self.has_forgotten(id) || self.hearing.silence(id, self.now) >= self.policy.node_lost_after
+        let useless = self.hearing.silence(id, self.now).max(self.hearing.stuck(id));
+        self.has_forgotten(id) || useless >= self.policy.node_lost_after
     }
 
     /// Whether an agent says that it has lost its raft store.

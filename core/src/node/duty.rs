@@ -33,6 +33,7 @@ pub(super) struct Duty {
     pub(super) recruited: Option<Generation>,
     pub(super) prepared: Option<Generation>,
     pub(super) released: Option<Generation>,
+    pub(super) fenced: Option<String>,
     pub(super) trouble: Option<String>,
     /// PostgreSQL is down because this agent stopped or killed it.
     pub(super) stopped_here: bool,
@@ -52,11 +53,16 @@ impl Duty {
             LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop => {
                 self.released = done.before.primary_of.or(self.released);
                 self.stopped_here |= done.before.ran;
+                if let LocalAction::Fence { reason } = &done.action
+                    && done.before.ran
+                {
+                    self.fenced = Some(reason.clone());
+                }
             }
-            LocalAction::StartPrimary(_)
-            | LocalAction::StartStandby(_)
-            | LocalAction::Rejoin { .. }
-            | LocalAction::Checkpoint
+            LocalAction::StartPrimary(_) | LocalAction::StartStandby | LocalAction::Rejoin { .. } => {
+                self.fenced = None;
+            }
+            LocalAction::Checkpoint
             | LocalAction::Promote(_)
             | LocalAction::Follow(_)
             | LocalAction::AlignSlots { .. } => {}
@@ -69,6 +75,7 @@ impl Duty {
             recruited: self.recruited,
             prepared: self.prepared,
             released: self.released,
+            fenced: self.fenced.clone(),
             trouble: self.trouble.clone(),
             ..own.clone()
         }

@@ -116,6 +116,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         recruited: None,
         prepared: None,
         released: None,
+        fenced: None,
         trouble: None,
         health: Health::default(),
     }
@@ -157,7 +158,8 @@ fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
     rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
     let serve = Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) };
     rig.commit(&serve);
-    rig.node.look(PostgresObservation { state: PostgresState::Starting { for_ms: 9 }, ..postgres(true) });
+    let starting = PostgresState::Starting { for_ms: 9, standby: true };
+    rig.node.look(PostgresObservation { state: starting, ..postgres(true) });
     assert_eq!(rig.turn().guard, None);
     rig.node.look(postgres(true));
     assert_eq!(rig.turn().guard, Some(Guard::Off));
@@ -286,7 +288,8 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
     rig.node.acted(done, rig.now);
     assert!(rig.node.duty.stopped_here);
     // It dies on its way up again: still nobody's wish that it stays down.
-    rig.node.look(PostgresObservation { state: PostgresState::Starting { for_ms: 1 }, ..postgres(false) });
+    let starting = PostgresState::Starting { for_ms: 1, standby: false };
+    rig.node.look(PostgresObservation { state: starting, ..postgres(false) });
     rig.node.look(down(true));
     assert!(rig.node.duty.stopped_here);
     rig.node.look(postgres(false));

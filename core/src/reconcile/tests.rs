@@ -75,6 +75,7 @@ impl Rig {
                 recruited: None,
                 prepared: None,
                 released: None,
+                fenced: None,
                 trouble: None,
                 health: Health::default(),
             },
@@ -174,7 +175,8 @@ fn a_primary_with_its_lease_is_left_alone_and_looked_at_when_the_lease_ends() {
 #[test]
 fn a_primary_without_lease_is_fenced_even_while_it_starts_or_hangs() {
     let hung = PostgresState::Unresponsive { for_ms: 1, reason: "timeout".to_owned() };
-    for state in [PostgresState::Running(running(false)), PostgresState::Starting { for_ms: 1 }, hung] {
+    let starting = PostgresState::Starting { for_ms: 1, standby: false };
+    for state in [PostgresState::Running(running(false)), starting, hung] {
         let mut rig = Rig::new(state);
         rig.now = at(102);
         assert!(fences(&rig.decide(1)));
@@ -210,7 +212,7 @@ fn a_chosen_standby_that_went_down_is_promoted_not_opened_on_its_old_timeline() 
     let mut rig = Rig::new(PostgresState::Down(stopped(false, true)));
     rig.begin(ChangeKind::Failover);
     rig.grant(2);
-    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(None)));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby));
     rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
     assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation)));
 }
@@ -246,6 +248,10 @@ fn whoever_is_writable_without_being_primary_is_fenced() {
     rig.begin(ChangeKind::Failover);
     rig.grant(2);
     assert!(fences(&rig.decide(1)), "a former primary that comes up as it was");
+    rig.own.state = PostgresState::Starting { for_ms: 1, standby: false };
+    assert!(fences(&rig.decide(1)), "before it accepts the first write");
+    rig.own.state = PostgresState::Starting { for_ms: 1, standby: true };
+    assert_eq!(rig.decide(1).action, None, "a standby takes its time");
 }
 
 #[test]
@@ -381,7 +387,7 @@ fn a_crashed_standby_rests_then_starts_and_a_stopped_one_waits_for_resume() {
 fn after_a_power_cut_standbys_come_up_before_there_is_a_primary() {
     let mut rig = Rig::new(PostgresState::Down(Stopped { found_down: true, ..stopped(false, true) }));
     rig.primary = None;
-    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby(None)), "whom to follow is told later");
+    assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby), "whom to follow is told later");
     rig.own.state = PostgresState::Down(Stopped { found_down: true, ..stopped(false, false) });
     assert_eq!(rig.decide(2).action, None, "a former primary is compared first");
 }

@@ -128,9 +128,7 @@ impl World {
             LocalAction::StartPrimary(generation) => {
                 self.start(index, stage, since, StartAs::Primary(*generation))
             }
-            LocalAction::StartStandby(upstream) => {
-                self.start(index, stage, since, StartAs::Standby(upstream.as_ref()))
-            }
+            LocalAction::StartStandby => self.start(index, stage, since, StartAs::Standby(None)),
             LocalAction::Rejoin { upstream, running } => self.rejoin(index, stage, since, upstream, running),
             LocalAction::StopFast { .. } => self.stop(index, stage),
             LocalAction::DrainAndStop => self.drain_and_stop(index, stage),
@@ -458,10 +456,7 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::StartPrimary(generation) => {
             format!("starts PostgreSQL as primary of generation {generation}")
         }
-        LocalAction::StartStandby(Some(upstream)) => {
-            format!("starts PostgreSQL as a standby of {}", upstream.node)
-        }
-        LocalAction::StartStandby(None) => "starts PostgreSQL as a standby".to_owned(),
+        LocalAction::StartStandby => "starts PostgreSQL as a standby".to_owned(),
         LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
         LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
         LocalAction::DrainAndStop => "drains and stops PostgreSQL: switchover".to_owned(),

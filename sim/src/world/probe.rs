@@ -138,7 +138,7 @@ impl World {
                 } else if !facts {
                     (memory.answered, memory.fresh, memory.session) = (Some(now), None, false);
                     let since = *memory.starting_since.get_or_insert(now);
-                    PostgresState::Starting { for_ms: age(Some(since)) }
+                    PostgresState::Starting { for_ms: age(Some(since)), standby: server.standby_signal }
                 } else {
                     if !process.hung && !proven {
                         (memory.answered, memory.fresh) = (Some(now), Some(now));
@@ -157,6 +157,7 @@ impl World {
             recruited: None,
             prepared: None,
             released: None,
+            fenced: None,
             trouble: None,
             health: Health::default(),
         })

@@ -73,6 +73,46 @@ fn a_lost_node_leaves_after_a_while_and_its_return_takes_half_of_it() {
 }
 
 #[test]
+fn whoever_speaks_but_no_longer_follows_the_log_loses_its_vote_and_gets_it_back() {
+    let mut rig = Rig::formed();
+    rig.stuck.push(3);
+    rig.pass_seconds(20, &[]);
+    rig.assert_voters(&[1, 2, 3, 4]);
+    let allow = Command::SetAllowed { node: NodeId(2), allowed: false, at: WallTime(2) };
+    assert_eq!(rig.propose(&allow), Applied::Changed);
+    rig.pass_seconds(9, &[]);
+    rig.assert_voters(&[1, 2, 3, 4]);
+    rig.pass_seconds(2, &[]);
+    rig.assert_voters(&[1, 2, 4]);
+    rig.stuck.clear();
+    rig.pass_seconds(1, &[]);
+    rig.assert_voters(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn an_agent_that_returns_with_an_old_state_is_given_the_time_to_catch_up() {
+    let mut rig = Rig::formed();
+    rig.stuck.push(3);
+    rig.pass_seconds(2, &[3]);
+    let allow = Command::SetAllowed { node: NodeId(2), allowed: false, at: WallTime(2) };
+    assert_eq!(rig.propose(&allow), Applied::Changed);
+    rig.pass_seconds(1, &[]);
+    rig.pass_seconds(7, &[3]);
+    rig.pass_seconds(9, &[]);
+    rig.assert_voters(&[1, 2, 3, 4]);
+}
+
+#[test]
+fn one_that_does_not_follow_the_log_and_one_that_is_silent_both_keep_their_votes() {
+    let mut rig = Rig::formed();
+    rig.stuck.push(3);
+    let allow = Command::SetAllowed { node: NodeId(2), allowed: false, at: WallTime(2) };
+    assert_eq!(rig.propose(&allow), Applied::Changed);
+    rig.pass_seconds(30, &[4]);
+    rig.assert_voters(&[1, 2, 3, 4]);
+}
+
+#[test]
 fn two_lost_at_once_both_keep_their_votes() {
     let mut rig = Rig::formed();
     rig.pass_seconds(60, &[2, 3]);

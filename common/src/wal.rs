@@ -92,6 +92,14 @@ impl TimelineHistory {
         self.0.iter().rev().find(|(parent, _)| *parent == timeline).map(|(_, fork)| *fork)
     }
 
+    /// Whether the forks behind `timeline` on another server can be the ones this history has behind it.
+    /// Two promotions may take one number. A server that knows no fork behind a timeline other than the
+    /// first has lost the file, and contradicts nobody.
+    pub fn may_share(&self, timeline: Timeline, forks: &Self) -> bool {
+        let before = self.0.iter().take_while(|(parent, _)| *parent < timeline);
+        forks.0.is_empty() || forks.0.iter().eq(before)
+    }
+
     /// Whether WAL that ends at `end` on `timeline` is a prefix of a server on `current` with this
     /// history, so that such a node can follow that server as it is.
     pub fn contains(&self, current: Timeline, timeline: Timeline, end: Lsn) -> bool {
@@ -125,5 +133,19 @@ mod tests {
         assert!(!history.contains(Timeline(3), Timeline(2), at("0/5000001")));
         assert!(!history.contains(Timeline(3), Timeline(1), at("0/4000000")));
         assert!(!history.contains(Timeline(3), Timeline(4), at("0/1")));
+    }
+
+    #[test]
+    fn timelines_of_one_number_are_told_apart_by_the_forks_behind_them() {
+        let forks = |forks: &[(u32, u64)]| {
+            TimelineHistory(forks.iter().map(|(parent, fork)| (Timeline(*parent), Lsn(*fork))).collect())
+        };
+        let server = forks(&[(1, 900), (2, 2000)]);
+        assert!(server.may_share(Timeline(3), &server));
+        assert!(server.may_share(Timeline(2), &forks(&[(1, 900)])));
+        assert!(server.may_share(Timeline(1), &forks(&[])));
+        assert!(!server.may_share(Timeline(2), &forks(&[(1, 950)])));
+        assert!(!server.may_share(Timeline(3), &forks(&[(1, 900), (2, 1999)])));
+        assert!(server.may_share(Timeline(3), &forks(&[])), "a lost file contradicts nobody");
     }
 }

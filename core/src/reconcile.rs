@@ -409,11 +409,11 @@ impl Reconciler {
             });
         }
         // PostgreSQL compares numbers only, and would stream.
-        if running.timeline == primary.timeline && running.history != primary.history {
+        if !primary.history.may_share(running.timeline, &running.history) {
             return Reconciliation::act(LocalAction::StopFast {
                 reason: format!(
-                    "its timeline {} is another than the timeline {} of {}: both came from a promotion of their own",
-                    running.timeline, primary.timeline, upstream.node
+                    "its timeline {0} is another than the timeline {0} of {1}: both came from a promotion of their own",
+                    running.timeline, upstream.node
                 ),
             });
         }

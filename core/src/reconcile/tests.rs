@@ -309,6 +309,13 @@ fn a_standby_on_another_timeline_of_the_same_number_is_stopped() {
     assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
     rig.own.state = PostgresState::Running(Running { in_recovery: true, follows: None, ..branch(900) });
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+    // The primary has moved on from its own timeline of that number.
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(900)), (Timeline(2), Lsn(2000))]);
+    rig.primary = Some(Running { timeline: Timeline(3), history, ..running(false) });
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, ..branch(950) });
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
+    rig.own.state = PostgresState::Running(Running { in_recovery: true, follows: None, ..branch(900) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::direct_load::DirectLoad;
 use super::inflict::{Cast, Deed, inflict};
 use super::judge::{self, Measured};
-use super::kind::{Expect, Kind};
+use super::kind::{Expect, Kind, Replication};
 use super::plan::Fault;
 use super::proxy_load::{Ack, ProxyLoad};
 use super::tell::Round;
@@ -52,6 +52,7 @@ pub(super) struct Campaign<'a> {
     direct: DirectLoad,
     proxied: ProxyLoad,
     epoch: Instant,
+    replication: Replication,
     /// Log lines that were told.
     alarms: BTreeSet<String>,
 }
@@ -62,8 +63,9 @@ impl<'a> Campaign<'a> {
         direct: DirectLoad,
         proxied: ProxyLoad,
         epoch: Instant,
+        replication: Replication,
     ) -> Self {
-        Self { cluster, direct, proxied, epoch, alarms: BTreeSet::new() }
+        Self { cluster, direct, proxied, epoch, replication, alarms: BTreeSet::new() }
     }
 
     /// Inflicts a fault and sees what comes of it.
@@ -107,7 +109,7 @@ impl<'a> Campaign<'a> {
         let new = alarms.filter(|line| self.alarms.insert(line.clone()));
         let of_kind = expected(fault.kind);
         seen.alarms = new.filter(|line| !of_kind.iter().any(|known| line.contains(known))).collect();
-        wrong.extend(judge::violations(fault.kind, &seen));
+        wrong.extend(judge::violations(fault.kind, self.replication, &seen));
         Ok(Round {
             number,
             kind: fault.kind,

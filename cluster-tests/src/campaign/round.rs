@@ -31,6 +31,8 @@ pub(super) const EXPECTED: &[&str] = &[
     "could not accept SSL connection",
     "unrecognized configuration parameter \"no_such_setting\"",
     "contains errors",
+    // Whoever it was answering has been killed.
+    "connection to client lost",
     // A standby that has yet to hear of it when the load begins.
     "role \"campaign_direct\" does not exist",
 ];

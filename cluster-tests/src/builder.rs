@@ -96,6 +96,7 @@ pub struct Builder {
     netns: bool,
     databases: usize,
     proxies: usize,
+    synchronous: bool,
     small_disk: Option<(String, u64)>,
     small_state_disk: Option<(String, u64)>,
     agent_settings: String,
@@ -113,6 +114,7 @@ impl Default for Builder {
             netns: false,
             databases: 3,
             proxies: 1,
+            synchronous: false,
             small_disk: None,
             small_state_disk: None,
             agent_settings: String::new(),
@@ -152,6 +154,12 @@ impl Builder {
     #[must_use]
     pub fn proxies(self, proxies: usize) -> Self {
         Self { proxies, ..self }
+    }
+
+    /// Whether a commit waits until one of the standbys has it, whichever.
+    #[must_use]
+    pub fn synchronous(self, synchronous: bool) -> Self {
+        Self { synchronous, ..self }
     }
 
     /// Gives one server's data a disk of its own of this many megabytes (see [`SmallDisk`]).
@@ -337,12 +345,15 @@ impl Builder {
     }
 
     fn write_files(&self, cluster: &Cluster) -> Result<(), StartError> {
+        let databases = cluster.nodes().iter().filter(|node| node.postgres.is_some());
+        let standbys: Vec<&str> = databases.map(|node| node.name.as_str()).collect();
+        let standbys = if self.synchronous { standbys.as_slice() } else { &[] };
         for node in cluster.nodes() {
             make_dir_for_postgres(&node.dir)?;
             if let Some(postgres) = &node.postgres {
                 make_dir_for_postgres(&postgres.conf_dir)?;
                 make_dir_for_postgres(&postgres.socket_dir)?;
-                write(&postgres.config_file(), &postgres.config())?;
+                write(&postgres.config_file(), &postgres.config(standbys))?;
                 write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
                 write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
             }

@@ -26,7 +26,7 @@ use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::install;
 use direct_load::DirectLoad;
-use kind::Kind;
+use kind::{Kind, Replication};
 use plan::Plan;
 use proxy_load::ProxyLoad;
 use round::Campaign;
@@ -50,6 +50,8 @@ pub struct Options {
     pub count: Option<usize>,
     /// No fault lasts longer; kinds that must are left out.
     pub hold_max: Duration,
+    /// How the servers replicate, which decides what may be lost.
+    pub replication: Replication,
     /// Where the logs are kept if anything was wrong.
     pub logs: PathBuf,
 }
@@ -68,13 +70,14 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Outcome, Failu
     install::tool(install::NFT, say).await?;
     say(&format!("seed {}", options.seed));
     let builder = Cluster::builder().name("campaign").netns(true).keep_logs(options.logs.clone());
+    let builder = builder.synchronous(options.replication == Replication::Synchronous);
     let mut cluster = builder.start().await?;
     say(&format!("the cluster is healthy; its files are in {}", cluster.dir().display()));
     let direct = DirectLoad::start(&cluster).await?;
     let proxied = ProxyLoad::start(&cluster, SESSIONS).await?;
     let epoch = Instant::now();
     sleep(QUIET).await;
-    let mut campaign = Campaign::new(&mut cluster, direct, proxied, epoch);
+    let mut campaign = Campaign::new(&mut cluster, direct, proxied, epoch, options.replication);
     let (mut rounds, mut violations) = (Vec::new(), Vec::new());
     for fault in Plan::new(options.seed, &options.only) {
         let enough = options.count.is_some_and(|count| rounds.len() >= count);
@@ -115,6 +118,9 @@ pub fn reproduction(options: &Options) -> String {
         options.seed,
         options.hold_max.as_secs()
     );
+    if options.replication == Replication::Synchronous {
+        line.push_str(" --sync");
+    }
     if !options.only.is_empty() {
         let names: Vec<&str> = options.only.iter().map(|kind| kind.rule().name).collect();
         line.push_str(&format!(" --only {}", names.join(",")));
@@ -125,15 +131,22 @@ pub fn reproduction(options: &Options) -> String {
     line
 }
 
-/// The last word, for people.
+/// The last word, for people: the table is in Markdown.
 pub fn summary(options: &Options, outcome: &Outcome) -> String {
+    let replication = match options.replication {
+        Replication::Asynchronous => "asynchronous",
+        Replication::Synchronous => "synchronous",
+    };
+    let (faults, wrong) = (outcome.rounds.len(), outcome.violations.len());
+    let seed = options.seed;
     let table = tell::table(&outcome.rounds);
+    let told =
+        format!("\nseed {seed}, {faults} faults, {replication} replication, {wrong} violations\n\n{table}");
     if outcome.violations.is_empty() {
-        return format!("\n{table}\nno violation in {} faults, seed {}", outcome.rounds.len(), options.seed);
+        return told;
     }
     format!(
-        "\n{table}\n{} violations:\n  {}\nlogs: {}\nagain: {}",
-        outcome.violations.len(),
+        "{told}\nviolations:\n  {}\nlogs: {}\nagain: {}",
         outcome.violations.join("\n  "),
         options.logs.display(),
         reproduction(options)

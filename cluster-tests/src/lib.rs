@@ -5,6 +5,7 @@
 //! the agent's nor the proxy's code. Whatever it starts is registered with the [`undertaker`] first, so
 //! nothing outlives the process that holds a [`Cluster`], however that process ends.
 
+mod application;
 pub mod binaries;
 pub mod builder;
 pub mod campaign;

@@ -7,6 +7,8 @@ const POSTGRES_EXPECTED: &[&str] = &[
     "terminating connection due to administrator command",
     "terminating connection because of crash of another server process",
     "terminating connection due to unexpected postmaster exit",
+    // Of a session that was still logging in when the server was stopped.
+    "canceling authentication due to timeout",
     "terminating walreceiver process due to administrator command",
     "terminating background worker",
     "the database system is starting up",

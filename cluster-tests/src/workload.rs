@@ -8,17 +8,15 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::time::{Instant, sleep};
 
+use crate::application::{Answer, Application};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::postgres::APP;
 use crate::process::{CommandError, run};
 use crate::wait::{NotReached, wait_until};
 
-/// A statement that takes longer has been forgotten by somebody.
-const STATEMENT_TIME_MAX: Duration = Duration::from_secs(40);
 /// Between two commits.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Between two attempts to connect.
@@ -64,13 +62,10 @@ impl Writer {
         let table = format!("writer_{name}");
         let client = cluster.connect().await?;
         client.batch_execute(&format!("CREATE TABLE {table} (seq bigint)")).await?;
-        let proxy = cluster.proxy(0);
-        let mut config = Config::new();
-        config.host(&proxy.place.host).port(proxy.port).user(APP).password(APP).dbname(APP);
-        config.connect_timeout(Duration::from_secs(5));
         let (stop, acked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let insert = format!("INSERT INTO {table} VALUES ($1)");
-        let task = tokio::spawn(write(config, insert, Arc::clone(&stop), Arc::clone(&acked)));
+        let task =
+            tokio::spawn(write(Application::new(cluster), insert, Arc::clone(&stop), Arc::clone(&acked)));
         Ok(Self { stop, acked, task, table })
     }
 
@@ -105,50 +100,41 @@ impl Writer {
     }
 }
 
-async fn write(config: Config, insert: String, stop: Arc<AtomicBool>, acked: Arc<AtomicU64>) -> Log {
+async fn write(
+    mut application: Application,
+    insert: String,
+    stop: Arc<AtomicBool>,
+    acked: Arc<AtomicU64>,
+) -> Log {
     let mut log = Log::default();
-    let mut session: Option<Client> = None;
     let mut last = Instant::now();
     let mut seq = 0u64;
     while !stop.load(Ordering::Relaxed) {
-        let client = match session.take() {
-            Some(client) => client,
-            None => match config.connect(NoTls).await {
-                Ok((client, connection)) => {
-                    tokio::spawn(connection);
-                    client
-                }
-                Err(error) => {
-                    *log.errors.entry(format!("connect: {}", kind(&error))).or_default() += 1;
-                    sleep(RECONNECT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
         seq += 1;
         let value = i64::try_from(seq).unwrap_or(i64::MAX);
-        match timeout(STATEMENT_TIME_MAX, client.execute(&insert, &[&value])).await {
-            Ok(Ok(_)) => {
+        let mut count = |kind: String| *log.errors.entry(kind).or_default() += 1;
+        match application.commit(&insert, &[&value]).await {
+            Answer::Committed => {
                 log.acked.push(seq);
                 acked.fetch_add(1, Ordering::Relaxed);
                 log.longest_gap = log.longest_gap.max(last.elapsed());
                 last = Instant::now();
                 sleep(PAUSE).await;
             }
-            Ok(Err(error)) => *log.errors.entry(kind(&error)).or_default() += 1,
-            Err(_) => *log.errors.entry("no answer".to_owned()).or_default() += 1,
-        }
-        if client.is_closed() {
-            log.sessions_lost += 1;
-        } else {
-            session = Some(client);
+            Answer::Warned => count("a warning".to_owned()),
+            Answer::Failed(kind) => count(kind),
+            Answer::Unanswered => count("no answer".to_owned()),
+            Answer::Refused(kind) => {
+                count(format!("connect: {kind}"));
+                sleep(RECONNECT_PAUSE).await;
+            }
+            Answer::Closed { kind, .. } => {
+                count(kind);
+                log.sessions_lost += 1;
+            }
         }
     }
     log
-}
-
-fn kind(error: &tokio_postgres::Error) -> String {
-    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
 }
 
 /// Runs pgbench through the first proxy and returns what it printed.

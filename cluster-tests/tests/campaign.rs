@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgherd_cluster_tests::TestResult;
+use pgherd_cluster_tests::campaign::kind::Replication;
 use pgherd_cluster_tests::campaign::{self, Options};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -14,6 +15,7 @@ async fn three_minutes_of_faults() -> TestResult {
         only: Vec::new(),
         count: None,
         hold_max: Duration::from_secs(8),
+        replication: Replication::Asynchronous,
         logs: Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cluster-logs/campaign"),
     };
     let outcome = campaign::run(&options, &say).await?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use pgherd_cluster_tests::campaign::kind::{Kind, RULES};
+use pgherd_cluster_tests::campaign::kind::{Kind, RULES, Replication};
 use pgherd_cluster_tests::campaign::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +29,9 @@ struct Args {
     /// No fault lasts longer than so many seconds; kinds that must are left out.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     hold_max: u64,
+    /// Synchronous replication: no acknowledged row may be lost with its primary.
+    #[arg(long)]
+    sync: bool,
     /// Where the logs are kept if anything was wrong.
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
@@ -49,6 +52,7 @@ async fn main() -> ExitCode {
         only: args.only,
         count: args.count,
         hold_max: Duration::from_secs(args.hold_max),
+        replication: if args.sync { Replication::Synchronous } else { Replication::Asynchronous },
         logs: args.logs.unwrap_or_else(|| logs.join(format!("campaign-{}", args.seed))),
     };
     let ended = tokio::select! {

@@ -14,7 +14,8 @@ use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::postgres::APP;
 
-/// The sessions log in as this role, whose refused statements are not logged.
+/// The sessions log in as this role, whose refused statements are not logged. They wait for no standby: a
+/// server that is alone must be heard to accept what it accepts.
 const ROLE: &str = "campaign_direct";
 /// Between two commits on a primary.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -42,6 +43,7 @@ impl DirectLoad {
         let primary = cluster.connect_server(&cluster.primary().await?, APP).await?;
         let role = format!(
             "CREATE ROLE {ROLE} LOGIN; ALTER ROLE {ROLE} SET log_min_messages = 'fatal'; \
+             ALTER ROLE {ROLE} SET synchronous_commit = 'local'; \
              CREATE TABLE campaign_direct (node text, seq bigint); \
              GRANT ALL ON campaign_direct TO {ROLE}"
         );

@@ -43,12 +43,10 @@ impl Cast {
         let standbys = names(&|node| node.postgres.is_some() && node.name != primary);
         let witness = names(&|node| node.postgres.is_none()).pop()?;
         let from = match fault.kind.rule().victim {
+            Victim::Database | Victim::Any if fault.meets_primary => vec![primary.to_owned()],
             Victim::Primary => vec![primary.to_owned()],
-            // Faults of a primary are the ones that matter: every other one meets it.
-            Victim::Database | Victim::Any if fault.second.is_multiple_of(2) => vec![primary.to_owned()],
-            Victim::Standby => standbys.clone(),
-            Victim::Database => names(&|node| node.postgres.is_some()),
-            Victim::Any => names(&|_| true),
+            Victim::Database | Victim::Standby => standbys.clone(),
+            Victim::Any => names(&|node| node.name != primary),
             Victim::Witness => vec![witness.clone()],
         };
         let victim = pick(&from, fault.choice)?;

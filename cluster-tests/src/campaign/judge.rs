@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::kind::{Expect, Kind, Rows};
+use super::kind::{Expect, Kind, Replication};
 use super::terms::Overlap;
 
 /// A primary that was frozen with its whole node wakes up together with its agent, which then needs
@@ -82,9 +82,9 @@ pub(crate) fn overlap(victim: &str, woken: Option<Instant>, overlap: &Overlap) -
 }
 
 /// Every expectation that does not hold.
-pub(crate) fn violations(kind: Kind, seen: &Measured) -> Vec<String> {
+pub(crate) fn violations(kind: Kind, replication: Replication, seen: &Measured) -> Vec<String> {
     let mut wrong = change(kind, seen);
-    wrong.extend(rows(kind, seen));
+    wrong.extend(rows(kind, replication, seen));
     if !seen.sessions_lost.is_empty() {
         let (count, first) = (seen.sessions_lost.len(), seen.sessions_lost.first());
         wrong
@@ -121,12 +121,12 @@ fn change(kind: Kind, seen: &Measured) -> Vec<String> {
     wrong
 }
 
-fn rows(kind: Kind, seen: &Measured) -> Vec<String> {
+fn rows(kind: Kind, replication: Replication, seen: &Measured) -> Vec<String> {
     let mut wrong = Vec::new();
     if seen.duplicated > 0 {
         wrong.push(format!("{} rows are there more than once", seen.duplicated));
     }
-    let may = kind.rule().rows == Rows::MayBeLost && seen.meets_primary && seen.generations > 0;
+    let may = kind.rule().rows.may_be_lost(replication) && seen.meets_primary && seen.generations > 0;
     if seen.lost > 0 && !may {
         wrong.push(format!("{} acknowledged rows are lost", seen.lost));
     } else if seen.lost_before > LOSS_AGE_MAX {
@@ -158,6 +158,10 @@ fn isolation(kind: Kind, seen: &Measured) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn wrong(kind: Kind, seen: &Measured) -> Vec<String> {
+        violations(kind, Replication::Asynchronous, seen)
+    }
+
     fn seen(meets_primary: bool, generations: u64, after: &str) -> Measured {
         let primaries = ("a".to_owned(), after.to_owned());
         Measured { meets_primary, generations, primaries, ..Measured::default() }
@@ -165,24 +169,37 @@ mod tests {
 
     #[test]
     fn a_failover_is_wanted_or_needless() {
-        assert_eq!(violations(Kind::Isolate, &seen(true, 1, "b")).len(), 0);
-        assert_eq!(violations(Kind::Isolate, &seen(true, 0, "a")).len(), 1);
-        assert_eq!(violations(Kind::KillPostmaster, &seen(false, 1, "b")).len(), 1);
-        assert_eq!(violations(Kind::KillAgent, &seen(true, 1, "b")).len(), 1);
-        assert_eq!(violations(Kind::FreezeNode, &seen(true, 0, "a")).len(), 0);
-        assert_eq!(violations(Kind::Flapping, &seen(true, 2, "b")).len(), 1, "one change for one fault");
+        assert_eq!(wrong(Kind::Isolate, &seen(true, 1, "b")).len(), 0);
+        assert_eq!(wrong(Kind::Isolate, &seen(true, 0, "a")).len(), 1);
+        assert_eq!(wrong(Kind::KillPostmaster, &seen(false, 1, "b")).len(), 1);
+        assert_eq!(wrong(Kind::KillAgent, &seen(true, 1, "b")).len(), 1);
+        assert_eq!(wrong(Kind::FreezeNode, &seen(true, 0, "a")).len(), 0);
+        assert_eq!(wrong(Kind::Flapping, &seen(true, 2, "b")).len(), 1, "one change for one fault");
     }
 
     #[test]
     fn rows_are_lost_only_with_a_primary() {
         let lost = |kind, generations, meets| {
-            violations(kind, &Measured { lost: 2, ..seen(meets, generations, "b") }).len()
+            wrong(kind, &Measured { lost: 2, ..seen(meets, generations, "b") }).len()
         };
         assert_eq!(lost(Kind::Isolate, 1, true), 0);
         assert_eq!(lost(Kind::Switchover, 1, true), 1);
         assert_eq!(lost(Kind::KillBackend, 0, true), 1);
         let early = Measured { lost: 1, lost_before: Duration::from_secs(3), ..seen(true, 1, "b") };
-        assert_eq!(violations(Kind::Isolate, &early).len(), 1);
+        assert_eq!(wrong(Kind::Isolate, &early).len(), 1);
+    }
+
+    #[test]
+    fn synchronous_replication_excuses_only_two_nodes_at_once() {
+        use Replication::{Asynchronous, Synchronous};
+        let lost = |kind, replication| {
+            violations(kind, replication, &Measured { lost: 1, ..seen(true, 1, "b") }).len()
+        };
+        for kind in [Kind::Isolate, Kind::KillPostmaster, Kind::LoseNode, Kind::FreezeNode] {
+            assert_eq!((lost(kind, Asynchronous), lost(kind, Synchronous)), (0, 1), "{kind:?}");
+        }
+        assert_eq!((lost(Kind::Switchover, Asynchronous), lost(Kind::Switchover, Synchronous)), (1, 1));
+        assert_eq!((lost(Kind::QuorumLost, Asynchronous), lost(Kind::QuorumLost, Synchronous)), (0, 0));
     }
 
     #[test]
@@ -190,7 +207,7 @@ mod tests {
         let of = |last, first| {
             let ms = |ms| Some(Duration::from_millis(ms));
             let seen = Measured { old_last: ms(last), new_first: ms(first), ..seen(true, 1, "b") };
-            violations(Kind::Isolate, &seen).len()
+            wrong(Kind::Isolate, &seen).len()
         };
         assert_eq!(of(1_500, 2_500), 0);
         assert_eq!(of(2_100, 2_500), 1);

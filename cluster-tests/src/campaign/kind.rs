@@ -97,14 +97,36 @@ pub enum Expect {
     Either,
 }
 
-/// Whether rows that were acknowledged may be gone afterwards. Replication is asynchronous, so what no
-/// standby had received is gone with the primary.
+/// How the servers replicate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// A commit is acknowledged once the primary has it.
+    Asynchronous,
+    /// A commit is acknowledged once a standby has it too, whichever.
+    Synchronous,
+}
+
+/// Whether rows that were acknowledged may be gone, after another one took over from the primary that was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
     /// All are there.
     Kept,
-    /// Those of the last moments may be gone, if the victim is the primary and another one took over.
-    MayBeLost,
+    /// What no standby had received is gone with the primary. With synchronous replication nothing like that
+    /// was acknowledged.
+    AsReplicated,
+    /// Two database nodes are out at the same moment. One of them may be the only standby that has the last
+    /// rows, and a failover does not wait for it.
+    TwoNodesOut,
+}
+
+impl Rows {
+    /// Whether those of the last moments may be gone.
+    pub const fn may_be_lost(self, replication: Replication) -> bool {
+        match (self, replication) {
+            (Self::Kept, _) | (Self::AsReplicated, Replication::Synchronous) => false,
+            (Self::AsReplicated, Replication::Asynchronous) | (Self::TwoNodesOut, _) => true,
+        }
+    }
 }
 
 /// All that is laid down about a kind.
@@ -138,45 +160,45 @@ const fn rule(
 /// Every kind.
 pub const RULES: &[Rule] = {
     use Expect::{Change, Either, Stay};
-    use Rows::{Kept, MayBeLost};
+    use Rows::{AsReplicated, Kept, TwoNodesOut};
     use Victim::{Any, Database, Primary, Standby, Witness};
     &[
-        rule(Kind::KillPostmaster, "kill-postmaster", Database, (0, 0), Change, MayBeLost),
+        rule(Kind::KillPostmaster, "kill-postmaster", Database, (0, 0), Change, AsReplicated),
         rule(Kind::KillBackend, "kill-backend", Database, (0, 0), Stay, Kept),
-        rule(Kind::StopPostmaster, "stop-postmaster", Primary, (0, 0), Change, MayBeLost),
+        rule(Kind::StopPostmaster, "stop-postmaster", Primary, (0, 0), Change, AsReplicated),
         // Whoever is stopped may hold a lock that all the others need.
-        rule(Kind::StopBackend, "stop-backend", Primary, (500, 8_000), Either, MayBeLost),
+        rule(Kind::StopBackend, "stop-backend", Primary, (500, 8_000), Either, AsReplicated),
         rule(Kind::StopWalsender, "stop-walsender", Primary, (1_000, 15_000), Stay, Kept),
-        rule(Kind::StopCheckpointer, "stop-checkpointer", Primary, (1_000, 15_000), Either, MayBeLost),
+        rule(Kind::StopCheckpointer, "stop-checkpointer", Primary, (1_000, 15_000), Either, AsReplicated),
         rule(Kind::KillWorker, "kill-worker", Any, (0, 300), Stay, Kept),
         rule(Kind::KillAgent, "kill-agent", Any, (1_000, 15_000), Stay, Kept),
-        rule(Kind::KillBoth, "kill-both", Primary, (0, 300), Either, MayBeLost),
-        rule(Kind::FreezeWorker, "freeze-worker", Any, (1_000, 60_000), Either, MayBeLost),
-        rule(Kind::FreezeNode, "freeze-node", Database, (1_000, 30_000), Either, MayBeLost),
-        rule(Kind::Isolate, "isolate", Primary, (5_000, 20_000), Change, MayBeLost),
+        rule(Kind::KillBoth, "kill-both", Primary, (0, 300), Either, AsReplicated),
+        rule(Kind::FreezeWorker, "freeze-worker", Any, (1_000, 60_000), Either, AsReplicated),
+        rule(Kind::FreezeNode, "freeze-node", Database, (1_000, 30_000), Either, AsReplicated),
+        rule(Kind::Isolate, "isolate", Primary, (5_000, 20_000), Change, AsReplicated),
         rule(Kind::IsolateStandby, "isolate-standby", Standby, (1_000, 20_000), Stay, Kept),
         rule(Kind::Blip, "blip", Any, (100, 800), Stay, Kept),
-        rule(Kind::LoseNode, "lose-node", Database, (5_000, 15_000), Change, MayBeLost),
-        rule(Kind::LongGone, "long-gone", Database, (40_000, 60_000), Change, MayBeLost),
-        rule(Kind::Deaf, "deaf", Database, (5_000, 15_000), Change, MayBeLost),
-        rule(Kind::Mute, "mute", Database, (5_000, 15_000), Change, MayBeLost),
+        rule(Kind::LoseNode, "lose-node", Database, (5_000, 15_000), Change, AsReplicated),
+        rule(Kind::LongGone, "long-gone", Database, (40_000, 60_000), Change, AsReplicated),
+        rule(Kind::Deaf, "deaf", Database, (5_000, 15_000), Change, AsReplicated),
+        rule(Kind::Mute, "mute", Database, (5_000, 15_000), Change, AsReplicated),
         rule(Kind::Partial, "partial", Any, (2_000, 15_000), Stay, Kept),
         rule(Kind::TwoAndTwo, "two-and-two", Primary, (3_000, 12_000), Stay, Kept),
-        rule(Kind::QuorumLost, "quorum-lost", Primary, (4_000, 12_000), Either, Kept),
+        rule(Kind::QuorumLost, "quorum-lost", Primary, (4_000, 12_000), Either, TwoNodesOut),
         rule(Kind::NoReplication, "no-replication", Standby, (2_000, 15_000), Stay, Kept),
         rule(Kind::NoClients, "no-clients", Primary, (1_000, 10_000), Stay, Kept),
-        rule(Kind::Flapping, "flapping", Database, (5_000, 15_000), Either, MayBeLost),
-        rule(Kind::PacketLoss, "packet-loss", Any, (5_000, 15_000), Either, MayBeLost),
+        rule(Kind::Flapping, "flapping", Database, (5_000, 15_000), Either, AsReplicated),
+        rule(Kind::PacketLoss, "packet-loss", Any, (5_000, 15_000), Either, AsReplicated),
         rule(Kind::RoguePromote, "rogue-promote", Standby, (0, 0), Stay, Kept),
         rule(Kind::ConnectionsFull, "connections-full", Primary, (2_000, 15_000), Stay, Kept),
         rule(Kind::LoseWitness, "lose-witness", Witness, (1_000, 20_000), Stay, Kept),
         // A primary whose agent has forgotten what it promised cannot renew its lease for a while.
-        rule(Kind::WipeStore, "wipe-store", Any, (500, 5_000), Either, MayBeLost),
-        rule(Kind::Unstartable, "unstartable", Primary, (5_000, 20_000), Change, MayBeLost),
+        rule(Kind::WipeStore, "wipe-store", Any, (500, 5_000), Either, AsReplicated),
+        rule(Kind::Unstartable, "unstartable", Primary, (5_000, 20_000), Change, AsReplicated),
         rule(Kind::Switchover, "switchover", Primary, (0, 0), Change, Kept),
         rule(Kind::SwitchoverKill, "switchover-kill", Any, (0, 800), Either, Kept),
         // The second successor may be the first primary.
-        rule(Kind::Double, "double", Primary, (0, 3_000), Either, MayBeLost),
+        rule(Kind::Double, "double", Primary, (0, 3_000), Either, AsReplicated),
     ]
 };
 

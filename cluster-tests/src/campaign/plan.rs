@@ -1,5 +1,6 @@
 //! Which fault comes next, drawn from the seed alone.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -13,6 +14,8 @@ use super::kind::{Kind, RULES};
 pub(super) struct Fault {
     /// What.
     pub(super) kind: Kind,
+    /// Whether it meets the primary, if it may meet either that or another node.
+    pub(super) meets_primary: bool,
     /// Chooses among those who can be met.
     pub(super) choice: usize,
     /// Chooses among those who are left.
@@ -27,12 +30,15 @@ pub(super) struct Fault {
     pub(super) pause: Duration,
 }
 
-/// An endless sequence of faults. Every kind comes once before one comes again.
+/// An endless sequence of faults. Every kind comes once before one comes again. One that may meet the
+/// primary or another node meets them in turn; with whom it begins is left to chance.
 #[derive(Debug)]
 pub(super) struct Plan {
     random: StdRng,
     kinds: Vec<Kind>,
     bag: Vec<Kind>,
+    /// Whether a kind met the primary when it came last.
+    met_primary: BTreeMap<Kind, bool>,
 }
 
 impl Plan {
@@ -40,7 +46,7 @@ impl Plan {
     pub(super) fn new(seed: u64, only: &[Kind]) -> Self {
         let all = || RULES.iter().map(|rule| rule.kind).collect();
         let kinds = if only.is_empty() { all() } else { only.to_vec() };
-        Self { random: StdRng::seed_from_u64(seed), kinds, bag: Vec::new() }
+        Self { random: StdRng::seed_from_u64(seed), kinds, bag: Vec::new(), met_primary: BTreeMap::new() }
     }
 
     fn kind(&mut self) -> Kind {
@@ -61,6 +67,9 @@ impl Iterator for Plan {
         let kind = self.kind();
         let (least, most) = kind.rule().hold_ms;
         let random = &mut self.random;
+        let met_primary = self.met_primary.entry(kind).or_insert_with(|| random.random_bool(0.5));
+        *met_primary = !*met_primary;
+        let meets_primary = *met_primary;
         // Short ones are the more telling ones: half of the draws come from the lower quarter.
         let upper = if random.random_bool(0.5) { least + (most - least) / 4 } else { most };
         let hold = Duration::from_millis(random.random_range(least..=upper));
@@ -68,7 +77,7 @@ impl Iterator for Plan {
         let (choice, second) = (random.random_range(0..1_000), random.random_range(0..1_000));
         let percent = random.random_range(1..=30);
         let pause = Duration::from_millis(random.random_range(300..=3_000));
-        Some(Fault { kind, choice, second, hold, percent, beats, pause })
+        Some(Fault { kind, meets_primary, choice, second, hold, percent, beats, pause })
     }
 }
 
@@ -84,6 +93,27 @@ mod tests {
         let first: std::collections::BTreeSet<Kind> =
             of(7).into_iter().take(RULES.len()).map(|fault| fault.kind).collect();
         assert_eq!(first.len(), RULES.len(), "every kind comes before one comes twice");
+    }
+
+    #[test]
+    fn a_kind_meets_the_primary_every_other_time() {
+        for seed in 0..20 {
+            let mut turns: BTreeMap<Kind, Vec<bool>> = BTreeMap::new();
+            for fault in Plan::new(seed, &[]).take(5 * RULES.len()) {
+                turns.entry(fault.kind).or_default().push(fault.meets_primary);
+            }
+            for (kind, turns) in turns {
+                assert!(turns.windows(2).all(|pair| pair[0] != pair[1]), "{kind:?}, seed {seed}: {turns:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn chance_decides_with_whom_a_kind_begins() {
+        let begins =
+            |seed| Plan::new(seed, &[Kind::LongGone]).next().is_some_and(|fault| fault.meets_primary);
+        let first = (0..100).filter(|seed| begins(*seed)).count();
+        assert!((30..=70).contains(&first), "{first} of 100 seeds begin with the primary");
     }
 
     #[test]

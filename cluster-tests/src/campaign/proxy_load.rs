@@ -7,20 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
 
+use crate::application::{Answer, Application};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
-use crate::postgres::APP;
 
-/// A statement that is not answered for so long has been forgotten by somebody.
-const STATEMENT_TIME_MAX: Duration = Duration::from_secs(60);
 /// Between two commits of a session.
 const PAUSE: Duration = Duration::from_millis(5);
 /// After an error.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
 
+/// Among the errors: acknowledged with a warning, so that it may be on the primary alone.
+const WARNED: &str = "acknowledged with a warning";
 const INSERT: &str = "INSERT INTO campaign_rows VALUES ($1::bigint, $2::bigint)";
 
 /// An acknowledged row.
@@ -43,6 +43,24 @@ pub(crate) struct Seen {
     pub(crate) sessions_lost: Vec<String>,
     /// Statements without an answer.
     pub(crate) unanswered: usize,
+}
+
+impl Seen {
+    /// What became of a row. Only what was acknowledged without a warning must be there.
+    fn record(&mut self, ack: Ack, answer: Answer) {
+        let mut count = |kind: String| *self.errors.entry(kind).or_default() += 1;
+        match answer {
+            Answer::Committed => self.acks.push(ack),
+            Answer::Warned => count(WARNED.to_owned()),
+            Answer::Refused(kind) => count(format!("connect: {kind}")),
+            Answer::Failed(kind) => count(kind),
+            Answer::Closed { kind, said } => {
+                count(kind);
+                self.sessions_lost.push(format!("session {}: {said}", ack.writer));
+            }
+            Answer::Unanswered => self.unanswered += 1,
+        }
+    }
 }
 
 /// What the database has of the rows.
@@ -72,12 +90,8 @@ impl ProxyLoad {
         let table = "CREATE TABLE campaign_rows (writer bigint, seq bigint); \
                      CREATE INDEX ON campaign_rows (writer, seq)";
         client.batch_execute(table).await?;
-        let proxy = cluster.proxy(0);
-        let mut config = Config::new();
-        config.host(&proxy.place.host).port(proxy.port).user(APP).password(APP).dbname(APP);
-        config.connect_timeout(Duration::from_secs(20));
         let (shared, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
-        let write = |writer| write(writer, config.clone(), Arc::clone(&shared), Arc::clone(&stop));
+        let write = |writer| write(writer, Application::new(cluster), Arc::clone(&shared), Arc::clone(&stop));
         let tasks = (0..sessions).map(|writer| tokio::spawn(write(writer))).collect();
         Ok(Self { shared, stop, tasks, kept: BTreeSet::new(), looked_up: BTreeMap::new() })
     }
@@ -148,52 +162,33 @@ fn locked(shared: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write(writer: usize, config: Config, shared: Arc<Mutex<Seen>>, stop: Arc<AtomicBool>) {
-    let mut session: Option<Client> = None;
+async fn write(writer: usize, mut application: Application, shared: Arc<Mutex<Seen>>, stop: Arc<AtomicBool>) {
     let (key, mut seq) = (key(writer), 0i64);
-    let count = |kind: String| *locked(&shared).errors.entry(kind).or_default() += 1;
     while !stop.load(Ordering::Relaxed) {
-        let client = match session.take() {
-            Some(client) => client,
-            None => match config.connect(NoTls).await {
-                Ok((client, connection)) => {
-                    tokio::spawn(connection);
-                    client
-                }
-                Err(error) => {
-                    count(format!("connect: {}", kind(&error)));
-                    sleep(ERROR_PAUSE).await;
-                    continue;
-                }
-            },
-        };
         seq += 1;
-        match timeout(STATEMENT_TIME_MAX, client.execute(INSERT, &[&key, &seq])).await {
-            Ok(Ok(_)) => {
-                locked(&shared).acks.push(Ack { writer, seq, at: Instant::now() });
-                sleep(PAUSE).await;
-            }
-            Ok(Err(error)) => {
-                count(kind(&error));
-                if client.is_closed() {
-                    locked(&shared).sessions_lost.push(format!("session {writer}: {}", chain(&error)));
-                    continue;
-                }
-                sleep(ERROR_PAUSE).await;
-            }
-            Err(_) => {
-                locked(&shared).unanswered += 1;
-                continue;
-            }
-        }
-        session = Some(client);
+        let answer = application.commit(INSERT, &[&key, &seq]).await;
+        let acknowledged = matches!(answer, Answer::Committed);
+        let ack = Ack { writer, seq, at: Instant::now() };
+        locked(&shared).record(ack, answer);
+        sleep(if acknowledged { PAUSE } else { ERROR_PAUSE }).await;
     }
 }
 
-fn kind(error: &tokio_postgres::Error) -> String {
-    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn chain(error: &tokio_postgres::Error) -> String {
-    pgherd_common::errors::Chain(error).to_string()
+    #[test]
+    fn a_row_counts_as_acknowledged_only_without_a_warning() {
+        let ack = Ack { writer: 1, seq: 7, at: Instant::now() };
+        let mut seen = Seen::default();
+        seen.record(ack, Answer::Committed);
+        seen.record(ack, Answer::Warned);
+        seen.record(ack, Answer::Failed("57P01".to_owned()));
+        seen.record(ack, Answer::Closed { kind: "57P01".to_owned(), said: "over".to_owned() });
+        seen.record(ack, Answer::Unanswered);
+        assert_eq!((seen.acks.len(), seen.unanswered), (1, 1));
+        assert_eq!(seen.errors, BTreeMap::from([("57P01".to_owned(), 2), (WARNED.to_owned(), 1)]));
+        assert_eq!(seen.sessions_lost, ["session 1: over"]);
+    }
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::direct_load::DirectLoad;
 use super::inflict::{Cast, Deed, inflict};
 use super::judge::{self, Measured};
-use super::kind::{Expect, Kind};
+use super::kind::{Expect, Kind, Replication};
 use super::plan::Fault;
 use super::proxy_load::{Ack, ProxyLoad};
 use super::tell::Round;
@@ -31,6 +31,8 @@ pub(super) const EXPECTED: &[&str] = &[
     "could not accept SSL connection",
     "unrecognized configuration parameter \"no_such_setting\"",
     "contains errors",
+    // Whoever it was answering has been killed.
+    "connection to client lost",
     // A standby that has yet to hear of it when the load begins.
     "role \"campaign_direct\" does not exist",
 ];
@@ -52,6 +54,7 @@ pub(super) struct Campaign<'a> {
     direct: DirectLoad,
     proxied: ProxyLoad,
     epoch: Instant,
+    replication: Replication,
     /// Log lines that were told.
     alarms: BTreeSet<String>,
 }
@@ -62,8 +65,9 @@ impl<'a> Campaign<'a> {
         direct: DirectLoad,
         proxied: ProxyLoad,
         epoch: Instant,
+        replication: Replication,
     ) -> Self {
-        Self { cluster, direct, proxied, epoch, alarms: BTreeSet::new() }
+        Self { cluster, direct, proxied, epoch, replication, alarms: BTreeSet::new() }
     }
 
     /// Inflicts a fault and sees what comes of it.
@@ -107,7 +111,7 @@ impl<'a> Campaign<'a> {
         let new = alarms.filter(|line| self.alarms.insert(line.clone()));
         let of_kind = expected(fault.kind);
         seen.alarms = new.filter(|line| !of_kind.iter().any(|known| line.contains(known))).collect();
-        wrong.extend(judge::violations(fault.kind, &seen));
+        wrong.extend(judge::violations(fault.kind, self.replication, &seen));
         Ok(Round {
             number,
             kind: fault.kind,

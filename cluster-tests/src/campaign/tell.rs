@@ -76,40 +76,43 @@ pub(crate) fn line(round: &Round, since: Duration) -> String {
     text
 }
 
-/// The table of all rounds, by kind.
+/// The table of all rounds in Markdown, by kind and by who was met.
 pub(crate) fn table(rounds: &[Round]) -> String {
     let mut text = format!(
-        "{:<30} {:>5} {:>8} {:>8} {:>8} {:>9} {:>5} {:>10}\n",
-        "fault", "count", "min ms", "median", "max", "failovers", "lost", "violations"
+        "| {:<17} | {:<7} | {:>5} | {:>13} | {:>6} | {:>6} | {:>18} | {:>9} |\n",
+        "Fault", "Victim", "Count", "Outage min ms", "Median", "Max", "Changes of primary", "Rows lost"
     );
-    let mut row = |name: &str, of: &[&Round]| {
-        let mut outages: Vec<u128> = of.iter().map(|round| round.seen.outage.as_millis()).collect();
-        outages.sort_unstable();
-        let at = |place: usize| outages.get(place).copied().unwrap_or(0);
-        let sum = |what: &dyn Fn(&Round) -> usize| of.iter().map(|round| what(round)).sum::<usize>();
+    text.push_str("|---|---|---:|---:|---:|---:|---:|---:|\n");
+    let mut row = |name: &str, victim: &str, of: &[&Round]| {
+        let outages: Vec<u128> = of.iter().map(|round| round.seen.outage.as_millis()).collect();
+        let [least, median, most] = spread(outages);
+        let changes: u64 = of.iter().map(|round| round.seen.generations).sum();
+        let lost: usize = of.iter().map(|round| round.seen.lost).sum();
         let _infallible = writeln!(
             text,
-            "{name:<30} {:>5} {:>8} {:>8} {:>8} {:>9} {:>5} {:>10}",
+            "| {name:<17} | {victim:<7} | {:>5} | {least:>13} | {median:>6} | {most:>6} | {changes:>18} | {lost:>9} |",
             of.len(),
-            at(0),
-            at(of.len() / 2),
-            at(of.len().saturating_sub(1)),
-            sum(&|round| usize::from(round.seen.changed())),
-            sum(&|round| round.seen.lost),
-            sum(&|round| round.violations.len()),
         );
     };
     for rule in RULES {
-        for (role, primary) in [("", true), (", other node", false)] {
+        for (victim, primary) in [("primary", true), ("other", false)] {
             let of = |round: &&Round| round.kind == rule.kind && round.seen.meets_primary == primary;
             let of: Vec<&Round> = rounds.iter().filter(of).collect();
             if !of.is_empty() {
-                row(&format!("{}{role}", rule.name), &of);
+                row(rule.name, victim, &of);
             }
         }
     }
-    row("all", &rounds.iter().collect::<Vec<_>>());
+    row("all", "", &rounds.iter().collect::<Vec<_>>());
     text
+}
+
+/// The least, the middle and the greatest; of an even number, the middle lies between two.
+fn spread(mut values: Vec<u128>) -> [u128; 3] {
+    values.sort_unstable();
+    let at = |place: usize| values.get(place).copied().unwrap_or(0);
+    let last = values.len().saturating_sub(1);
+    [at(0), u128::midpoint(at(last / 2), at(values.len() / 2)), at(last)]
 }
 
 #[cfg(test)]
@@ -124,13 +127,28 @@ mod tests {
             victim: "server1".to_owned(),
             hold: Duration::ZERO,
             note: String::new(),
-            seen: Measured { meets_primary, outage: Duration::from_millis(ms), ..Measured::default() },
+            seen: Measured {
+                meets_primary,
+                outage: Duration::from_millis(ms),
+                generations: u64::from(meets_primary),
+                lost: 3,
+                ..Measured::default()
+            },
             healed: Some(Duration::ZERO),
             violations: Vec::new(),
         };
-        let rounds = [round(Kind::Blip, true, 30), round(Kind::Blip, true, 10), round(Kind::Blip, false, 20)];
+        let rounds = [round(Kind::Blip, true, 30), round(Kind::Blip, true, 10), round(Kind::Blip, false, 50)];
         let text = table(&rounds);
-        assert_eq!(text.lines().count(), 4, "{text}");
-        assert!(text.lines().nth(1).unwrap().contains("      10       30       30"));
+        let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        let lines: Vec<Vec<String>> = text.lines().map(cells).collect();
+        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+        let rows: Vec<String> = lines.iter().skip(2).map(|line| line.join(" ").trim().to_owned()).collect();
+        assert_eq!(rows, ["blip primary 2 10 20 30 2 6", "blip other 1 50 50 50 0 3", "all  3 10 30 50 2 9"]);
+    }
+
+    #[test]
+    fn the_middle_of_nothing_is_nothing() {
+        assert_eq!(spread(Vec::new()), [0, 0, 0]);
+        assert_eq!(spread(vec![9, 1, 4]), [1, 4, 9]);
     }
 }

@@ -1,0 +1,40 @@
+//! What an application sees of synchronous replication.
+
+use std::time::Duration;
+
+use pgherd_cluster_tests::postgres::APP;
+use pgherd_cluster_tests::process::{self, Signal};
+use pgherd_cluster_tests::workload::Writer;
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Cancels what the application waits for a standby with.
+const CANCEL: &str = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity \
+    WHERE wait_event = 'SyncRep' AND usename = 'app'";
+
+/// PostgreSQL answers a commit whose wait was cancelled as if it had succeeded, with a warning.
+#[tokio::test]
+async fn a_commit_that_waits_for_a_standby_is_not_acknowledged_by_cancelling_it() -> TestResult {
+    let cluster = Cluster::for_test("cancelled-wait").synchronous(true).start().await?;
+    let writer = Writer::start(&cluster, "cancelled").await?;
+    writer.until_written(20, SOON).await?;
+    let postmaster = cluster.node("server1").postmaster();
+    let postmaster = postmaster.ok_or_else(|| Failure::new("server1 does not run"))?;
+    let sends = |child: &u32| process::title(*child).contains("walsender");
+    let senders: Vec<u32> = process::children(postmaster).into_iter().filter(sends).collect();
+    assert_eq!(senders.len(), 2);
+    senders.iter().for_each(|sender| process::signal(*sender, Signal::STOP));
+    let superuser = cluster.connect_server("server1", APP).await?;
+    let cancelled = wait_until("a commit waits for a standby", SOON, async || {
+        let row = superuser.query_one(CANCEL, &[]).await.map_err(|error| error.to_string())?;
+        if row.get::<_, i64>(0) > 0 { Ok(()) } else { Err("none does".to_owned()) }
+    });
+    let cancelled = cancelled.await;
+    senders.iter().for_each(|sender| process::signal(*sender, Signal::CONT));
+    cancelled?;
+    writer.until_written(20, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_eq!(outcome.errors.get("a warning"), Some(&1), "{outcome:?}");
+    assert_eq!((outcome.errors.len(), outcome.lost.len()), (1, 0), "{outcome:?}");
+    Ok(cluster.finish(&[])?)
+}

@@ -76,6 +76,16 @@ impl SmallDisk {
         self.tool("mount", &["-o", "remount,abort"], &self.at).await
     }
 
+    /// Makes it hang: whoever writes to it waits, and cannot be killed, until it is [thawed](Self::thaw).
+    pub async fn freeze(&self) -> Result<(), CommandError> {
+        self.tool("fsfreeze", &["--freeze"], &self.at).await
+    }
+
+    /// Ends what [`freeze`](Self::freeze) began.
+    pub async fn thaw(&self) -> Result<(), CommandError> {
+        self.tool("fsfreeze", &["--unfreeze"], &self.at).await
+    }
+
     /// Another disk with the same content. Fails while somebody uses the broken one.
     pub async fn replace(&self) -> Result<(), Failure> {
         self.tool("umount", &[], &self.at).await?;

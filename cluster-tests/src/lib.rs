@@ -24,6 +24,7 @@ pub mod process;
 pub mod status;
 pub mod undertaker;
 pub mod wait;
+pub mod watchdog;
 pub mod workload;
 
 pub use builder::{Builder, StartError};

@@ -25,6 +25,9 @@ members() {
     done 2>/dev/null
 }
 
+# On a frozen file system nobody dies.
+for at in $mounts; do fsfreeze --unfreeze "$at"; done 2>/dev/null
+
 # Agents and proxies first, so that nobody starts a server again. Then an immediate stop of the
 # servers, in which a postmaster gives back its shared memory. Then whatever is left.
 round=0

@@ -181,6 +181,130 @@ async fn without_agent_and_guardian_the_primary_stays_and_is_called_unguarded() 
     Ok(cluster.finish(&["connection to client lost"])?)
 }
 
+fn guardian(cluster: &Cluster, node: &str) -> Result<u32, Failure> {
+    cluster.node(node).agent.pid().ok_or_else(|| Failure::new(format!("{node} has no guardian")))
+}
+
+/// Looks for so long that nobody but `primary` accepts writes.
+async fn nobody_else_writes(cluster: &Cluster, primary: &str, during: Duration) -> TestResult {
+    let watched = never("somebody else writes", during, async || {
+        let writable = cluster.writable().await;
+        (writable != [primary]).then(|| format!("writable: {writable:?}"))
+    });
+    Ok(watched.await?)
+}
+
+#[tokio::test]
+async fn a_guardian_that_hangs_alone_changes_nothing() -> TestResult {
+    let mut cluster = Cluster::for_test("guardian-hung").start().await?;
+    let generation = cluster.status().await?.generation;
+    let writer = Writer::start(&cluster, "guardian").await?;
+    writer.until_written(100, SOON).await?;
+    let (guardian, worker) = (guardian(&cluster, "server1")?, worker(&cluster, "server1")?);
+    let primary = postmaster(&cluster, "server1")?;
+    process::signal(guardian, Signal::STOP);
+    nobody_else_writes(&cluster, "server1", LEASE * 4).await?;
+    writer.until_written(100, SOON).await?;
+    process::signal(guardian, Signal::CONT);
+    // It hears all that it has missed before it acts.
+    nobody_else_writes(&cluster, "server1", LEASE * 2).await?;
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(100, SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "guardian hung");
+    assert!(outcome.errors.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
+    assert_eq!(postmaster(&cluster, "server1")?, primary);
+    assert_eq!(cluster.node("server1").worker(), Some(worker));
+    assert_eq!(cluster.status().await?.generation, generation);
+    Ok(cluster.finish(&["the guardian of this agent hangs", "connection to client lost"])?)
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_as_a_whole_never_makes_two_primaries() -> TestResult {
+    let mut cluster = Cluster::for_test("agent-hung").start().await?;
+    let writer = Writer::start(&cluster, "agent").await?;
+    for first_awake in ["guardian", "worker"] {
+        let primary = cluster.primary().await?;
+        let generation = cluster.status().await?.generation;
+        let (guardian, worker) = (guardian(&cluster, &primary)?, worker(&cluster, &primary)?);
+        writer.until_written(100, SOON).await?;
+        process::signal(guardian, Signal::STOP);
+        process::signal(worker, Signal::STOP);
+        // Nobody can end this PostgreSQL, and it answers: it stays what it is.
+        let told = wait_until("it is told", SOON, async || {
+            let answer =
+                cluster.cli("server4", &["cluster-status"]).await.map_err(|error| error.to_string())?;
+            if answer.out.contains("unguarded") { Ok(()) } else { Err(answer.out) }
+        });
+        told.await?;
+        nobody_else_writes(&cluster, &primary, LEASE * 2).await?;
+        writer.until_written(100, SOON).await?;
+        let (first, second) = if first_awake == "guardian" { (guardian, worker) } else { (worker, guardian) };
+        process::signal(first, Signal::CONT);
+        let two = never("two accept writes", LEASE * 2, async || {
+            let writable = cluster.writable().await;
+            process::signal(second, Signal::CONT);
+            (writable.len() > 1).then(|| format!("writable: {writable:?}"))
+        });
+        two.await?;
+        cluster.until_healthy(SOON).await?;
+        writer.until_written(100, SOON).await?;
+        let after = cluster.status().await?.generation;
+        figure(&format!("failovers, the {first_awake} first awake"), after - generation);
+        assert!(after <= generation + 1, "{generation} {after}");
+    }
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "agent hung");
+    figure("outage after a whole agent hung", outcome.longest_gap);
+    Ok(cluster.finish(&["connection to client lost"])?)
+}
+
+/// What the kernel was asked for: who is to die for want of memory, and who runs first.
+fn standing_of(process: u32) -> Result<(i32, i32), Failure> {
+    let score = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj"))?;
+    let nice = rustix::process::getpriority_process(process::pid(process))?;
+    Ok((score.trim().parse()?, nice))
+}
+
+/// Whether the kernel lets this process, and what it starts, ask not to be chosen when memory runs out.
+fn may_ask_to_be_spared() -> Result<bool, Failure> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let held = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or("0");
+    Ok(u64::from_str_radix(held.trim(), 16)? & CAP_SYS_RESOURCE != 0)
+}
+
+#[tokio::test]
+async fn memory_and_processors_are_there_for_the_guardian_first() -> TestResult {
+    let mut cluster = Cluster::for_test("standing").proxies(0).start().await?;
+    // The standbys' servers were started by their agents. One was started by an agent's second worker.
+    let old = worker(&cluster, "server3")?;
+    process::signal(old, Signal::KILL);
+    replaced(&cluster, "server3", old).await?;
+    cluster.kill_postmaster("server3");
+    cluster.until("its end is seen", SOON, |status| (!status.healthy).then_some(())).await?;
+    cluster.until_healthy(SOON).await?;
+    let (guardian_score, worker_score) = if may_ask_to_be_spared()? { (-1000, -900) } else { (0, 0) };
+    figure("scores of guardian and worker", (guardian_score, worker_score));
+    for node in ["server1", "server2", "server3", "server4"] {
+        let agent = (standing_of(guardian(&cluster, node)?)?, standing_of(worker(&cluster, node)?)?);
+        assert_eq!(agent, ((guardian_score, -10), (worker_score, -10)), "guardian and worker of {node}");
+    }
+    for node in ["server2", "server3"] {
+        let postmaster = postmaster(&cluster, node)?;
+        let (score, nice) = standing_of(postmaster)?;
+        assert!(score > -1000 && nice == 0, "postmaster of {node}: {score} {nice}");
+        let children = process::children(postmaster);
+        assert!(children.len() > 3, "{children:?}");
+        for child in children {
+            // One that has just ended is no matter.
+            let Ok(standing) = standing_of(child) else { continue };
+            assert_eq!(standing, (0, 0), "{} of {node}", process::title(child));
+        }
+    }
+    Ok(cluster.finish(&[])?)
+}
+
 #[tokio::test]
 async fn a_primary_that_is_cut_off_while_its_worker_hangs_is_fenced() -> TestResult {
     let mut cluster = Cluster::for_test("cut-and-hung").proxies(0).netns(true).start().await?;

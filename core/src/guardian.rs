@@ -264,6 +264,8 @@ impl Guardian {
         }
         self.fencing = None;
         self.deadline = self.deadline.filter(|deadline| !deadline.passed(now));
+        // The watchdog has been waiting for this.
+        self.pet_at = now;
         self.notes.push("every process of PostgreSQL is gone".to_owned());
     }
 

@@ -291,7 +291,10 @@ fn the_watchdog_goes_off_within_the_lease_unless_postgresql_is_gone() {
     assert!(!guardian.step(now + ms(60)).pet);
     guardian.worker_ended(crash(), now + ms(80));
     assert!(guardian.step(now + ms(190)).fence.is_some());
+    // Just before it would have been its turn again.
+    let _not_petted = guardian.step(now + ms(290));
     guardian.fenced(&Fenced::Gone, now + ms(300));
+    assert!(guardian.step(now + ms(300)).pet, "the machine has been spared, and needs to know at once");
     guardian.worker_started(now + ms(300));
     assert!(run(&mut guardian, now + ms(300), now + ms(600)).iter().any(|(_, step)| step.pet));
 }

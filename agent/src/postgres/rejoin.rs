@@ -3,7 +3,7 @@
 use pgherd_common::Timeline;
 
 use super::StartError;
-use super::controldata::{ClusterState, ControlDataError};
+use super::controldata::{ClusterState, ControlData, ControlDataError};
 use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::instance::Instance;
@@ -126,14 +126,20 @@ impl Instance {
             self.rewind(upstream, running).await?
         } else {
             let control = self.control().await?;
-            let removed = timelines::remove_foreign(self.data_dir(), &control, running)?;
-            if !removed.is_empty() {
-                tracing::warn!(files = ?removed, "removed what an unfinished promotion left in pg_wal");
-            }
+            self.remove_foreign(&control, running)?;
             Rejoined::AsWas
         };
         self.bring_up_standby(Some(upstream), fenced).await?;
         Ok(rejoined)
+    }
+
+    /// Leaves no WAL in `pg_wal` that recovery could take for the upstream's.
+    fn remove_foreign(&self, control: &ControlData, running: &Running) -> Result<(), FileError> {
+        let removed = timelines::remove_foreign(self.data_dir(), control, running)?;
+        if !removed.is_empty() {
+            tracing::info!(files = ?removed, "removed WAL of a timeline that is not the upstream's");
+        }
+        Ok(())
     }
 
     async fn needs_rewind(&self, upstream: &Upstream, running: &Running) -> Result<bool, RejoinError> {
@@ -179,6 +185,9 @@ impl Instance {
         files::create_standby_signal(self.data_dir(), &self.shared.owner)?;
         Following::new(self.settings(), Some(upstream)).write(self.data_dir(), &self.shared.owner)?;
         self.fill_gaps(&running.history)?;
+        // pg_rewind keeps the segments that it has read itself, also those of a timeline it undoes. The
+        // next promotion takes that timeline's number, and recovery would take them for its own.
+        self.remove_foreign(&control, running)?;
         self.finish_rewind()?;
         if kinship != Kinship::Ancestor {
             let timeline = control.timeline();

@@ -376,6 +376,39 @@ async fn an_interrupted_rewind_bars_the_start_until_it_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_rewound_node_keeps_nothing_of_the_timeline_that_was_undone() {
+    let n1 = Server::primary("n1").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let n3 = Server::standby(&n1, "n3").await;
+    // Somebody promotes n2; its agent ends that. Its timeline 2 and that of n3 will be two.
+    n2.instance.recruit().await.unwrap();
+    n2.instance.promote().await.unwrap();
+    n2.sql("INSERT INTO t SELECT generate_series(1, 1000)").await;
+    n2.instance.fence().await.unwrap();
+    n1.sql("INSERT INTO t VALUES (1)").await;
+    let rejoined = n2.instance.rejoin(&n1.upstream(), &n1.running().await).await.unwrap();
+    assert!(matches!(rejoined, Rejoined::Rewound { from: Timeline(2), .. }), "{rejoined:?}");
+    n2.streams().await;
+    let files = std::fs::read_dir(n2.settings.data_dir.join("pg_wal")).unwrap();
+    let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.starts_with("00000002")).collect();
+    assert_eq!(left, Vec::<String>::new());
+
+    for standby in [&n2, &n3] {
+        standby.instance.recruit().await.unwrap();
+    }
+    n1.instance.fence().await.unwrap();
+    n3.instance.promote().await.unwrap();
+    n3.instance.align_slots(&["n1".parse().unwrap(), "n2".parse().unwrap()].into(), false).await.unwrap();
+    n3.sql("INSERT INTO t VALUES (2)").await;
+    n2.instance.follow(&n3.upstream()).await.unwrap();
+    let position = n3.running().await.position;
+    n2.until("replay", |state| matches!(state, PostgresState::Running(r) if r.position >= position)).await;
+    assert_eq!(n2.text("SELECT count(*)::text FROM t").await, "2");
+}
+
+#[tokio::test]
 async fn without_checksums_a_diverged_node_is_not_rewound() {
     let n1 = Server::initialised_with("n1", &[]).await;
     n1.instance.start_primary().await.unwrap();

@@ -60,14 +60,16 @@ pub struct Options {
     pub pg_bin: Option<PathBuf>,
     /// A run may take so long.
     pub time_max: Duration,
-    /// Where sources and results are kept.
+    /// Where results are kept.
     pub keep: PathBuf,
+    /// Where the suites' sources are kept.
+    pub sources: PathBuf,
 }
 
 /// Runs it and tells every step to `say`. Whether no test differed.
 pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<bool, Failure> {
     let bin_dir = install::postgres_programs(options.pg_bin.as_deref(), say).await?;
-    let suites = sources::suites(&bin_dir, &options.keep.join("sources"), say).await?;
+    let suites = sources::suites(&bin_dir, &absolute(&options.sources)?, say).await?;
     say("starting a primary, two standbys, their agents and a proxy");
     let cluster = Cluster::builder()
         .name("regress")
@@ -102,6 +104,12 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<bool, Failure>
         }
     }
     Ok(all_same)
+}
+
+/// Programs that run elsewhere are told of it. The directory is made.
+fn absolute(path: &Path) -> std::io::Result<PathBuf> {
+    std::fs::create_dir_all(path)?;
+    path.canonicalize()
 }
 
 /// Everything a run needs.
@@ -186,7 +194,7 @@ impl Stage<'_> {
             child.kill().await?;
         }
         let counted = shares::count(self.cluster, self.database()).await?;
-        let kept = self.options.keep.join(name);
+        let kept = absolute(&self.options.keep)?.join(name);
         let _of_an_earlier_run = std::fs::remove_dir_all(&kept);
         let mut copy = Command::new("cp");
         copy.arg("-r").arg(&output).arg(&kept);

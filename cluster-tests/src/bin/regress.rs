@@ -38,7 +38,7 @@ struct Args {
     /// A run that takes longer is ended.
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     minutes: u64,
-    /// Where sources and results are kept.
+    /// Where results are kept.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 }
@@ -56,7 +56,8 @@ async fn main() -> ExitCode {
         remote_apply: args.remote_apply,
         pg_bin: args.pg_bin,
         time_max: Duration::from_secs(args.minutes * 60),
-        keep: args.keep.unwrap_or(target),
+        keep: args.keep.unwrap_or_else(|| target.clone()),
+        sources: target.join("sources"),
     };
     let ended = tokio::select! {
         ended = regress::run(&options, &say) => ended,

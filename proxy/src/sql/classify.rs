@@ -195,6 +195,8 @@ fn set_verdict(set: &Set, text: &str) -> Verdict {
         // Anything else is remembered under its own text.
         _ => Some(text.to_ascii_lowercase()),
     };
+    // It sets its two halves one by one: what an earlier one set may still hold.
+    let key = key.map(|key| if key == "datestyle" { text.to_ascii_lowercase() } else { key });
     let effects = key.map(|key| Effect::Set { key, sql: text.to_owned() }).into_iter().collect();
     Verdict { effects, ..Verdict::plain(Route::Neutral) }
 }

@@ -245,6 +245,8 @@ fn state_that_one_server_has_pins_the_session() {
         "DO $$ BEGIN END $$",
         "LOAD 'x'",
         "FROBNICATE; DISCARD ALL",
+        "SELECT seq_scan FROM pg_catalog.pg_stat_user_tables",
+        "SELECT pg_stat_get_numscans(1)",
     ] {
         assert!(verdict(sql).effects.contains(&Effect::Pin), "{sql}");
     }
@@ -257,6 +259,17 @@ fn state_that_one_server_has_pins_the_session() {
     ] {
         assert!(!verdict(sql).effects.contains(&Effect::Pin), "{sql}");
     }
+}
+
+#[test]
+fn the_two_halves_of_datestyle_are_remembered_side_by_side() {
+    let key = |sql: &str| match verdict(sql).effects.as_slice() {
+        [Effect::Set { key, .. }] => key.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(key("SET DateStyle TO iso"), key("SET datestyle TO ymd"));
+    assert_eq!(key("SET DateStyle TO iso"), key("set datestyle to ISO"));
+    assert_eq!(key("SET timezone TO 'UTC'"), key("SET TimeZone = 'CET'"));
 }
 
 #[test]

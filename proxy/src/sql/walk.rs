@@ -51,6 +51,7 @@ impl<'a> Walk<'a> {
             }
             other if self.facts.is_read_only(other) => {}
             other => {
+                self.pins |= is_statistic(other);
                 // A function of the user's may have made a temporary table or changed a setting.
                 self.pins |= !self.facts.is_stateless(other);
                 self.require(false);
@@ -93,6 +94,10 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+fn is_statistic(name: &str) -> bool {
+    name.starts_with("pg_stat")
 }
 
 fn literal(argument: &FunctionArg) -> Option<&Value> {
@@ -162,6 +167,9 @@ impl Visitor for Walk<'_> {
     }
 
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<Self::Break> {
+        // Whoever watches a server's statistics means to see in them what this session does.
+        self.pins |=
+            folded(relation).is_some_and(|parts| parts.last().is_some_and(|name| is_statistic(name)));
         self.require(is_plain_name(relation));
         ControlFlow::Continue(())
     }

@@ -4,6 +4,7 @@
 //! Bytes in, bytes and decisions out. Knows neither sockets nor time. A statement that is not
 //! repeatable is never offered for a second run.
 
+mod floor;
 mod reply;
 mod segment;
 mod settings;
@@ -20,6 +21,7 @@ use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
+pub use floor::{Floor, Freshness};
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};
@@ -59,6 +61,13 @@ pub struct Known {
     seen: Seen,
 }
 
+impl Known {
+    /// The proxy ran a query of its own, which does away with the unnamed statement.
+    pub fn forget_unnamed(&mut self) {
+        self.statements.remove("");
+    }
+}
+
 /// The session.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -68,6 +77,8 @@ pub struct Session {
     statements: Statements,
     settings: Settings,
     last_read: Option<NodeId>,
+    /// How far a standby must have come to serve it.
+    pub floor: Floor,
 }
 
 impl Session {
@@ -93,6 +104,12 @@ impl Session {
     /// The session stays with the primary from now on.
     pub fn pin(&mut self) {
         self.pinned = true;
+    }
+
+    /// Whether something may have been committed, now that `batch` is over on the primary; `was_open`: a
+    /// transaction was open before.
+    pub fn may_have_committed(&self, batch: &Batch, was_open: bool) -> bool {
+        self.tx.is_none() && (was_open || batch.may_commit || batch.route == Route::Primary)
     }
 
     /// Whether reads go to the primary, too.

@@ -9,6 +9,7 @@ use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret
 use pgherd_common::{ClusterName, HostPort, NodeName};
 
 use crate::routing::Shares;
+use crate::session::Consistency;
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,17 +18,6 @@ pub enum AuthMethod {
     ScramSha256,
     /// Not at all; servers must trust the proxy too.
     Trust,
-}
-
-/// What a read on a standby is sure to see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consistency {
-    /// Whatever the standby has replayed.
-    Eventual,
-    /// All that the session committed, and all that was committed when it began.
-    Session,
-    /// All that anybody committed before.
-    Global,
 }
 
 /// Where verifiers come from.
@@ -197,14 +187,12 @@ fn read_routing(r: &mut Reader, root: &mut Section) -> Routing {
 
 fn read_consistency(r: &mut Reader, section: &mut Section) -> Option<Consistency> {
     let text: String = section.or(r, "read_consistency", "\"session\"")?;
-    match text.as_str() {
-        "eventual" => Some(Consistency::Eventual),
-        "session" => Some(Consistency::Session),
-        "global" => Some(Consistency::Global),
-        other => {
+    match Consistency::named(&text) {
+        Some(consistency) => Some(consistency),
+        None => {
             let path = section.path_of("read_consistency");
             let what = "expected \"eventual\", \"session\" or \"global\"";
-            r.problem(&path, format!("unknown consistency {other:?}; {what}"));
+            r.problem(&path, format!("unknown consistency {text:?}; {what}"));
             None
         }
     }

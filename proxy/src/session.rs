@@ -21,7 +21,7 @@ use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
-pub use floor::{Floor, Freshness};
+pub use floor::{Consistency, Floor, Freshness};
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};
@@ -104,6 +104,12 @@ impl Session {
     /// The session stays with the primary from now on.
     pub fn pin(&mut self) {
         self.pinned = true;
+    }
+
+    /// What its reads are sure to see: as the session was told by a SET, or else `usual`.
+    pub fn consistency(&self, usual: Consistency) -> Consistency {
+        let set = self.settings.newest_of(floor::SETTING);
+        set.and_then(Consistency::from_set).unwrap_or(usual)
     }
 
     /// Whether something may have been committed, now that `batch` is over on the primary; `was_open`: a

@@ -65,6 +65,8 @@ async fn eventual_reads_may_be_old(world: &World) {
     world.replay("pause").await;
     simple(&client, "INSERT INTO t VALUES (1)").await;
     assert_eq!(simple(&client, COUNT).await, ["0"]);
+    simple(&client, "SET pgherd.read_consistency = 'session'").await;
+    assert_eq!(simple(&client, COUNT).await, ["1"]);
     world.replay("resume").await;
 }
 

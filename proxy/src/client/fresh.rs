@@ -6,8 +6,7 @@ use std::time::Duration;
 use pgherd_common::{Generation, Lsn, NodeId};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::Consistency;
-use crate::session::{Freshness, Wanted};
+use crate::session::{Consistency, Freshness, Wanted};
 use crate::topology::Role;
 use crate::upstream::Server;
 
@@ -19,16 +18,17 @@ const PAUSE_MAX: Duration = Duration::from_millis(5);
 
 impl Client {
     fn consistency(&self) -> Consistency {
-        self.shared.config.read_consistency
+        self.session.consistency(self.shared.config.read_consistency)
     }
 
     /// Something may have been committed on the primary: asks it how far that is. The answer is taken in
     /// when it comes, or waited for when it is needed.
     pub(super) async fn ask_position(&mut self, server: &mut Server) {
+        self.session.floor.doubt();
+        // Should the session want it after all, its next read goes to the primary, and asks then.
         if self.consistency() == Consistency::Eventual {
             return;
         }
-        self.session.floor.doubt();
         server.ask_position();
         // Whether the connection is broken is found out when it is used.
         drop(server.pipe.flush().await);
@@ -92,8 +92,9 @@ impl Client {
         let mut pause = PAUSE_MIN;
         loop {
             let generation = self.generation();
+            let eventual = self.consistency() == Consistency::Eventual;
             let Some(server) = self.servers.get_mut(&node) else { return false };
-            if server.role != Role::Standby || self.shared.config.read_consistency == Consistency::Eventual {
+            if server.role != Role::Standby || eventual {
                 return true;
             }
             if self.session.floor.judge(server.replayed, generation) == Freshness::Fresh {

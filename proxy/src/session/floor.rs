@@ -7,6 +7,38 @@ use pgherd_common::{Generation, Lsn};
 const PAGE: u64 = 8192;
 const PAGE_HEADER_MAX: u64 = 40;
 
+/// What a read on a standby is sure to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// Whatever the standby has replayed.
+    Eventual,
+    /// All that the session committed, and all that was committed when it began.
+    Session,
+    /// All that anybody committed before.
+    Global,
+}
+
+impl Consistency {
+    /// By its name in the configuration and in `SET pgherd.read_consistency`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "eventual" => Some(Self::Eventual),
+            "session" => Some(Self::Session),
+            "global" => Some(Self::Global),
+            _ => None,
+        }
+    }
+
+    /// What a statement that sets it says, if it says anything that is understood.
+    pub(super) fn from_set(sql: &str) -> Option<Self> {
+        let value = sql.rsplit(|c: char| c == '=' || c.is_ascii_whitespace()).next()?;
+        Self::named(&value.trim_matches('\'').to_ascii_lowercase())
+    }
+}
+
+/// The setting by which a session chooses for itself.
+pub(super) const SETTING: &str = "pgherd.read_consistency";
+
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Floor {

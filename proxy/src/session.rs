@@ -386,6 +386,7 @@ impl Session {
             match effect {
                 Effect::Pin => self.pinned = true,
                 Effect::Commit if was_failed => self.settings.rollback(),
+                Effect::Terminate => {}
                 other if !reply.failed() => self.apply(other, known),
                 _ => {}
             }
@@ -409,6 +410,7 @@ impl Session {
             Effect::Commit => self.settings.commit(),
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
+            Effect::Terminate => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -454,6 +456,11 @@ impl Batch {
             may_commit: segment.may_commit,
             ends_tx: segment.ends_tx,
         }
+    }
+
+    /// Whether the client asked for its own connection to be ended, perhaps.
+    pub fn may_terminate(&self) -> bool {
+        self.effects.contains(&Effect::Terminate)
     }
 
     /// The batch goes on.

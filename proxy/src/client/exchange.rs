@@ -332,6 +332,10 @@ impl Client {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 self.on_lost(flow, &server, role, &why)
             }
+            End::Fatal(error) if error.code == "57P01" && flow.batch.may_terminate() => {
+                flow.release(&mut server.pipe.input, &mut self.pipe.output);
+                Err(Gone::Trouble(Trouble::ServerEnded(error)))
+            }
             End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03") => {
                 self.on_lost(flow, &server, role, &format!("the server said: {}", error.message))
             }

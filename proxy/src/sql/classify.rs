@@ -102,9 +102,8 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
     match statement {
         Statement::Query(_) => {
             let walk = Walk::through(statement, facts);
-            let mut verdict = Verdict::plain(if walk.reads { Route::Read } else { Route::Primary });
-            verdict.effects.extend(walk.pins.then_some(Effect::Pin));
-            verdict
+            let route = if walk.reads { Route::Read } else { Route::Primary };
+            Verdict { effects: walk.effects(), ..Verdict::plain(route) }
         }
         Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
             let route = if utility_reads(statement, facts) { Route::Read } else { Route::Primary };

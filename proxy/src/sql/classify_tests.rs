@@ -262,6 +262,13 @@ fn state_that_one_server_has_pins_the_session() {
 }
 
 #[test]
+fn whoever_may_end_its_own_process_is_known() {
+    assert_eq!(verdict("SELECT pg_terminate_backend(pg_backend_pid())").effects, [Effect::Terminate]);
+    assert_eq!(verdict("SELECT f(), pg_terminate_backend(1)").effects, [Effect::Terminate, Effect::Pin]);
+    assert_eq!(verdict("SELECT pg_backend_pid()").effects, []);
+}
+
+#[test]
 fn the_two_halves_of_datestyle_are_remembered_side_by_side() {
     let key = |sql: &str| match verdict(sql).effects.as_slice() {
         [Effect::Set { key, .. }] => key.clone(),

@@ -7,6 +7,7 @@ use sqlparser::ast::{
     ObjectNamePart, Query, Select, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
 };
 
+use super::Effect;
 use super::functions::FunctionFacts;
 use super::settings::same_everywhere;
 
@@ -18,15 +19,23 @@ pub(super) struct Walk<'a> {
     pub(super) reads: bool,
     /// State came to be that only this server has.
     pub(super) pins: bool,
+    /// Server processes may be ended.
+    pub(super) terminates: bool,
 }
 
 impl<'a> Walk<'a> {
     /// Goes through `node`.
     pub(super) fn through(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
-        let mut walk = Self { facts, reads: true, pins: false };
+        let mut walk = Self { facts, reads: true, pins: false, terminates: false };
         // Never breaks: a pin may hide behind the first thing that is no read.
         let ControlFlow::Continue(()) = node.visit(&mut walk);
         walk
+    }
+
+    /// What it does to the session.
+    pub(super) fn effects(&self) -> Vec<Effect> {
+        let terminates = self.terminates.then_some(Effect::Terminate);
+        terminates.into_iter().chain(self.pins.then_some(Effect::Pin)).collect()
     }
 
     fn require(&mut self, condition: bool) {
@@ -52,6 +61,7 @@ impl<'a> Walk<'a> {
             other if self.facts.is_read_only(other) => {}
             other => {
                 self.pins |= is_statistic(other);
+                self.terminates |= other == "pg_terminate_backend";
                 // A function of the user's may have made a temporary table or changed a setting.
                 self.pins |= !self.facts.is_stateless(other);
                 self.require(false);

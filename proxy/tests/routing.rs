@@ -111,6 +111,9 @@ async fn session_state(world: &World) {
     assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
     client.batch_execute("BEGIN; SET my.flag = 'down'; ROLLBACK").await.unwrap();
     assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
+    assert_eq!(simple(&client, "SELECT set_config('my.flag', 'left', false)").await, ["left"]);
+    assert_eq!(simple(&client, "SELECT current_setting('my.flag')").await, ["left"]);
+    assert_eq!(simple(&client, WHERE).await, [world.standby.port().to_string()]);
     client.batch_execute("SET search_path TO nowhere").await.unwrap();
     let error = client.simple_query("SELECT a FROM t").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "42P01");

@@ -9,7 +9,7 @@ use sqlparser::parser::Parser;
 use super::functions::FunctionFacts;
 use super::settings::same_everywhere;
 use super::show::Show;
-use super::walk::{Walk, is_plain_name};
+use super::walk::{Walk, is_plain_name, only_sets_config};
 use super::{Effect, Route, Verdict};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
@@ -100,7 +100,10 @@ fn leaves_state(word: &str) -> bool {
 
 fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
     match statement {
-        Statement::Query(_) => {
+        Statement::Query(query) => {
+            if let Some((name, false)) = only_sets_config(query) {
+                return set_of(name.to_ascii_lowercase(), text);
+            }
             let walk = Walk::through(statement, facts);
             let route = if walk.reads { Route::Read } else { Route::Primary };
             Verdict { effects: walk.effects(), ..Verdict::plain(route) }
@@ -194,10 +197,14 @@ fn set_verdict(set: &Set, text: &str) -> Verdict {
         // Anything else is remembered under its own text.
         _ => Some(text.to_ascii_lowercase()),
     };
+    key.map_or_else(|| Verdict::plain(Route::Neutral), |key| set_of(key, text))
+}
+
+/// `text` changes the setting `key`.
+fn set_of(key: String, text: &str) -> Verdict {
     // It sets its two halves one by one: what an earlier one set may still hold.
-    let key = key.map(|key| if key == "datestyle" { text.to_ascii_lowercase() } else { key });
-    let effects = key.map(|key| Effect::Set { key, sql: text.to_owned() }).into_iter().collect();
-    Verdict { effects, ..Verdict::plain(Route::Neutral) }
+    let key = if key == "datestyle" { text.to_ascii_lowercase() } else { key };
+    neutral(Effect::Set { key, sql: text.to_owned() })
 }
 
 fn reset_verdict(statement: &Statement, text: &str) -> Verdict {

@@ -107,7 +107,7 @@ const PRIMARY: &[&str] = &[
     "NOTIFY a",
     "SELECT this is not sql",
     "SELECT pg_terminate_backend(1)",
-    "SELECT set_config('a.b', 'c', false)",
+    "SELECT set_config('a.b', 'c', true)",
     "SELECT pg_advisory_lock(1)",
     "SELECT nextval('s')",
     "SELECT setval('s', 1)",
@@ -211,6 +211,8 @@ fn settings_are_remembered_but_for_local_ones() {
     assert_eq!(verdict("RESET search_path").effects, set("search_path", "RESET search_path"));
     assert_eq!(verdict("SET TIME ZONE 'UTC'").effects, set("timezone", "SET TIME ZONE 'UTC'"));
     assert_eq!(verdict("RESET ALL").effects, [Effect::ResetAll]);
+    let call = "SELECT pg_catalog.set_config('Search_Path', '', false)";
+    assert_eq!(verdict(&format!("{call};")).effects, set("search_path", call));
     for sql in [
         "SET LOCAL a.b = 'c'",
         "SET TRANSACTION READ ONLY",
@@ -233,7 +235,10 @@ fn state_that_one_server_has_pins_the_session() {
         "SELECT 1 INTO TEMP x",
         "CREATE TEMP VIEW v AS SELECT 1",
         "CREATE TEMP SEQUENCE s",
-        "SELECT set_config('a.b', 'c', false)",
+        "SELECT set_config('a.b', 'c', false) FROM t",
+        "SELECT set_config('a.b', 'c', false) WHERE false",
+        "SELECT set_config('a.b', 'c', false), set_config('a.d', 'e', false)",
+        "SELECT set_config('a.b', x, false) FROM t",
         "SELECT set_config('a.b', 'c', $1)",
         "CREATE LOCAL TEMPORARY TABLE x (LIKE y INCLUDING ALL) ON COMMIT PRESERVE ROWS WITHOUT OIDS",
         "SELECT my_function(1)",

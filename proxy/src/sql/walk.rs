@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName,
-    ObjectNamePart, Query, Select, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
+    ObjectNamePart, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
 };
 
 use super::Effect;
@@ -104,6 +104,27 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// The setting's name, and whether it ends with the transaction, if all that a query does is to call
+/// `set_config` once with constants: then it is a SET.
+pub(super) fn only_sets_config(query: &Query) -> Option<(&str, bool)> {
+    let SetExpr::Select(select) = query.body.as_ref() else { return None };
+    let [SelectItem::UnnamedExpr(Expr::Function(function))] = select.projection.as_slice() else {
+        return None;
+    };
+    let FunctionArguments::List(list) = &function.args else { return None };
+    let (name, local) = match list.args.iter().map(literal).collect::<Option<Vec<_>>>()?.as_slice() {
+        [Value::SingleQuotedString(name), Value::SingleQuotedString(_), Value::Boolean(local)] => {
+            (name, *local)
+        }
+        _ => return None,
+    };
+    // Nothing else may be in it: printed anew it has to be these words alone.
+    let called = function.name.to_string();
+    let bare = query.to_string() == format!("SELECT {function}")
+        && function.to_string() == format!("{called}({list})");
+    (bare && catalog_name(&function.name)? == "set_config").then_some((name.as_str(), local))
 }
 
 fn is_statistic(name: &str) -> bool {

@@ -74,6 +74,7 @@ pub struct Session {
     tx: Option<Tx>,
     lost: Option<Trouble>,
     pinned: bool,
+    lazy_commits: bool,
     statements: Statements,
     settings: Settings,
     last_read: Option<NodeId>,
@@ -110,6 +111,11 @@ impl Session {
     pub fn consistency(&self, usual: Consistency) -> Consistency {
         let set = self.settings.newest_of(floor::SETTING);
         set.and_then(Consistency::from_set).unwrap_or(usual)
+    }
+
+    /// Whether a commit may have been acknowledged before it was written.
+    pub fn commits_lazily(&self) -> bool {
+        self.lazy_commits
     }
 
     /// Whether something may have been committed, now that `batch` is over on the primary; `was_open`: a
@@ -387,6 +393,7 @@ impl Session {
                 Effect::Pin => self.pinned = true,
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
+                Effect::LazyCommits => self.lazy_commits = true,
                 other if !reply.failed() => self.apply(other, known),
                 _ => {}
             }
@@ -410,7 +417,7 @@ impl Session {
             Effect::Commit => self.settings.commit(),
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
-            Effect::Terminate => {}
+            Effect::Terminate | Effect::LazyCommits => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);

@@ -94,6 +94,11 @@ async fn own_writes_are_seen(world: &World) {
         assert_eq!(simple(&client, COUNT).await, [n.to_string()]);
     }
     assert_eq!(simple(&client, WHERE).await, [standby], "it is waited for");
+    for n in 200..230 {
+        let lazy = "BEGIN; SET LOCAL synchronous_commit = off; INSERT INTO t VALUES (1); COMMIT";
+        simple(&client, lazy).await;
+        assert_eq!(simple(&client, COUNT).await, [n.to_string()]);
+    }
 }
 
 async fn writes_of_others_are_seen(world: &World) {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 const SELECTS: &str = "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
      WHERE dbid IN (SELECT oid FROM pg_database WHERE datname = $1) \
        AND query ~* '^[\\s(]*(--[^\\n]*\\n\\s*)*(select|with|table|values)\\M' \
-       AND query !~ '^SELECT (CASE )?pg_catalog[.](current_setting|pg_last_wal_replay_lsn)[(]'";
+       AND query !~ '^SELECT (CASE )?pg_catalog[.](current_setting|pg_last_wal_replay_lsn|pg_current_wal_insert_lsn)[(]'";
 
 /// How many ran where, by node.
 #[derive(Debug, Clone, Default)]

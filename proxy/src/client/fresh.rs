@@ -29,7 +29,7 @@ impl Client {
         if self.consistency() == Consistency::Eventual {
             return;
         }
-        server.ask_position();
+        server.ask_position(self.session.commits_lazily());
         // Whether the connection is broken is found out when it is used.
         drop(server.pipe.flush().await);
     }
@@ -62,7 +62,16 @@ impl Client {
         let role = self.servers.get(&node).map(|server| server.role);
         if let (Some(at), Some(Role::Primary(generation))) = (at, role) {
             self.session.floor.learn(at, generation);
+            self.shared.cluster.note_position(at, generation);
         }
+    }
+
+    /// A session begins: what was committed before it came is seen by it, too. Without a primary to ask
+    /// that is what this proxy knows of.
+    pub(super) async fn begin_floor(&mut self, node: NodeId) {
+        let (generation, at) = self.shared.cluster.position();
+        self.session.floor.learn(at, generation);
+        self.ask_position_of(node).await;
     }
 
     /// Where a read goes when the position of the session's last commit is considered, too.

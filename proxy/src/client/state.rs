@@ -120,8 +120,7 @@ impl Client {
         self.note_parsing();
         backend::put_ready(&mut self.pipe.output, self.session.status());
         self.pipe.flush().await?;
-        // What others committed before this client came is seen by it, too.
-        self.ask_position_of(node).await;
+        self.begin_floor(node).await;
         Ok(())
     }
 

@@ -18,6 +18,15 @@ pub(super) const TEXT_MAX: usize = 16 << 10;
 
 /// What `sql` means for routing.
 pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
+    let mut verdict = judge(sql, facts);
+    const LAZY: &[u8] = b"synchronous_commit";
+    if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
+        verdict.effects.push(Effect::LazyCommits);
+    }
+    verdict
+}
+
+fn judge(sql: &[u8], facts: &FunctionFacts) -> Verdict {
     let text = match std::str::from_utf8(sql) {
         Ok(text) if text.len() <= TEXT_MAX => text,
         Ok(_) | Err(_) => return Verdict::unknown(),

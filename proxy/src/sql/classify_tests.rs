@@ -274,6 +274,14 @@ fn whoever_may_end_its_own_process_is_known() {
 }
 
 #[test]
+fn commits_that_are_not_waited_for_are_noticed() {
+    for sql in ["SET LOCAL synchronous_commit = off", "BEGIN; set Synchronous_Commit to local; COMMIT"] {
+        assert!(verdict(sql).effects.contains(&Effect::LazyCommits), "{sql}");
+    }
+    assert!(!verdict("SET commit_delay = 1").effects.contains(&Effect::LazyCommits));
+}
+
+#[test]
 fn the_two_halves_of_datestyle_are_remembered_side_by_side() {
     let key = |sql: &str| match verdict(sql).effects.as_slice() {
         [Effect::Set { key, .. }] => key.clone(),

@@ -21,6 +21,8 @@ use crate::wire::startup::CancelKey;
 const POSITION: &str = "SELECT CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' \
      THEN pg_catalog.pg_current_wal_insert_lsn() ELSE pg_catalog.pg_current_wal_lsn() END";
 
+const POSITION_INSERTED: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn()";
+
 /// The position in a row's only column.
 pub(crate) fn position(row: &[u8]) -> Option<Lsn> {
     // Two bytes count the columns, four the bytes of the first.
@@ -88,10 +90,12 @@ impl Server {
     }
 
     /// Asks for its position without waiting for it: `position_asked` says that the answer is due.
-    pub(crate) fn ask_position(&mut self) {
+    /// `inserted`: what was acknowledged need not be written yet.
+    pub(crate) fn ask_position(&mut self, inserted: bool) {
         if !self.position_asked {
             self.known.forget_unnamed();
-            frontend::put_query(&mut self.pipe.output, POSITION);
+            let question = if inserted { POSITION_INSERTED } else { POSITION };
+            frontend::put_query(&mut self.pipe.output, question);
             self.position_asked = true;
         }
     }

@@ -177,7 +177,9 @@ fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
         Statement::Explain { analyze, options, statement, .. } => {
             let analyzes = |name: &Ident| name.value.eq_ignore_ascii_case("analyze");
             let options_analyze = options.iter().flatten().any(|option| analyzes(&option.name));
-            !analyze && !options_analyze && Walk::through(statement.as_ref(), facts).reads
+            let runs = *analyze || options_analyze;
+            let through = if runs { Walk::through } else { Walk::through_plan };
+            through(statement.as_ref(), facts).reads
         }
         Statement::ShowVariable { variable } => {
             let name: Vec<&str> = variable.iter().map(|ident| ident.value.as_str()).collect();

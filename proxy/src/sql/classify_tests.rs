@@ -24,6 +24,12 @@ const READS: &[&str] = &[
     "SELECT 1; SELECT 2",
     "EXPLAIN SELECT * FROM t",
     "EXPLAIN (VERBOSE, COSTS OFF) SELECT * FROM t",
+    "EXPLAIN ANALYZE SELECT * FROM t",
+    "EXPLAIN INSERT INTO t VALUES (1)",
+    "SELECT * FROM pg_catalog.pg_class",
+    "TABLE pg_class",
+    "SELECT 1 UNION TABLE pg_class",
+    "SELECT * FROM information_schema.tables",
     "SHOW server_version",
     "SHOW search_path",
     "COPY t TO STDOUT",
@@ -54,10 +60,11 @@ const PRIMARY: &[&str] = &[
     "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x",
     "WITH x AS (UPDATE t SET a = 1 RETURNING *) SELECT * FROM x",
     "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x",
-    "EXPLAIN ANALYZE SELECT * FROM t",
-    "EXPLAIN (ANALYZE, BUFFERS) SELECT * FROM t",
-    "EXPLAIN INSERT INTO t VALUES (1)",
     "COPY t TO '/tmp/x'",
+    "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+    "EXPLAIN (ANALYZE, BUFFERS) DELETE FROM t",
+    "EXPLAIN (BUFFERS, ANALYZE) SELECT nextval('s')",
+    "EXPLAIN CREATE TABLE x AS SELECT 1",
     "COPY t TO PROGRAM 'cat'",
     "COPY t FROM STDIN",
     "COPY (INSERT INTO t VALUES (1) RETURNING a) TO STDOUT",
@@ -122,10 +129,12 @@ const PRIMARY: &[&str] = &[
     "SELECT pg_backend_pid()",
     "SELECT txid_current()",
     "SELECT * FROM pg_stat_activity",
-    "SELECT * FROM pg_catalog.pg_class",
-    "TABLE pg_class",
-    "SELECT 1 UNION TABLE pg_class",
-    "SELECT * FROM information_schema.tables",
+    "EXPLAIN SELECT * FROM pg_stat_activity",
+    "TABLE pg_locks",
+    "SELECT 1 UNION TABLE pg_prepared_xacts",
+    "SELECT * FROM pg_catalog.pg_settings",
+    "SELECT * FROM pg_temp_3.x",
+    "SELECT * FROM pg_toast.pg_toast_1",
     "SELECT 't1'::regclass",
     "SELECT regclass 't1'",
     "SELECT CAST('f' AS regprocedure)",
@@ -331,3 +340,6 @@ proptest::proptest! {
         proptest::prop_assert_eq!(route(&format!("{before}{write}{after}")), Route::Primary);
     }
 }
+
+#[path = "rules_tests.rs"]
+mod rules;

@@ -99,6 +99,7 @@ pub struct Builder {
     synchronous: bool,
     small_disk: Option<(String, u64)>,
     small_state_disk: Option<(String, u64)>,
+    postgres_settings: String,
     agent_settings: String,
     proxy_settings: String,
     keep_logs: Option<PathBuf>,
@@ -117,6 +118,7 @@ impl Default for Builder {
             synchronous: false,
             small_disk: None,
             small_state_disk: None,
+            postgres_settings: String::new(),
             agent_settings: String::new(),
             proxy_settings: String::new(),
             keep_logs: None,
@@ -172,6 +174,12 @@ impl Builder {
     #[must_use]
     pub fn small_state_disk(self, node: &str, megabytes: u64) -> Self {
         Self { small_state_disk: Some((node.to_owned(), megabytes)), ..self }
+    }
+
+    /// Lines for the end of every `postgresql.conf`.
+    #[must_use]
+    pub fn postgres_settings(self, lines: &str) -> Self {
+        Self { postgres_settings: lines.to_owned(), ..self }
     }
 
     /// Lines for the end of every `agent.toml`, such as a `[timings]` section.
@@ -353,7 +361,7 @@ impl Builder {
             if let Some(postgres) = &node.postgres {
                 make_dir_for_postgres(&postgres.conf_dir)?;
                 make_dir_for_postgres(&postgres.socket_dir)?;
-                write(&postgres.config_file(), &postgres.config(standbys))?;
+                write(&postgres.config_file(), &(postgres.config(standbys) + &self.postgres_settings))?;
                 write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
                 write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
             }

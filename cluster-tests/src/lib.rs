@@ -21,6 +21,7 @@ pub mod network;
 pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod regress;
 pub mod status;
 pub mod undertaker;
 pub mod wait;

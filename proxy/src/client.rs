@@ -3,6 +3,7 @@
 
 mod answer;
 mod exchange;
+mod fresh;
 mod idle;
 mod login;
 mod reach;
@@ -30,8 +31,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     match login::admit(&shared, &mut pipe).await {
         Ok(Admission::Done) => {}
         Ok(Admission::Session(admitted)) => {
-            let (client, first) = Client::new(shared, pipe, *admitted);
-            client.run(first).await;
+            Client::new(shared, pipe, *admitted).run().await;
         }
         Err(Refusal::Gone(error)) => tracing::debug!(%error, "client left before it was logged in"),
         Err(Refusal::Trouble(trouble)) => {

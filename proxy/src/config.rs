@@ -9,6 +9,7 @@ use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret
 use pgherd_common::{ClusterName, HostPort, NodeName};
 
 use crate::routing::Shares;
+use crate::session::Consistency;
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,10 @@ pub struct Config {
     pub auth: Auth,
     /// How reads are shared out.
     pub shares: Shares,
+    /// What reads on standbys are sure to see.
+    pub read_consistency: Consistency,
+    /// How long a standby that is behind is waited for before the primary serves.
+    pub causal_wait: Duration,
 }
 
 const DEFAULT_QUERY: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
@@ -100,7 +105,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let agents: Option<Vec<HostPort>> = section.required(r, "addresses");
     section.finish(r);
     let auth = read_auth(r, &mut root);
-    let shares = read_shares(r, &mut root);
+    let routing = read_routing(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
 
@@ -116,7 +121,9 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         startup_timeout: front.startup_timeout?.0,
         agents: agents?,
         auth: auth?,
-        shares: shares?,
+        shares: routing.shares?,
+        read_consistency: routing.read_consistency?,
+        causal_wait: routing.causal_wait?.0,
     })
 }
 
@@ -163,8 +170,35 @@ fn read_auth(r: &mut Reader, root: &mut Section) -> Option<Auth> {
     Some(Auth { method: method?, user: user?, password: password?, database: database?, query: query? })
 }
 
-fn read_shares(r: &mut Reader, root: &mut Section) -> Option<Shares> {
+/// The `[routing]` table.
+struct Routing {
+    shares: Option<Shares>,
+    read_consistency: Option<Consistency>,
+    causal_wait: Option<Millis>,
+}
+
+fn read_routing(r: &mut Reader, root: &mut Section) -> Routing {
     let mut section = root.table(r, "routing");
+    let read_consistency = read_consistency(r, &mut section);
+    let causal_wait = section.or(r, "causal_wait", "\"100ms\"");
+    let shares = read_shares(r, section);
+    Routing { shares, read_consistency, causal_wait }
+}
+
+fn read_consistency(r: &mut Reader, section: &mut Section) -> Option<Consistency> {
+    let text: String = section.or(r, "read_consistency", "\"session\"")?;
+    match Consistency::named(&text) {
+        Some(consistency) => Some(consistency),
+        None => {
+            let path = section.path_of("read_consistency");
+            let what = "expected \"eventual\", \"session\" or \"global\"";
+            r.problem(&path, format!("unknown consistency {text:?}; {what}"));
+            None
+        }
+    }
+}
+
+fn read_shares(r: &mut Reader, mut section: Section) -> Option<Shares> {
     let primary_weight = section.or(r, "primary_weight", "0");
     let named: BTreeMap<String, u32> = section.map(r, "weights");
     let max_lag: Option<ByteSize> = section.or(r, "max_lag", "0");

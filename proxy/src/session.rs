@@ -4,6 +4,7 @@
 //! Bytes in, bytes and decisions out. Knows neither sockets nor time. A statement that is not
 //! repeatable is never offered for a second run.
 
+mod floor;
 mod reply;
 mod segment;
 mod settings;
@@ -20,6 +21,7 @@ use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
+pub use floor::{Consistency, Floor, Freshness};
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};
@@ -59,15 +61,25 @@ pub struct Known {
     seen: Seen,
 }
 
+impl Known {
+    /// The proxy ran a query of its own, which does away with the unnamed statement.
+    pub fn forget_unnamed(&mut self) {
+        self.statements.remove("");
+    }
+}
+
 /// The session.
 #[derive(Debug, Default)]
 pub struct Session {
     tx: Option<Tx>,
     lost: Option<Trouble>,
     pinned: bool,
+    lazy_commits: bool,
     statements: Statements,
     settings: Settings,
     last_read: Option<NodeId>,
+    /// How far a standby must have come to serve it.
+    pub floor: Floor,
 }
 
 impl Session {
@@ -93,6 +105,23 @@ impl Session {
     /// The session stays with the primary from now on.
     pub fn pin(&mut self) {
         self.pinned = true;
+    }
+
+    /// What its reads are sure to see: as the session was told by a SET, or else `usual`.
+    pub fn consistency(&self, usual: Consistency) -> Consistency {
+        let set = self.settings.newest_of(floor::SETTING);
+        set.and_then(Consistency::from_set).unwrap_or(usual)
+    }
+
+    /// Whether a commit may have been acknowledged before it was written.
+    pub fn commits_lazily(&self) -> bool {
+        self.lazy_commits
+    }
+
+    /// Whether something may have been committed, now that `batch` is over on the primary; `was_open`: a
+    /// transaction was open before.
+    pub fn may_have_committed(&self, batch: &Batch, was_open: bool) -> bool {
+        self.tx.is_none() && (was_open || batch.may_commit || batch.route == Route::Primary)
     }
 
     /// Whether reads go to the primary, too.
@@ -363,6 +392,8 @@ impl Session {
             match effect {
                 Effect::Pin => self.pinned = true,
                 Effect::Commit if was_failed => self.settings.rollback(),
+                Effect::Terminate => {}
+                Effect::LazyCommits => self.lazy_commits = true,
                 other if !reply.failed() => self.apply(other, known),
                 _ => {}
             }
@@ -386,6 +417,7 @@ impl Session {
             Effect::Commit => self.settings.commit(),
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
+            Effect::Terminate | Effect::LazyCommits => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -431,6 +463,11 @@ impl Batch {
             may_commit: segment.may_commit,
             ends_tx: segment.ends_tx,
         }
+    }
+
+    /// Whether the client asked for its own connection to be ended, perhaps.
+    pub fn may_terminate(&self) -> bool {
+        self.effects.contains(&Effect::Terminate)
     }
 
     /// The batch goes on.

@@ -65,6 +65,10 @@ pub enum Effect {
     Commit,
     /// A transaction block ends, and its settings are undone.
     Rollback,
+    /// Commits may be acknowledged before they are written, for as little as one transaction.
+    LazyCommits,
+    /// It may end server processes, its own among them.
+    Terminate,
     /// State came to be that cannot be had on another server: the session stays with the primary.
     Pin,
 }

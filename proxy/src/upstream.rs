@@ -8,5 +8,5 @@ mod verifiers;
 
 pub(crate) use cancel::{CancelSlot, Cancels};
 pub(crate) use connect::{ConnectError, Login, connect, nonce};
-pub(crate) use server::{QueryError, Server};
+pub(crate) use server::{QueryError, Server, position};
 pub(crate) use verifiers::{VerifierError, Verifiers};

@@ -57,6 +57,7 @@ async fn sessions_span_servers() {
     session_state(&world).await;
     copies(&world).await;
     cancels(&world).await;
+    terminations(&world).await;
     refused_reads(&world).await;
     pipelines(&world).await;
     own_answers(&world).await;
@@ -110,6 +111,9 @@ async fn session_state(world: &World) {
     assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
     client.batch_execute("BEGIN; SET my.flag = 'down'; ROLLBACK").await.unwrap();
     assert_eq!(simple(&client, "SHOW my.flag").await, ["up"]);
+    assert_eq!(simple(&client, "SELECT set_config('my.flag', 'left', false)").await, ["left"]);
+    assert_eq!(simple(&client, "SELECT current_setting('my.flag')").await, ["left"]);
+    assert_eq!(simple(&client, WHERE).await, [world.standby.port().to_string()]);
     client.batch_execute("SET search_path TO nowhere").await.unwrap();
     let error = client.simple_query("SELECT a FROM t").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "42P01");
@@ -172,6 +176,19 @@ async fn cancels(world: &World) {
     let (result, ()) = soon(future::join(query, cancel)).await;
     assert_eq!(result.unwrap_err().code().unwrap().code(), "57014");
     assert_eq!(simple(&client, "SELECT 1").await, ["1"]);
+}
+
+/// Whoever ends its own server process gets what it asked for; whoever lost it to another goes on.
+async fn terminations(world: &World) {
+    let (one, other) = (world.proxy.connect().await, world.proxy.connect().await);
+    let pid = &simple(&other, "SELECT pg_backend_pid()").await[0];
+    simple(&one, &format!("SELECT pg_terminate_backend({pid}, 5000)")).await;
+    assert_eq!(simple(&other, "SELECT 1").await, ["1"]);
+    assert_ne!(&simple(&other, "SELECT pg_backend_pid()").await[0], pid);
+    let error = soon(one.simple_query("SELECT pg_terminate_backend(pg_backend_pid())")).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "57P01");
+    let error = soon(one.simple_query("SELECT 1")).await.unwrap_err();
+    assert!(error.is_closed(), "{error:?}");
 }
 
 /// What looks like a read and is none is run on the primary, and remembered.

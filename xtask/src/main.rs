@@ -1,4 +1,4 @@
-//! The one door for people: `cargo xtask demo | test | sim | campaign | fix`. CI goes through the same door.
+//! The one door for people: `cargo xtask demo | test | sim | campaign | regress | fix`. CI goes through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
@@ -41,6 +41,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
+    /// Run PostgreSQL's own suites through the proxy; `regress --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Regress {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// Check everything, change nothing: format, lints, documentation, tests, simulation, clusters.
     Test,
     /// Format, and apply what clippy can mend by itself.
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
     match Args::parse().task {
         Task::Demo { options } => program::run("pgherd-demo", &options),
         Task::Campaign { options } => program::run("pgherd-campaign", &options),
+        Task::Regress { options } => program::run("pgherd-regress", &options),
         Task::Sim { options } => sim::run(&options),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),

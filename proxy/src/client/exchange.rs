@@ -297,9 +297,11 @@ impl Client {
         let (node, role) = (server.node, server.role);
         match end {
             End::Ready(status) => {
+                let was_open = self.session.tx_node().is_some();
                 self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
                 let flushed = flow.flush(&mut self.pipe, &mut server.pipe).await;
                 self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
+                self.note_writes(&flow.batch, was_open, &mut server).await;
                 server.pipe.shrink();
                 self.servers.insert(node, server);
                 flushed?;
@@ -307,8 +309,9 @@ impl Client {
             }
             End::Switched(status) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
-                let failed = flow.reply.failed();
+                let (failed, was_open) = (flow.reply.failed(), self.session.tx_node().is_some());
                 self.session.on_part_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
+                self.note_writes(&flow.batch, was_open, &mut server).await;
                 self.servers.insert(node, server);
                 match flow.switching {
                     // What follows an error in a pipeline is not run.
@@ -329,6 +332,10 @@ impl Client {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 self.on_lost(flow, &server, role, &why)
             }
+            End::Fatal(error) if error.code == "57P01" && flow.batch.may_terminate() => {
+                flow.release(&mut server.pipe.input, &mut self.pipe.output);
+                Err(Gone::Trouble(Trouble::ServerEnded(error)))
+            }
             End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03") => {
                 self.on_lost(flow, &server, role, &format!("the server said: {}", error.message))
             }
@@ -340,6 +347,21 @@ impl Client {
             End::ClientGone(error) => Err(error.into()),
             End::ClientLeft => Err(Gone::Left),
             End::ClientProtocol(error) => Err(protocol(&error)),
+        }
+    }
+
+    /// Asks for the position of what the batch may have committed.
+    async fn note_writes(&mut self, batch: &Batch, was_open: bool, server: &mut Server) {
+        if !matches!(server.role, Role::Primary(_)) || self.session.tx_node().is_some() {
+            return;
+        }
+        if self.session.may_have_committed(batch, was_open) || self.session.floor.is_doubtful() {
+            if self.owed.is_some() {
+                // Nothing may be said to the server in the middle of a message.
+                self.session.floor.doubt();
+            } else {
+                self.ask_position(server).await;
+            }
         }
     }
 

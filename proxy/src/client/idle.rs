@@ -8,8 +8,8 @@ use pgherd_common::{NodeId, Topology};
 
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, fate};
-use crate::upstream::Server;
-use crate::wire::backend::{self, ServerError};
+use crate::upstream::{Server, position};
+use crate::wire::backend::{self, ServerError, Severity};
 use crate::wire::frame;
 
 use super::state::{Client, Gone};
@@ -73,7 +73,7 @@ impl Client {
         }
     }
 
-    fn on_server_news(&mut self, node: NodeId, result: io::Result<()>) {
+    pub(super) fn on_server_news(&mut self, node: NodeId, result: io::Result<()>) {
         if let Err(error) = result {
             return self.drop_server(node, &format!("the connection broke: {error}"));
         }
@@ -82,9 +82,12 @@ impl Client {
         let lost = loop {
             match frame::message(&input) {
                 Ok(Some((header, payload))) => {
-                    if let Some(why) =
-                        self.on_unasked(header.tag, payload, input.get(..header.len).unwrap_or_default())
-                    {
+                    if let Some(why) = self.on_unasked(
+                        node,
+                        header.tag,
+                        payload,
+                        input.get(..header.len).unwrap_or_default(),
+                    ) {
                         break Some(why);
                     }
                     input.advance(header.len);
@@ -101,7 +104,7 @@ impl Client {
     }
 
     /// Passes on what a server says without being asked. Why it is lost, if it is.
-    fn on_unasked(&mut self, tag: u8, payload: &[u8], message: &[u8]) -> Option<String> {
+    fn on_unasked(&mut self, node: NodeId, tag: u8, payload: &[u8], message: &[u8]) -> Option<String> {
         match tag {
             b'N' | b'A' => self.pipe.output.extend_from_slice(message),
             b'S' => match backend::parameter(payload) {
@@ -112,6 +115,7 @@ impl Client {
                 }
                 Err(error) => return Some(error.to_string()),
             },
+            _ if self.on_position_answer(node, tag, payload) => {}
             b'E' => {
                 let said = ServerError::read(payload).map(|error| error.to_string());
                 return Some(said.unwrap_or_else(|error| error.to_string()));
@@ -119,6 +123,26 @@ impl Client {
             other => return Some(format!("unexpected message {:?}", char::from(other))),
         }
         None
+    }
+
+    /// Part of the answer to the question for the position, unless it is something else.
+    fn on_position_answer(&mut self, node: NodeId, tag: u8, payload: &[u8]) -> bool {
+        let Some(server) = self.servers.get_mut(&node).filter(|server| server.position_asked) else {
+            return false;
+        };
+        match tag {
+            b'T' | b'C' => true,
+            b'D' => {
+                self.on_position(node, position(payload));
+                true
+            }
+            b'E' => ServerError::read(payload).is_ok_and(|error| error.severity != Severity::Fatal),
+            b'Z' => {
+                server.position_asked = false;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Forgets a server connection on which nothing runs.

@@ -131,6 +131,7 @@ impl Client {
     ) -> Option<Result<NodeId, Trouble>> {
         let node = backend.id;
         self.look_at(node).await;
+        self.settle_position(node).await;
         if self.servers.get(&node).is_some_and(|server| server.role != role) {
             self.drop_server(node, "opened for another role");
         }

@@ -58,19 +58,13 @@ pub(super) struct Client {
     pub(super) discard: usize,
     /// So many bytes of the client's are still part of a message that this server has the beginning of.
     pub(super) owed: Option<(NodeId, usize)>,
-    key: CancelKey,
+    key: Option<CancelKey>,
     _place: OwnedSemaphorePermit,
 }
 
-/// What the client gets before its first query.
-pub(super) struct First {
-    key: CancelKey,
-}
-
 impl Client {
-    pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> (Self, First) {
-        let (key, slot) = shared.cancels.register();
-        let client = Self {
+    pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
+        Self {
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
             shared,
@@ -79,21 +73,20 @@ impl Client {
             user: admitted.user,
             session: Session::default(),
             servers: BTreeMap::new(),
-            slot,
+            slot: Arc::default(),
             told: BTreeMap::new(),
             segment: Segment::default(),
             skipping: false,
             discard: 0,
             owed: None,
-            key,
+            key: None,
             _place: admitted.place,
-        };
-        (client, First { key })
+        }
     }
 
     /// Serves the session to its end.
-    pub(super) async fn run(mut self, first: First) {
-        let gone = match self.welcome(first).await {
+    pub(super) async fn run(mut self) {
+        let gone = match self.welcome().await {
             Ok(()) => self.serve().await,
             Err(gone) => gone,
         };
@@ -105,24 +98,30 @@ impl Client {
                 say_goodbye(&mut self.pipe, &trouble).await;
             }
         }
-        self.shared.cancels.forget(self.key);
+        if let Some(key) = self.key {
+            self.shared.cancels.forget(key);
+        }
         std::mem::take(&mut self.servers).into_values().for_each(Server::close);
     }
 
     /// Opens a server connection, so that the settings reported to the client are real, and a refusal of
     /// the login is the server's own.
-    async fn welcome(&mut self, first: First) -> Result<(), Gone> {
+    async fn welcome(&mut self) -> Result<(), Gone> {
         let node = self.reach_any().await?.map_err(Gone::Trouble)?;
         if let Some(server) = self.servers.get(&node) {
             self.told = server.parameters.clone();
+            let key = self.shared.cancels.register(server.key.pid, &self.slot);
+            self.key = Some(key);
+            backend::put_key(&mut self.pipe.output, key);
         }
         for (name, value) in &self.told {
             backend::put_parameter(&mut self.pipe.output, name, value);
         }
         self.note_parsing();
-        backend::put_key(&mut self.pipe.output, first.key);
         backend::put_ready(&mut self.pipe.output, self.session.status());
-        Ok(self.pipe.flush().await?)
+        self.pipe.flush().await?;
+        self.begin_floor(node).await;
+        Ok(())
     }
 
     async fn serve(&mut self) -> Gone {

@@ -45,6 +45,7 @@ impl Client {
                 Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,
             };
+            let wanted = self.with_regard_to_writes(wanted).await;
             let node = match self.reach(&segment, wanted).await? {
                 Ok(node) => node,
                 Err(trouble) => {
@@ -52,6 +53,10 @@ impl Client {
                     return Ok(());
                 }
             };
+            if wanted == Wanted::Reader && !self.is_fresh(node).await {
+                on_primary = true;
+                continue;
+            }
             self.count(node, wanted, segment.route);
             runs += 1;
             match self.exchange(node, segment, runs < RUNS_MAX).await? {

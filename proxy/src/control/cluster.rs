@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgherd_common::push::BackendStatus;
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology};
+use pgherd_common::{Clock, ClusterName, Generation, HostPort, Lsn, MonoTime, NodeId, Topology};
 use tokio::sync::watch;
 
 use crate::topology::{Acceptance, accept};
@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     links: Mutex<BTreeMap<HostPort, LinkState>>,
     counts: Mutex<BTreeMap<NodeId, Arc<Counts>>>,
     refused: AtomicU64,
+    /// The newest position that a primary told any session, and that primary's generation.
+    position: Mutex<(Generation, Lsn)>,
     /// Milliseconds since boot until which an agent has a quorum behind it, as the agents told.
     backed_until_ms: AtomicU64,
 }
@@ -75,6 +77,7 @@ impl Cluster {
             links: Mutex::default(),
             counts: Mutex::default(),
             refused: AtomicU64::new(0),
+            position: Mutex::default(),
             backed_until_ms: AtomicU64::new(0),
         }
     }
@@ -179,6 +182,17 @@ impl Cluster {
         avoided.keys().copied().collect()
     }
 
+    /// A primary of this generation told a session its position.
+    pub(crate) fn note_position(&self, at: Lsn, generation: Generation) {
+        let mut known = lock(&self.position);
+        *known = (*known).max((generation, at));
+    }
+
+    /// The newest position known, with the generation of the primary that told it.
+    pub(crate) fn position(&self) -> (Generation, Lsn) {
+        *lock(&self.position)
+    }
+
     /// What a node has been sent.
     pub(crate) fn counts(&self, node: NodeId) -> Arc<Counts> {
         lock(&self.counts).entry(node).or_default().clone()
@@ -208,6 +222,16 @@ mod tests {
         assert_eq!(cluster.offer(old), Acceptance::Older { have: new.version() });
         assert_eq!(cluster.refused(), 1);
         assert_eq!(cluster.topology().as_deref(), Some(&new));
+    }
+
+    #[test]
+    fn the_newest_position_is_that_of_the_newest_primary() {
+        let cluster = Cluster::new("demo".parse().unwrap());
+        let (old, new) = (Generation::ZERO.next(), Generation::ZERO.next().next());
+        cluster.note_position(Lsn(7), old);
+        cluster.note_position(Lsn(5), new);
+        cluster.note_position(Lsn(9), old);
+        assert_eq!(cluster.position(), (new, Lsn(5)));
     }
 
     #[test]

@@ -95,6 +95,18 @@ impl Settings {
         discard.into_iter().chain(missing.map(|entry| entry.sql.clone())).collect()
     }
 
+    /// The statement that set `key` last, in the open transaction or before.
+    pub(super) fn newest_of(&self, key: &str) -> Option<&str> {
+        for pending in self.pending.iter().rev() {
+            match pending {
+                Pending::Set { key: set, sql } if set == key => return Some(sql),
+                Pending::ResetAll => return None,
+                Pending::Set { .. } | Pending::Savepoint(_) => {}
+            }
+        }
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.sql.as_str())
+    }
+
     pub(super) fn newest(&self) -> Seen {
         Seen { epoch: self.epoch, sequence: self.sequence }
     }

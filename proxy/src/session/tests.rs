@@ -197,6 +197,22 @@ fn settings_reach_the_other_connection_before_its_next_statement() {
 }
 
 #[test]
+fn a_session_chooses_what_its_reads_see() {
+    let mut fixture = Fixture::new();
+    let usual = Consistency::Session;
+    assert_eq!(fixture.session.consistency(usual), usual);
+    fixture.run(NODE, query("SET pgherd.read_consistency = 'eventual'"), &done("SET", TxStatus::Idle));
+    assert_eq!(fixture.session.consistency(usual), Consistency::Eventual);
+    fixture.run(NODE, query("SET pgherd.read_consistency TO global"), &done("SET", TxStatus::Idle));
+    assert_eq!(fixture.session.consistency(usual), Consistency::Global);
+    fixture.run(NODE, query("SET pgherd.read_consistency TO nonsense"), &done("SET", TxStatus::Idle));
+    assert_eq!(fixture.session.consistency(usual), usual);
+    fixture.run(NODE, query("SET pgherd.read_consistency TO global"), &done("SET", TxStatus::Idle));
+    fixture.run(NODE, query("RESET pgherd.read_consistency"), &done("RESET", TxStatus::Idle));
+    assert_eq!(fixture.session.consistency(usual), usual);
+}
+
+#[test]
 fn a_lost_connection_is_told_by_what_was_at_stake() {
     let mut fixture = Fixture::new();
     let server: NodeName = "server1".parse().unwrap();

@@ -9,7 +9,7 @@ use sqlparser::parser::Parser;
 use super::functions::FunctionFacts;
 use super::settings::same_everywhere;
 use super::show::Show;
-use super::walk::{Walk, is_plain_name};
+use super::walk::{Walk, is_plain_name, only_sets_config};
 use super::{Effect, Route, Verdict};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
@@ -18,6 +18,15 @@ pub(super) const TEXT_MAX: usize = 16 << 10;
 
 /// What `sql` means for routing.
 pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
+    let mut verdict = judge(sql, facts);
+    const LAZY: &[u8] = b"synchronous_commit";
+    if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
+        verdict.effects.push(Effect::LazyCommits);
+    }
+    verdict
+}
+
+fn judge(sql: &[u8], facts: &FunctionFacts) -> Verdict {
     let text = match std::str::from_utf8(sql) {
         Ok(text) if text.len() <= TEXT_MAX => text,
         Ok(_) | Err(_) => return Verdict::unknown(),
@@ -100,11 +109,13 @@ fn leaves_state(word: &str) -> bool {
 
 fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
     match statement {
-        Statement::Query(_) => {
+        Statement::Query(query) => {
+            if let Some((name, false)) = only_sets_config(query) {
+                return set_of(name.to_ascii_lowercase(), text);
+            }
             let walk = Walk::through(statement, facts);
-            let mut verdict = Verdict::plain(if walk.reads { Route::Read } else { Route::Primary });
-            verdict.effects.extend(walk.pins.then_some(Effect::Pin));
-            verdict
+            let route = if walk.reads { Route::Read } else { Route::Primary };
+            Verdict { effects: walk.effects(), ..Verdict::plain(route) }
         }
         Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
             let route = if utility_reads(statement, facts) { Route::Read } else { Route::Primary };
@@ -166,7 +177,9 @@ fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
         Statement::Explain { analyze, options, statement, .. } => {
             let analyzes = |name: &Ident| name.value.eq_ignore_ascii_case("analyze");
             let options_analyze = options.iter().flatten().any(|option| analyzes(&option.name));
-            !analyze && !options_analyze && Walk::through(statement.as_ref(), facts).reads
+            let runs = *analyze || options_analyze;
+            let through = if runs { Walk::through } else { Walk::through_plan };
+            through(statement.as_ref(), facts).reads
         }
         Statement::ShowVariable { variable } => {
             let name: Vec<&str> = variable.iter().map(|ident| ident.value.as_str()).collect();
@@ -195,8 +208,14 @@ fn set_verdict(set: &Set, text: &str) -> Verdict {
         // Anything else is remembered under its own text.
         _ => Some(text.to_ascii_lowercase()),
     };
-    let effects = key.map(|key| Effect::Set { key, sql: text.to_owned() }).into_iter().collect();
-    Verdict { effects, ..Verdict::plain(Route::Neutral) }
+    key.map_or_else(|| Verdict::plain(Route::Neutral), |key| set_of(key, text))
+}
+
+/// `text` changes the setting `key`.
+fn set_of(key: String, text: &str) -> Verdict {
+    // It sets its two halves one by one: what an earlier one set may still hold.
+    let key = if key == "datestyle" { text.to_ascii_lowercase() } else { key };
+    neutral(Effect::Set { key, sql: text.to_owned() })
 }
 
 fn reset_verdict(statement: &Statement, text: &str) -> Verdict {

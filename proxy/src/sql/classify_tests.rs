@@ -24,6 +24,12 @@ const READS: &[&str] = &[
     "SELECT 1; SELECT 2",
     "EXPLAIN SELECT * FROM t",
     "EXPLAIN (VERBOSE, COSTS OFF) SELECT * FROM t",
+    "EXPLAIN ANALYZE SELECT * FROM t",
+    "EXPLAIN INSERT INTO t VALUES (1)",
+    "SELECT * FROM pg_catalog.pg_class",
+    "TABLE pg_class",
+    "SELECT 1 UNION TABLE pg_class",
+    "SELECT * FROM information_schema.tables",
     "SHOW server_version",
     "SHOW search_path",
     "COPY t TO STDOUT",
@@ -54,10 +60,11 @@ const PRIMARY: &[&str] = &[
     "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x",
     "WITH x AS (UPDATE t SET a = 1 RETURNING *) SELECT * FROM x",
     "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x",
-    "EXPLAIN ANALYZE SELECT * FROM t",
-    "EXPLAIN (ANALYZE, BUFFERS) SELECT * FROM t",
-    "EXPLAIN INSERT INTO t VALUES (1)",
     "COPY t TO '/tmp/x'",
+    "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+    "EXPLAIN (ANALYZE, BUFFERS) DELETE FROM t",
+    "EXPLAIN (BUFFERS, ANALYZE) SELECT nextval('s')",
+    "EXPLAIN CREATE TABLE x AS SELECT 1",
     "COPY t TO PROGRAM 'cat'",
     "COPY t FROM STDIN",
     "COPY (INSERT INTO t VALUES (1) RETURNING a) TO STDOUT",
@@ -107,7 +114,7 @@ const PRIMARY: &[&str] = &[
     "NOTIFY a",
     "SELECT this is not sql",
     "SELECT pg_terminate_backend(1)",
-    "SELECT set_config('a.b', 'c', false)",
+    "SELECT set_config('a.b', 'c', true)",
     "SELECT pg_advisory_lock(1)",
     "SELECT nextval('s')",
     "SELECT setval('s', 1)",
@@ -122,10 +129,12 @@ const PRIMARY: &[&str] = &[
     "SELECT pg_backend_pid()",
     "SELECT txid_current()",
     "SELECT * FROM pg_stat_activity",
-    "SELECT * FROM pg_catalog.pg_class",
-    "TABLE pg_class",
-    "SELECT 1 UNION TABLE pg_class",
-    "SELECT * FROM information_schema.tables",
+    "EXPLAIN SELECT * FROM pg_stat_activity",
+    "TABLE pg_locks",
+    "SELECT 1 UNION TABLE pg_prepared_xacts",
+    "SELECT * FROM pg_catalog.pg_settings",
+    "SELECT * FROM pg_temp_3.x",
+    "SELECT * FROM pg_toast.pg_toast_1",
     "SELECT 't1'::regclass",
     "SELECT regclass 't1'",
     "SELECT CAST('f' AS regprocedure)",
@@ -211,6 +220,8 @@ fn settings_are_remembered_but_for_local_ones() {
     assert_eq!(verdict("RESET search_path").effects, set("search_path", "RESET search_path"));
     assert_eq!(verdict("SET TIME ZONE 'UTC'").effects, set("timezone", "SET TIME ZONE 'UTC'"));
     assert_eq!(verdict("RESET ALL").effects, [Effect::ResetAll]);
+    let call = "SELECT pg_catalog.set_config('Search_Path', '', false)";
+    assert_eq!(verdict(&format!("{call};")).effects, set("search_path", call));
     for sql in [
         "SET LOCAL a.b = 'c'",
         "SET TRANSACTION READ ONLY",
@@ -233,7 +244,10 @@ fn state_that_one_server_has_pins_the_session() {
         "SELECT 1 INTO TEMP x",
         "CREATE TEMP VIEW v AS SELECT 1",
         "CREATE TEMP SEQUENCE s",
-        "SELECT set_config('a.b', 'c', false)",
+        "SELECT set_config('a.b', 'c', false) FROM t",
+        "SELECT set_config('a.b', 'c', false) WHERE false",
+        "SELECT set_config('a.b', 'c', false), set_config('a.d', 'e', false)",
+        "SELECT set_config('a.b', x, false) FROM t",
         "SELECT set_config('a.b', 'c', $1)",
         "CREATE LOCAL TEMPORARY TABLE x (LIKE y INCLUDING ALL) ON COMMIT PRESERVE ROWS WITHOUT OIDS",
         "SELECT my_function(1)",
@@ -245,6 +259,8 @@ fn state_that_one_server_has_pins_the_session() {
         "DO $$ BEGIN END $$",
         "LOAD 'x'",
         "FROBNICATE; DISCARD ALL",
+        "SELECT seq_scan FROM pg_catalog.pg_stat_user_tables",
+        "SELECT pg_stat_get_numscans(1)",
     ] {
         assert!(verdict(sql).effects.contains(&Effect::Pin), "{sql}");
     }
@@ -257,6 +273,32 @@ fn state_that_one_server_has_pins_the_session() {
     ] {
         assert!(!verdict(sql).effects.contains(&Effect::Pin), "{sql}");
     }
+}
+
+#[test]
+fn whoever_may_end_its_own_process_is_known() {
+    assert_eq!(verdict("SELECT pg_terminate_backend(pg_backend_pid())").effects, [Effect::Terminate]);
+    assert_eq!(verdict("SELECT f(), pg_terminate_backend(1)").effects, [Effect::Terminate, Effect::Pin]);
+    assert_eq!(verdict("SELECT pg_backend_pid()").effects, []);
+}
+
+#[test]
+fn commits_that_are_not_waited_for_are_noticed() {
+    for sql in ["SET LOCAL synchronous_commit = off", "BEGIN; set Synchronous_Commit to local; COMMIT"] {
+        assert!(verdict(sql).effects.contains(&Effect::LazyCommits), "{sql}");
+    }
+    assert!(!verdict("SET commit_delay = 1").effects.contains(&Effect::LazyCommits));
+}
+
+#[test]
+fn the_two_halves_of_datestyle_are_remembered_side_by_side() {
+    let key = |sql: &str| match verdict(sql).effects.as_slice() {
+        [Effect::Set { key, .. }] => key.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_ne!(key("SET DateStyle TO iso"), key("SET datestyle TO ymd"));
+    assert_eq!(key("SET DateStyle TO iso"), key("set datestyle to ISO"));
+    assert_eq!(key("SET timezone TO 'UTC'"), key("SET TimeZone = 'CET'"));
 }
 
 #[test]
@@ -298,3 +340,6 @@ proptest::proptest! {
         proptest::prop_assert_eq!(route(&format!("{before}{write}{after}")), Route::Primary);
     }
 }
+
+#[path = "rules_tests.rs"]
+mod rules;

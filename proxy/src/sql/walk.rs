@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName,
-    ObjectNamePart, Query, Select, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
+    ObjectNamePart, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
 };
 
+use super::Effect;
 use super::functions::FunctionFacts;
 use super::settings::same_everywhere;
 
@@ -14,46 +15,73 @@ use super::settings::same_everywhere;
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     facts: &'a FunctionFacts,
+    /// It is planned and not run.
+    plans: bool,
     /// Nothing spoke against a read.
     pub(super) reads: bool,
     /// State came to be that only this server has.
     pub(super) pins: bool,
+    /// Server processes may be ended.
+    pub(super) terminates: bool,
 }
 
 impl<'a> Walk<'a> {
     /// Goes through `node`.
     pub(super) fn through(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
-        let mut walk = Self { facts, reads: true, pins: false };
+        Self::begin(node, facts, false)
+    }
+
+    /// The same for what is only planned: servers in recovery plan writes, too, and volatile functions are
+    /// not called.
+    pub(super) fn through_plan(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
+        Self::begin(node, facts, true)
+    }
+
+    fn begin(node: &impl Visit, facts: &'a FunctionFacts, plans: bool) -> Self {
+        let mut walk = Self { facts, plans, reads: true, pins: false, terminates: false };
         // Never breaks: a pin may hide behind the first thing that is no read.
         let ControlFlow::Continue(()) = node.visit(&mut walk);
         walk
+    }
+
+    /// What it does to the session.
+    pub(super) fn effects(&self) -> Vec<Effect> {
+        let terminates = self.terminates.then_some(Effect::Terminate);
+        terminates.into_iter().chain(self.pins.then_some(Effect::Pin)).collect()
     }
 
     fn require(&mut self, condition: bool) {
         self.reads &= condition;
     }
 
+    /// For things that speak against a read only when they are done.
+    fn require_if_run(&mut self, condition: bool) {
+        self.require(condition || self.plans);
+    }
+
     fn function(&mut self, name: &ObjectName, arguments: Option<&[FunctionArg]>) {
         let Some(name) = catalog_name(name) else {
             self.pins = true;
-            return self.require(false);
+            return self.require_if_run(false);
         };
         match name.as_str() {
             "set_config" => {
                 let local = arguments.and_then(|list| list.get(2)).and_then(literal);
                 self.pins |= !matches!(local, Some(Value::Boolean(true)));
-                self.require(false);
+                self.require_if_run(false);
             }
             "current_setting" => {
                 let setting = arguments.and_then(|list| list.first()).and_then(literal);
                 let known = matches!(setting, Some(Value::SingleQuotedString(name)) if same_everywhere(name));
-                self.require(known);
+                self.require_if_run(known);
             }
             other if self.facts.is_read_only(other) => {}
             other => {
+                self.pins |= is_statistic(other);
+                self.terminates |= other == "pg_terminate_backend";
                 // A function of the user's may have made a temporary table or changed a setting.
                 self.pins |= !self.facts.is_stateless(other);
-                self.require(false);
+                self.require_if_run(false);
             }
         }
     }
@@ -89,10 +117,35 @@ impl<'a> Walk<'a> {
             // Visited on their own.
             SetExpr::Select(_) | SetExpr::Query(_) | SetExpr::Values(_) => {}
             SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => {
-                self.require(false);
+                self.require_if_run(false);
             }
         }
     }
+}
+
+/// The setting's name, and whether it ends with the transaction, if all that a query does is to call
+/// `set_config` once with constants: then it is a SET.
+pub(super) fn only_sets_config(query: &Query) -> Option<(&str, bool)> {
+    let SetExpr::Select(select) = query.body.as_ref() else { return None };
+    let [SelectItem::UnnamedExpr(Expr::Function(function))] = select.projection.as_slice() else {
+        return None;
+    };
+    let FunctionArguments::List(list) = &function.args else { return None };
+    let (name, local) = match list.args.iter().map(literal).collect::<Option<Vec<_>>>()?.as_slice() {
+        [Value::SingleQuotedString(name), Value::SingleQuotedString(_), Value::Boolean(local)] => {
+            (name, *local)
+        }
+        _ => return None,
+    };
+    // Nothing else may be in it: printed anew it has to be these words alone.
+    let called = function.name.to_string();
+    let bare = query.to_string() == format!("SELECT {function}")
+        && function.to_string() == format!("{called}({list})");
+    (bare && catalog_name(&function.name)? == "set_config").then_some((name.as_str(), local))
+}
+
+fn is_statistic(name: &str) -> bool {
+    name.starts_with("pg_stat")
 }
 
 fn literal(argument: &FunctionArg) -> Option<&Value> {
@@ -121,12 +174,35 @@ fn catalog_name(name: &ObjectName) -> Option<String> {
     }
 }
 
-/// Whether a relation is, by its name, neither a catalog nor a statistics view nor a sequence.
+/// Whether a relation is, by its name, neither a sequence nor a view of what one server alone knows.
 pub(super) fn is_plain_relation<'a>(parts: impl Iterator<Item = &'a str>) -> bool {
     let parts: Vec<String> = parts.map(str::to_ascii_lowercase).collect();
-    parts.len() <= 2
-        && parts.iter().all(|part| !part.starts_with("pg_") && part != "information_schema")
-        && parts.last().is_some_and(|name| !name.ends_with("_seq"))
+    let (schema, name) = match parts.as_slice() {
+        [name] => (None, name),
+        [schema, name] => (Some(schema.as_str()), name),
+        _ => return false,
+    };
+    let ordinary = !name.starts_with("pg_") && !name.ends_with("_seq");
+    match schema {
+        Some("information_schema") => true,
+        Some("pg_catalog") => is_replicated_catalog(name),
+        Some(other) => !other.starts_with("pg_") && ordinary,
+        None => ordinary || is_replicated_catalog(name),
+    }
+}
+
+/// Catalogs that standbys have from the primary, like any table.
+fn is_replicated_catalog(name: &str) -> bool {
+    const CATALOGS: &str = "
+        pg_aggregate pg_am pg_amop pg_amproc pg_attrdef pg_attribute pg_auth_members pg_cast pg_class pg_collation
+        pg_constraint pg_conversion pg_database pg_default_acl pg_depend pg_description pg_enum pg_event_trigger
+        pg_extension pg_foreign_data_wrapper pg_foreign_server pg_foreign_table pg_index pg_indexes pg_inherits
+        pg_language pg_matviews pg_namespace pg_opclass pg_operator pg_opfamily pg_partitioned_table pg_policies
+        pg_policy pg_proc pg_publication pg_publication_rel pg_publication_tables pg_range pg_rewrite pg_roles
+        pg_rules pg_seclabel pg_sequence pg_shdepend pg_shdescription pg_tables pg_tablespace pg_transform pg_trigger
+        pg_ts_config pg_ts_config_map pg_ts_dict pg_ts_parser pg_ts_template pg_type pg_user pg_views
+    ";
+    CATALOGS.split_ascii_whitespace().any(|known| known == name)
 }
 
 /// [`is_plain_relation`] of a parsed name.
@@ -138,12 +214,16 @@ impl Visitor for Walk<'_> {
     type Break = std::convert::Infallible;
 
     fn pre_visit_statement(&mut self, statement: &Statement) -> ControlFlow<Self::Break> {
-        self.require(matches!(statement, Statement::Query(_)));
+        let writes = matches!(
+            statement,
+            Statement::Insert(_) | Statement::Update { .. } | Statement::Delete(_) | Statement::Merge { .. }
+        );
+        self.require(matches!(statement, Statement::Query(_)) || (self.plans && writes));
         ControlFlow::Continue(())
     }
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Self::Break> {
-        self.require(query.locks.is_empty());
+        self.require_if_run(query.locks.is_empty());
         let foreign = query.for_clause.is_some()
             || query.settings.is_some()
             || query.format_clause.is_some()
@@ -162,6 +242,9 @@ impl Visitor for Walk<'_> {
     }
 
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<Self::Break> {
+        // Whoever watches a server's statistics means to see in them what this session does.
+        self.pins |=
+            folded(relation).is_some_and(|parts| parts.last().is_some_and(|name| is_statistic(name)));
         self.require(is_plain_name(relation));
         ControlFlow::Continue(())
     }

@@ -38,34 +38,31 @@ impl CancelSlot {
 /// The sessions by the keys that the proxy gave them.
 #[derive(Debug, Default)]
 pub(crate) struct Cancels {
-    slots: Mutex<BTreeMap<i32, (i32, Arc<CancelSlot>)>>,
+    slots: Mutex<BTreeMap<(i32, i32), Arc<CancelSlot>>>,
 }
 
 impl Cancels {
-    /// A new session: its key, and where it says what it runs.
-    pub(crate) fn register(&self) -> (CancelKey, Arc<CancelSlot>) {
-        let slot = Arc::new(CancelSlot::default());
+    /// A session whose statements `slot` knows; its key. It names the process that serves the session on
+    /// its first server, so that the client can look for that in `pg_stat_activity` and `pg_locks`.
+    pub(crate) fn register(&self, pid: i32, slot: &Arc<CancelSlot>) -> CancelKey {
         let mut slots = lock(&self.slots);
         loop {
-            let key = CancelKey { pid: rand::random_range(1..i32::MAX), secret: rand::random() };
-            if let std::collections::btree_map::Entry::Vacant(entry) = slots.entry(key.pid) {
-                entry.insert((key.secret, slot.clone()));
-                return (key, slot);
+            let key = CancelKey { pid, secret: rand::random() };
+            if let std::collections::btree_map::Entry::Vacant(entry) = slots.entry((key.pid, key.secret)) {
+                entry.insert(slot.clone());
+                return key;
             }
         }
     }
 
     /// The session is over.
     pub(crate) fn forget(&self, key: CancelKey) {
-        lock(&self.slots).remove(&key.pid);
+        lock(&self.slots).remove(&(key.pid, key.secret));
     }
 
     /// Interrupts what runs for `key`; a wrong key does nothing, as with PostgreSQL.
     pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration) {
-        let slot = lock(&self.slots)
-            .get(&key.pid)
-            .filter(|(secret, _)| *secret == key.secret)
-            .map(|(_, slot)| slot.clone());
+        let slot = lock(&self.slots).get(&(key.pid, key.secret)).cloned();
         let Some(slot) = slot else { return };
         let running = lock(&slot.running).clone();
         let Some((address, key)) = running else { return slot.waiting.notify_waiters() };
@@ -85,4 +82,19 @@ async fn forward(address: &HostPort, key: CancelKey) -> io::Result<()> {
     // The server closes the connection once the signal is sent: only then may the client be told.
     let mut end = [0];
     tokio::io::AsyncReadExt::read(&mut stream, &mut end).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_of_one_server_process_are_told_apart() {
+        let (cancels, slot) = (Cancels::default(), Arc::default());
+        let (one, other) = (cancels.register(7, &slot), cancels.register(7, &slot));
+        assert_eq!((one.pid, other.pid), (7, 7));
+        assert_ne!(one.secret, other.secret);
+        cancels.forget(one);
+        assert_eq!(lock(&cancels.slots).len(), 1);
+    }
 }

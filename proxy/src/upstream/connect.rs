@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use bytes::Buf;
+use pgherd_common::Lsn;
 use pgherd_common::topology::Backend;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -95,6 +96,8 @@ pub(crate) async fn connect(
         parameters: BTreeMap::new(),
         known,
         counts,
+        position_asked: false,
+        replayed: Lsn::default(),
     };
     let prepared = async {
         log_in(&mut server, login).await?;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Buf;
-use pgherd_common::{HostPort, NodeId, NodeName};
+use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
 
 use crate::control::Counts;
 use crate::pipe::Pipe;
@@ -15,6 +15,19 @@ use crate::wire::backend::{ServerError, Severity};
 use crate::wire::frame::{self, BadFrame};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
+
+/// What was committed lies before the position written; before the one inserted, where commits are
+/// acknowledged before they are written.
+const POSITION: &str = "SELECT CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' \
+     THEN pg_catalog.pg_current_wal_insert_lsn() ELSE pg_catalog.pg_current_wal_lsn() END";
+
+const POSITION_INSERTED: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn()";
+
+/// The position in a row's only column.
+pub(crate) fn position(row: &[u8]) -> Option<Lsn> {
+    // Two bytes count the columns, four the bytes of the first.
+    std::str::from_utf8(row.get(6..)?).ok()?.parse().ok()
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +41,10 @@ pub(crate) struct Server {
     pub(crate) parameters: BTreeMap<String, String>,
     pub(crate) known: Known,
     pub(crate) counts: Arc<Counts>,
+    /// Its position was asked for, and the answer has yet to be read.
+    pub(crate) position_asked: bool,
+    /// How far it had replayed when it was last asked, if it is a standby.
+    pub(crate) replayed: Lsn,
 }
 
 /// Why a query of the proxy's own failed.
@@ -70,6 +87,24 @@ impl Server {
     pub(crate) async fn query(&mut self, sql: &str) -> Result<Option<Vec<u8>>, QueryError> {
         frontend::put_query(&mut self.pipe.output, sql);
         self.ask().await
+    }
+
+    /// Asks for its position without waiting for it: `position_asked` says that the answer is due.
+    /// `inserted`: what was acknowledged need not be written yet.
+    pub(crate) fn ask_position(&mut self, inserted: bool) {
+        if !self.position_asked {
+            self.known.forget_unnamed();
+            let question = if inserted { POSITION_INSERTED } else { POSITION };
+            frontend::put_query(&mut self.pipe.output, question);
+            self.position_asked = true;
+        }
+    }
+
+    /// How far a standby has replayed; `None` when it is none.
+    pub(crate) async fn look_at_replay(&mut self) -> Result<Option<Lsn>, QueryError> {
+        self.known.forget_unnamed();
+        let row = self.query("SELECT pg_catalog.pg_last_wal_replay_lsn()").await?;
+        Ok(row.as_deref().and_then(position))
     }
 
     /// Says goodbye, as far as that is possible without waiting.

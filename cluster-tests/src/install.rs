@@ -79,11 +79,23 @@ pub const MKFS: Tool = Tool { program: "mkfs.ext4", package: "e2fsprogs" };
 
 /// Installs a tool if it is missing.
 pub async fn tool(tool: Tool, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
-    let Tool { program, package } = tool;
-    if ["/sbin", "/usr/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists()) {
+    let places = ["/sbin", "/usr/sbin", "/bin"].map(|dir| Path::new(dir).join(tool.program));
+    match places.iter().find(|path| path.exists()) {
+        Some(_) => Ok(()),
+        None => fetch(tool.program, tool.package, progress).await,
+    }
+}
+
+/// Installs a package if a file that it brings is missing.
+pub async fn package(file: &Path, package: &str, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    if file.exists() {
         return Ok(());
     }
-    progress(&format!("`{program}` is missing: apt-get update"));
+    fetch(&file.display().to_string(), package, progress).await
+}
+
+async fn fetch(missing: &str, package: &str, progress: &dyn Fn(&str)) -> Result<(), InstallError> {
+    progress(&format!("`{missing}` is missing: apt-get update"));
     apt(&["update"], "the package lists").await?;
     progress(&format!("installing {package}"));
     apt(&["install", package], package).await

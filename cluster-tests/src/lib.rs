@@ -14,6 +14,7 @@ pub mod config_files;
 pub mod daemon;
 pub mod descriptor;
 pub mod disk;
+pub mod drivers;
 pub mod failure;
 pub mod install;
 pub mod logs;

@@ -10,13 +10,13 @@ mod segment;
 mod settings;
 mod statements;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Route, Verdict};
+use crate::sql::{Effect, Facts, Route, Standing, Verdict};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
@@ -74,6 +74,10 @@ pub struct Session {
     tx: Option<Tx>,
     lost: Option<Trouble>,
     pinned: bool,
+    /// Functions that were called and may have left something behind in the session.
+    suspects: BTreeSet<String>,
+    /// Functions, views or the like got another meaning, once that is committed.
+    redefined: bool,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -91,7 +95,7 @@ impl Session {
         match segment.route {
             Route::Primary => Wanted::Writer,
             Route::Neutral => Wanted::Any,
-            Route::Read if self.pinned => Wanted::Writer,
+            Route::Read if self.is_pinned() => Wanted::Writer,
             Route::Read => Wanted::Reader,
         }
     }
@@ -126,7 +130,24 @@ impl Session {
 
     /// Whether reads go to the primary, too.
     pub fn is_pinned(&self) -> bool {
-        self.pinned
+        self.pinned || !self.suspects.is_empty()
+    }
+
+    /// Whether the session is with the primary only because little is known of functions that it called.
+    pub fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// The catalogs tell about functions: those that leave nothing behind are suspects no more.
+    pub fn acquit(&mut self, facts: &Facts) {
+        let standing = |name: &String| facts.function(None, name);
+        self.pinned |= self.suspects.iter().any(|name| standing(name) == Standing::Stateful);
+        self.suspects.retain(|name| standing(name) == Standing::Unknown);
+    }
+
+    /// Whether names got another meaning by what was committed; asked once.
+    pub fn take_redefined(&mut self) -> bool {
+        self.tx.is_none() && std::mem::take(&mut self.redefined)
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -388,9 +409,11 @@ impl Session {
             TxStatus::Open => Some(Tx { node, failed: false }),
             TxStatus::Failed => Some(Tx { node, failed: true }),
         };
+        self.redefined |= batch.redefines;
         for effect in &batch.effects {
             match effect {
                 Effect::Pin => self.pinned = true,
+                Effect::Suspect(name) => self.suspect(name),
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
@@ -417,6 +440,7 @@ impl Session {
             Effect::Commit => self.settings.commit(),
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
+            Effect::Suspect(name) => self.suspect(name),
             Effect::Terminate | Effect::LazyCommits => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
@@ -431,10 +455,19 @@ impl Session {
                 known.statements.clear();
                 self.settings.discard_all();
                 self.pinned = false;
+                self.suspects.clear();
             }
         }
     }
+
+    fn suspect(&mut self, name: &str) {
+        self.suspects.insert(name.to_owned());
+        self.pinned |= self.suspects.len() > SUSPECTS_MAX;
+    }
 }
+
+/// Whoever calls more functions that nobody knows stays with the primary.
+const SUSPECTS_MAX: usize = 100;
 
 /// A name that no client gives to a statement.
 const NOTHING: &str = "\u{1}";
@@ -449,6 +482,7 @@ fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
 pub struct Batch {
     /// Where it may run.
     pub route: Route,
+    redefines: bool,
     effects: Vec<Effect>,
     may_commit: bool,
     ends_tx: bool,
@@ -459,6 +493,7 @@ impl Batch {
     pub fn of(segment: &Segment) -> Self {
         Self {
             route: segment.route,
+            redefines: segment.redefines,
             effects: segment.effects.clone(),
             may_commit: segment.may_commit,
             ends_tx: segment.ends_tx,
@@ -473,6 +508,7 @@ impl Batch {
     /// The batch goes on.
     pub fn extend(&mut self, segment: &Segment) {
         self.route = self.route.together(segment.route);
+        self.redefines |= segment.redefines;
         self.effects.extend(segment.effects.iter().cloned());
         self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
         self.ends_tx |= segment.ends_tx;

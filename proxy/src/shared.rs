@@ -7,7 +7,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::config::Config;
 use crate::control::{Cluster, lock};
 use crate::sql::{Verdict, VerdictCache};
-use crate::upstream::{Cancels, Verifiers};
+use crate::upstream::{Cancels, Catalogs, Verifiers};
 
 /// Memory for verdicts.
 const VERDICTS_BYTES: usize = 16 << 20;
@@ -18,6 +18,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) verifiers: Verifiers,
+    pub(crate) catalogs: Arc<Catalogs>,
     pub(crate) cancels: Cancels,
     /// One permit for each client that may be logged in.
     pub(crate) places: Arc<Semaphore>,
@@ -31,6 +32,7 @@ impl Shared {
         let places = usize::try_from(config.max_client_connections).unwrap_or(usize::MAX);
         Self {
             verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
+            catalogs: Arc::new(Catalogs::new(config.auth.clone())),
             cancels: Cancels::default(),
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             stopping,
@@ -40,14 +42,20 @@ impl Shared {
         }
     }
 
-    /// What a text means.
-    pub(crate) fn verdict(&self, sql: &[u8]) -> Arc<Verdict> {
-        lock(&self.verdicts).verdict(sql)
+    /// What a text means in a database. What it redefines is doubted from now on.
+    pub(crate) fn verdict(&self, database: &str, sql: &[u8]) -> Arc<Verdict> {
+        let edition = self.catalogs.edition(database);
+        let verdict = lock(&self.verdicts).verdict(database, &edition, sql);
+        if let Some(names) = &verdict.defines {
+            self.catalogs.doubt(database, names);
+        }
+        verdict
     }
 
     /// A standby refused to run these texts in recovery.
-    pub(crate) fn refused_by_standby<'a>(&self, texts: impl Iterator<Item = &'a [u8]>) {
+    pub(crate) fn refused_by_standby<'a>(&self, database: &str, texts: impl Iterator<Item = &'a [u8]>) {
+        let edition = self.catalogs.edition(database);
         let mut verdicts = lock(&self.verdicts);
-        texts.for_each(|text| verdicts.refused_by_standby(text));
+        texts.for_each(|text| verdicts.refused_by_standby(database, &edition, text));
     }
 }

@@ -1,19 +1,20 @@
 //! What a piece of SQL means for routing: whether it can only read, what it does to the session, and
 //! whether the proxy answers it itself.
 //!
-//! Decides from the text alone. Knows neither nodes nor connections. Safe by default: what is not
-//! *known* to be a read is none.
+//! Decides from the text and what the catalogs say of the names in it. Knows neither nodes nor
+//! connections. Safe by default: what is not *known* to be a read is none.
 
 mod cache;
 mod classify;
+mod facts;
 mod functions;
 mod settings;
 mod show;
 mod walk;
 
-pub use cache::VerdictCache;
+pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
-pub use functions::FunctionFacts;
+pub use facts::{Facts, FunctionRow, RelationRow, Standing};
 pub use show::Show;
 
 /// Where a text may run.
@@ -71,6 +72,8 @@ pub enum Effect {
     Terminate,
     /// State came to be that cannot be had on another server: the session stays with the primary.
     Pin,
+    /// A function of this name, of which nothing is known yet, may have brought such state about.
+    Suspect(String),
 }
 
 /// Everything about a text that routing needs.
@@ -88,6 +91,8 @@ pub struct Verdict {
     pub begins: bool,
     /// Whether it only rolls a transaction back.
     pub rolls_back: bool,
+    /// Names that may mean something else once it is done: functions, views and the like.
+    pub defines: Option<Vec<String>>,
     /// The proxy's own answer is asked for.
     pub show: Option<Show>,
 }
@@ -102,6 +107,7 @@ impl Verdict {
             may_commit: false,
             begins: false,
             rolls_back: false,
+            defines: None,
             show: None,
         }
     }

@@ -1,12 +1,14 @@
 //! Connections to PostgreSQL servers: opening them, interrupting what runs on them, and looking up
-//! verifiers. Does as it is told; which server is somebody else's decision.
+//! verifiers and catalogs. Does as it is told; which server is somebody else's decision.
 
 mod cancel;
+mod catalogs;
 mod connect;
 mod server;
 mod verifiers;
 
 pub(crate) use cancel::{CancelSlot, Cancels};
+pub(crate) use catalogs::Catalogs;
 pub(crate) use connect::{ConnectError, Login, connect, nonce};
 pub(crate) use server::{QueryError, Server, position};
 pub(crate) use verifiers::{VerifierError, Verifiers};

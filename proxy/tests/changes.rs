@@ -145,6 +145,7 @@ async fn a_standby_that_dies_is_not_noticed() {
     let mut script = Script::new(&[&first, &second]);
     let mut agent = Agent::start(Some(script.steady())).await;
     let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    proxy.knows_catalogs().await;
     let (client, other) = (proxy.connect().await, proxy.connect().await);
     let read = client.prepare("SELECT current_setting('pgherd.port'), a FROM t WHERE a = $1").await.unwrap();
     let run = async |expected: &Postgres| {

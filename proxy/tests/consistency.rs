@@ -32,6 +32,7 @@ impl World {
         let mut agent = Agent::start(Some(Script::new(&[&self.primary, &self.standby]).steady())).await;
         let lines = format!("[routing]\nread_consistency = '{consistency}'\ncausal_wait = '50ms'");
         let proxy = Proxy::start_with(&mut agent, Access::Trust, &lines).await;
+        proxy.knows_catalogs().await;
         (agent, proxy)
     }
 

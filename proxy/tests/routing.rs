@@ -28,6 +28,7 @@ async fn world() -> World {
     standby.caught_up_with(&primary).await;
     let mut agent = Agent::start(Some(Script::new(&[&primary, &standby]).steady())).await;
     let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    proxy.knows_catalogs().await;
     World { primary, standby, _agent: agent, proxy }
 }
 
@@ -59,6 +60,7 @@ async fn sessions_span_servers() {
     cancels(&world).await;
     terminations(&world).await;
     refused_reads(&world).await;
+    catalog_facts(&world).await;
     pipelines(&world).await;
     own_answers(&world).await;
     large_messages(&world).await;
@@ -203,6 +205,49 @@ async fn refused_reads(world: &World) {
     assert_eq!(row.get::<_, i64>(0), 3);
     let error = client.simple_query("SELECT nothing FROM nowhere").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "42P01");
+}
+
+/// Functions and views go where the catalogs say, soon after they come to be.
+async fn catalog_facts(world: &World) {
+    let client = world.proxy.connect().await;
+    let setup = "
+        CREATE VIEW ports AS SELECT current_setting('pgherd.port') AS setting;
+        CREATE FUNCTION here() RETURNS text STABLE LANGUAGE sql AS $$ SELECT version() $$;
+        CREATE FUNCTION adds() RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES (77); RETURN 1; END $$;
+        CREATE FUNCTION keeps() RETURNS int LANGUAGE sql AS $$ SET my.flag = 'kept'; SELECT 1 $$;
+        CREATE UNLOGGED TABLE loose (a int);
+        CREATE VIEW over_loose AS SELECT a FROM loose;
+        CREATE VIEW plain AS SELECT a, lower('X') FROM t;
+        CREATE VIEW drawn AS SELECT a, random() FROM t";
+    client.batch_execute(setup).await.unwrap();
+    let (primary, standby) = (world.primary.port().to_string(), world.standby.port().to_string());
+    let from = |relation: &str| format!("SELECT current_setting('pgherd.port') FROM {relation} LIMIT 1");
+    // Until they are known the session stays with the primary, but not for good.
+    let with = |function: &str| format!("SELECT current_setting('pgherd.port'), {function}()");
+    assert_eq!(simple(&client, &with("adds")).await, std::slice::from_ref(&primary));
+    soon(async {
+        while simple(&client, &with("here")).await != [standby.as_str()] {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(simple(&client, &from("plain")).await, std::slice::from_ref(&standby));
+    assert_eq!(simple(&client, &with("adds")).await, std::slice::from_ref(&primary));
+    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+    for relation in ["drawn", "ports"] {
+        assert_eq!(simple(&client, &from(relation)).await, std::slice::from_ref(&primary), "{relation}");
+    }
+    client.batch_execute("INSERT INTO loose VALUES (1)").await.unwrap();
+    assert_eq!(simple(&client, &from("over_loose")).await, std::slice::from_ref(&primary));
+    client
+        .batch_execute("CREATE OR REPLACE VIEW plain AS SELECT a, lower('X') FROM t WHERE random() < 2")
+        .await
+        .unwrap();
+    assert_eq!(simple(&client, &from("plain")).await, std::slice::from_ref(&primary));
+    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+    simple(&client, &with("keeps")).await;
+    assert_eq!(simple(&client, WHERE).await, [primary]);
+    assert_eq!(simple(&client, "SHOW my.flag").await, ["kept"]);
 }
 
 async fn pipelines(world: &World) {

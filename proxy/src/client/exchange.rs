@@ -199,7 +199,7 @@ impl Client {
             tracing::debug!(server = %server.name, %error, "a standby could not run a read; asking the primary");
             if recovery_refused(&error.code) {
                 let texts = flow.segment.iter().flat_map(|segment| &segment.texts);
-                self.shared.refused_by_standby(texts.map(|text| text.as_ref()));
+                self.shared.refused_by_standby(self.login.database(), texts.map(|text| text.as_ref()));
             }
             flow.withdrawn = true;
             flow.held.clear();
@@ -244,7 +244,8 @@ impl Client {
     /// A further segment of a batch that was flushed before its end. Whether there was one.
     fn on_more(&mut self, flow: &mut Flow, server: &mut Server) -> Result<bool, End> {
         let shared = Arc::clone(&self.shared);
-        let mut judge = |sql: &[u8]| shared.verdict(sql);
+        let database = self.login.database().to_owned();
+        let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Incomplete) => return Ok(false),
             Ok(Taken::Complete) => {}
@@ -354,6 +355,9 @@ impl Client {
     async fn note_writes(&mut self, batch: &Batch, was_open: bool, server: &mut Server) {
         if !matches!(server.role, Role::Primary(_)) || self.session.tx_node().is_some() {
             return;
+        }
+        if self.session.take_redefined() {
+            self.shared.catalogs.renew(self.login.database());
         }
         if self.session.may_have_committed(batch, was_open) || self.session.floor.is_doubtful() {
             if self.owed.is_some() {

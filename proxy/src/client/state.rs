@@ -120,6 +120,8 @@ impl Client {
         self.note_parsing();
         backend::put_ready(&mut self.pipe.output, self.session.status());
         self.pipe.flush().await?;
+        let shared = &self.shared;
+        shared.catalogs.follow(&shared.cluster, &shared.stopping, self.login.database(), &self.user);
         self.begin_floor(node).await;
         Ok(())
     }
@@ -141,7 +143,8 @@ impl Client {
             return if self.skip()? { Ok(()) } else { self.idle().await };
         }
         let shared = Arc::clone(&self.shared);
-        let mut judge = |sql: &[u8]| shared.verdict(sql);
+        let database = self.login.database().to_owned();
+        let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Complete) => {
                 let segment = std::mem::take(&mut self.segment);

@@ -39,6 +39,9 @@ impl Client {
             self.answer(show, &segment);
             return Ok(());
         }
+        if self.session.has_suspects() {
+            self.session.acquit(&self.shared.catalogs.edition(self.login.database()).facts);
+        }
         let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
         loop {
             let wanted = match self.session.wanted(&segment) {

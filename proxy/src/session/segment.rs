@@ -42,6 +42,8 @@ pub struct Segment {
     pub(super) parts: Vec<Part>,
     /// Where all of them may run.
     pub route: Route,
+    /// Functions, views or the like get another meaning.
+    pub(super) redefines: bool,
     pub(super) effects: Vec<Effect>,
     pub(super) uses: Vec<String>,
     pub(super) may_commit: bool,
@@ -71,6 +73,7 @@ impl Default for Segment {
             bytes: BytesMut::new(),
             parts: vec![],
             route: Route::Neutral,
+            redefines: false,
             effects: vec![],
             uses: vec![],
             may_commit: false,
@@ -155,6 +158,7 @@ impl Segment {
         self.route = self.route.together(verdict.route);
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
+        self.redefines |= verdict.defines.is_some();
         self.may_commit |= verdict.may_commit;
         self.note_show(verdict.show);
     }
@@ -227,7 +231,10 @@ impl Session {
                 let (_, name) = frontend::bind(payload).map_err(malformed)?;
                 let name = name.to_owned();
                 match self.statements.find(&name) {
-                    Some(definition) => segment.add(&definition.verdict.clone()),
+                    Some(definition) => {
+                        segment.add(&definition.verdict_now(judge));
+                        segment.texts.extend(definition.text());
+                    }
                     // Prepared by SQL, or an error.
                     None => segment.add(&Verdict { may_commit: true, ..Verdict::plain(Route::Primary) }),
                 }
@@ -235,8 +242,8 @@ impl Session {
             }
             b'D' | b'C' => match (header.tag, frontend::subject(payload).map_err(malformed)?) {
                 (b'D', Subject::Statement(name)) => {
-                    let route =
-                        self.statements.find(name).map_or(Route::Primary, |known| known.verdict.route);
+                    let known = self.statements.find(name);
+                    let route = known.map_or(Route::Primary, |known| known.verdict_now(judge).route);
                     segment.route = segment.route.together(route);
                     Ok(What::Uses(name.to_owned()))
                 }

@@ -7,6 +7,8 @@ use bytes::Bytes;
 
 use crate::sql::Verdict;
 
+use super::Judge;
+
 /// A prepared statement.
 #[derive(Debug, Clone)]
 pub struct Definition {
@@ -16,6 +18,20 @@ pub struct Definition {
     pub body: Option<Bytes>,
     /// What its text means.
     pub verdict: Arc<Verdict>,
+}
+
+impl Definition {
+    /// Its text, which stands in front of the parameter types.
+    pub(super) fn text(&self) -> Option<Bytes> {
+        let body = self.body.as_ref()?;
+        let end = body.iter().position(|byte| *byte == 0)?;
+        Some(body.slice(..end))
+    }
+
+    /// What its text means by now: more may be known than when it was prepared.
+    pub(super) fn verdict_now(&self, judge: Judge<'_>) -> Arc<Verdict> {
+        self.text().map_or_else(|| self.verdict.clone(), |text| judge(&text))
+    }
 }
 
 /// An answer that a server owes.

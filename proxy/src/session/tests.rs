@@ -1,5 +1,5 @@
 use super::*;
-use crate::sql::{FunctionFacts, classify};
+use crate::sql::{Facts, classify};
 use crate::wire::backend as answer;
 use crate::wire::frame;
 
@@ -44,7 +44,7 @@ impl Fixture {
 
     fn take(&mut self, input: &mut BytesMut) -> Segment {
         let mut segment = Segment::default();
-        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &FunctionFacts));
+        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
         assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
         segment
     }
@@ -288,7 +288,7 @@ fn a_large_parse_is_passed_on_without_being_kept() {
 #[test]
 fn strangers_are_refused() {
     let mut fixture = Fixture::new();
-    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &FunctionFacts));
+    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
     for bad in
         [&b"\0\0\0\0\x04"[..], b"Q\xff\xff\xff\xff", b"Q\0\0\0\x05x", b"B\0\0\0\x06ab", b"DX\0\0\0\x04"]
     {

@@ -6,10 +6,10 @@ use sqlparser::ast::{
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
-use super::functions::FunctionFacts;
+use super::facts::Facts;
 use super::settings::same_everywhere;
 use super::show::Show;
-use super::walk::{Walk, is_plain_name, only_sets_config};
+use super::walk::{Walk, only_sets_config, relation_reads};
 use super::{Effect, Route, Verdict};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
@@ -17,7 +17,7 @@ use super::{Effect, Route, Verdict};
 pub(super) const TEXT_MAX: usize = 16 << 10;
 
 /// What `sql` means for routing.
-pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
+pub fn classify(sql: &[u8], facts: &Facts) -> Verdict {
     let mut verdict = judge(sql, facts);
     const LAZY: &[u8] = b"synchronous_commit";
     if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
@@ -26,7 +26,7 @@ pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
     verdict
 }
 
-fn judge(sql: &[u8], facts: &FunctionFacts) -> Verdict {
+fn judge(sql: &[u8], facts: &Facts) -> Verdict {
     let text = match std::str::from_utf8(sql) {
         Ok(text) if text.len() <= TEXT_MAX => text,
         Ok(_) | Err(_) => return Verdict::unknown(),
@@ -40,7 +40,7 @@ fn judge(sql: &[u8], facts: &FunctionFacts) -> Verdict {
     }
 }
 
-fn combine(statements: &[Statement], text: &str, facts: &FunctionFacts) -> Verdict {
+fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
     if let [statement] = statements {
         let own_text = text.trim().trim_end_matches(';');
         return single(statement, own_text, facts);
@@ -52,6 +52,9 @@ fn combine(statements: &[Statement], text: &str, facts: &FunctionFacts) -> Verdi
         all.route = all.route.together(verdict.route);
         all.effects.extend(verdict.effects);
         all.uses.extend(verdict.uses);
+        if let Some(names) = verdict.defines {
+            all.defines.get_or_insert_default().extend(names);
+        }
         // What stands beside a rollback is not undone by it.
         all.may_commit |= verdict.may_commit || verdict.rolls_back;
     }
@@ -59,7 +62,7 @@ fn combine(statements: &[Statement], text: &str, facts: &FunctionFacts) -> Verdi
 }
 
 /// `TABLE t`, which the parser does not know as a statement of its own, stands for `SELECT * FROM t`.
-fn bare_table(text: &str, facts: &FunctionFacts) -> Option<Verdict> {
+fn bare_table(text: &str, facts: &Facts) -> Option<Verdict> {
     let (first, rest) = text.trim().split_once(|c: char| c.is_ascii_whitespace())?;
     if !first.eq_ignore_ascii_case("table") {
         return None;
@@ -70,7 +73,7 @@ fn bare_table(text: &str, facts: &FunctionFacts) -> Option<Verdict> {
 
 /// A text that the parser does not understand. PostgreSQL may.
 fn unparsed(text: &str) -> Verdict {
-    let mut verdict = Verdict { may_commit: true, ..Verdict::plain(Route::Primary) };
+    let mut verdict = Verdict { may_commit: true, defines: defines(text), ..Verdict::plain(Route::Primary) };
     let mut words =
         text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
     let first = words.next().unwrap_or_default().to_ascii_lowercase();
@@ -95,6 +98,32 @@ fn unparsed(text: &str) -> Verdict {
     verdict
 }
 
+/// Names that mean something else, to readers, once this is done; `None` when it defines nothing of that
+/// kind. Rather too many.
+fn defines(text: &str) -> Option<Vec<String>> {
+    const KINDS: &[&str] = &[
+        "view",
+        "function",
+        "procedure",
+        "routine",
+        "aggregate",
+        "sequence",
+        "unlogged",
+        "logged",
+        "foreign",
+        "rule",
+        "extension",
+        "schema",
+        "rename",
+    ];
+    const NAMES_MAX: usize = 12;
+    let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let words = split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase);
+    let from = words.skip_while(|word| !matches!(word.as_str(), "create" | "alter" | "drop"));
+    let names: Vec<String> = from.take(NAMES_MAX).collect();
+    names.iter().any(|word| KINDS.contains(&word.as_str())).then_some(names)
+}
+
 /// By the word behind `SET`.
 fn ends_with_the_transaction(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
@@ -107,7 +136,7 @@ fn leaves_state(word: &str) -> bool {
     WORDS.iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
-fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
+fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
     match statement {
         Statement::Query(query) => {
             if let Some((name, false)) = only_sets_config(query) {
@@ -119,8 +148,8 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
         }
         Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
             let route = if utility_reads(statement, facts) { Route::Read } else { Route::Primary };
-            let pins = Walk::through(statement, facts).pins;
-            Verdict { effects: pins.then_some(Effect::Pin).into_iter().collect(), ..Verdict::plain(route) }
+            let effects = Walk::through(statement, facts).lasting_effects();
+            Verdict { effects, ..Verdict::plain(route) }
         }
         // Read-only ones, too: what comes in it may be more than a read, and a standby has no
         // serializable transactions, no locks that others see, and no way back.
@@ -150,11 +179,19 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
         }
         Statement::Call(_) => Verdict::unknown(),
         other => {
-            let pins = makes_temporary(other)
-                || matches!(other, Statement::Load { .. })
-                || Walk::through(other, facts).pins;
-            let effects = pins.then_some(Effect::Pin).into_iter().collect();
-            Verdict { effects, ..Verdict::plain(Route::Primary) }
+            let mut effects = Walk::through(other, facts).lasting_effects();
+            if makes_temporary(other) || matches!(other, Statement::Load { .. }) {
+                effects.push(Effect::Pin);
+            }
+            let data = matches!(
+                other,
+                Statement::Insert(_)
+                    | Statement::Update { .. }
+                    | Statement::Delete(_)
+                    | Statement::Merge { .. }
+            );
+            let defines = if data { None } else { defines(text) };
+            Verdict { effects, defines, ..Verdict::plain(Route::Primary) }
         }
     }
 }
@@ -172,7 +209,7 @@ fn last_part(name: &ObjectName) -> Option<String> {
 }
 
 /// Whether EXPLAIN, SHOW or COPY only reads.
-fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
+fn utility_reads(statement: &Statement, facts: &Facts) -> bool {
     match statement {
         Statement::Explain { analyze, options, statement, .. } => {
             let analyzes = |name: &Ident| name.value.eq_ignore_ascii_case("analyze");
@@ -186,7 +223,7 @@ fn utility_reads(statement: &Statement, facts: &FunctionFacts) -> bool {
             same_everywhere(&name.join("."))
         }
         Statement::Copy { source, to: true, target: CopyTarget::Stdout, .. } => match source {
-            sqlparser::ast::CopySource::Table { table_name, .. } => is_plain_name(table_name),
+            sqlparser::ast::CopySource::Table { table_name, .. } => relation_reads(table_name, facts),
             sqlparser::ast::CopySource::Query(query) => Walk::through(query.as_ref(), facts).reads,
         },
         _ => false,

@@ -1,7 +1,7 @@
 use super::*;
 
 fn verdict(sql: &str) -> Verdict {
-    classify(sql.as_bytes(), &FunctionFacts)
+    classify(sql.as_bytes(), &Facts::by_names())
 }
 
 fn route(sql: &str) -> Route {
@@ -326,7 +326,7 @@ fn long_or_foreign_texts_are_not_parsed() {
     let sums = format!("SELECT 1{}", "+1".repeat((TEXT_MAX - 20) / 2));
     assert_eq!(route(&sums), Route::Read, "deep trees must not exhaust the stack");
     assert_eq!(route(&format!("SELECT '{}'", "x".repeat(TEXT_MAX))), Route::Primary);
-    assert_eq!(classify(b"SELECT '\xff'", &FunctionFacts), Verdict::unknown());
+    assert_eq!(classify(b"SELECT '\xff'", &Facts::by_names()), Verdict::unknown());
     assert!(Verdict::unknown().effects.contains(&Effect::Pin), "it may have made a temporary table");
 }
 

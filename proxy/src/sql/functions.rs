@@ -1,22 +1,16 @@
-//! Which functions cannot write and give the same on every node.
+//! Which of PostgreSQL's own functions cannot write and give the same on every node, by their names alone.
 
-/// What is known about functions. The built-in list only; the cluster's catalogs know more.
-#[derive(Debug, Clone, Default)]
-pub struct FunctionFacts;
+/// Whether a function of `pg_catalog` is known to only read.
+pub(super) fn is_read_only(name: &str) -> bool {
+    READ_ONLY.split_ascii_whitespace().any(|known| known == name)
+}
 
-impl FunctionFacts {
-    /// Whether a function of `pg_catalog` is known to only read.
-    pub fn is_read_only(&self, name: &str) -> bool {
-        READ_ONLY.split_ascii_whitespace().any(|known| known == name)
-    }
-
-    /// Whether a function is known to leave nothing behind in the session that calls it, but for what
-    /// sequences remember.
-    pub fn is_stateless(&self, name: &str) -> bool {
-        let session_lock = name.contains("advisory") && !name.contains("xact");
-        let prefixed = ["pg_", "lo_", "has_", "txid_", "inet_", "uuid"].iter().any(|p| name.starts_with(p));
-        (prefixed && !session_lock) || STATELESS.split_ascii_whitespace().any(|known| known == name)
-    }
+/// Whether a function of `pg_catalog` is known to leave nothing behind in the session that calls it, but
+/// for what sequences remember.
+pub(super) fn is_stateless(name: &str) -> bool {
+    let session_lock = name.contains("advisory") && !name.contains("xact");
+    let prefixed = ["pg_", "lo_", "has_", "txid_", "inet_", "uuid"].iter().any(|p| name.starts_with(p));
+    (prefixed && !session_lock) || STATELESS.split_ascii_whitespace().any(|known| known == name)
 }
 
 /// Functions that are no reads and whose effects, if any, are in the database alone.
@@ -136,10 +130,10 @@ mod tests {
             "ts_stat",
             "to_regclass",
         ] {
-            assert!(!FunctionFacts.is_read_only(name), "{name}");
+            assert!(!is_read_only(name), "{name}");
         }
         for name in ["now", "count", "coalesce", "lower", "jsonb_agg", "row_number", "generate_series"] {
-            assert!(FunctionFacts.is_read_only(name), "{name}");
+            assert!(is_read_only(name), "{name}");
         }
     }
 }

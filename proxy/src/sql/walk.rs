@@ -8,13 +8,13 @@ use sqlparser::ast::{
 };
 
 use super::Effect;
-use super::functions::FunctionFacts;
+use super::facts::{Facts, Standing};
 use super::settings::same_everywhere;
 
 /// What was found.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
-    facts: &'a FunctionFacts,
+    facts: &'a Facts,
     /// It is planned and not run.
     plans: bool,
     /// Nothing spoke against a read.
@@ -23,22 +23,24 @@ pub(super) struct Walk<'a> {
     pub(super) pins: bool,
     /// Server processes may be ended.
     pub(super) terminates: bool,
+    /// Functions of which it is not known whether they leave state behind.
+    suspects: Vec<String>,
 }
 
 impl<'a> Walk<'a> {
     /// Goes through `node`.
-    pub(super) fn through(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
+    pub(super) fn through(node: &impl Visit, facts: &'a Facts) -> Self {
         Self::begin(node, facts, false)
     }
 
     /// The same for what is only planned: servers in recovery plan writes, too, and volatile functions are
     /// not called.
-    pub(super) fn through_plan(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
+    pub(super) fn through_plan(node: &impl Visit, facts: &'a Facts) -> Self {
         Self::begin(node, facts, true)
     }
 
-    fn begin(node: &impl Visit, facts: &'a FunctionFacts, plans: bool) -> Self {
-        let mut walk = Self { facts, plans, reads: true, pins: false, terminates: false };
+    fn begin(node: &impl Visit, facts: &'a Facts, plans: bool) -> Self {
+        let mut walk = Self { facts, plans, reads: true, pins: false, terminates: false, suspects: vec![] };
         // Never breaks: a pin may hide behind the first thing that is no read.
         let ControlFlow::Continue(()) = node.visit(&mut walk);
         walk
@@ -47,7 +49,13 @@ impl<'a> Walk<'a> {
     /// What it does to the session.
     pub(super) fn effects(&self) -> Vec<Effect> {
         let terminates = self.terminates.then_some(Effect::Terminate);
-        terminates.into_iter().chain(self.pins.then_some(Effect::Pin)).collect()
+        terminates.into_iter().chain(self.lasting_effects()).collect()
+    }
+
+    /// What of it outlives the statement.
+    pub(super) fn lasting_effects(&self) -> Vec<Effect> {
+        let suspects = self.suspects.iter().cloned().map(Effect::Suspect);
+        self.pins.then_some(Effect::Pin).into_iter().chain(suspects).collect()
     }
 
     fn require(&mut self, condition: bool) {
@@ -60,30 +68,48 @@ impl<'a> Walk<'a> {
     }
 
     fn function(&mut self, name: &ObjectName, arguments: Option<&[FunctionArg]>) {
-        let Some(name) = catalog_name(name) else {
-            self.pins = true;
-            return self.require_if_run(false);
+        let parts = folded(name).unwrap_or_default();
+        let (schema, name) = match parts.as_slice() {
+            [name] => (None, name.as_str()),
+            [schema, name] => (Some(schema.as_str()), name.as_str()),
+            _ => {
+                self.pins = true;
+                return self.require_if_run(false);
+            }
         };
-        match name.as_str() {
-            "set_config" => {
+        match catalog_part(schema, name) {
+            Some("set_config") => {
                 let local = arguments.and_then(|list| list.get(2)).and_then(literal);
                 self.pins |= !matches!(local, Some(Value::Boolean(true)));
                 self.require_if_run(false);
             }
-            "current_setting" => {
+            Some("current_setting") => {
                 let setting = arguments.and_then(|list| list.first()).and_then(literal);
                 let known = matches!(setting, Some(Value::SingleQuotedString(name)) if same_everywhere(name));
                 self.require_if_run(known);
             }
-            other if self.facts.is_read_only(other) => {}
-            other => {
-                self.pins |= is_statistic(other);
-                self.terminates |= other == "pg_terminate_backend";
-                // A function of the user's may have made a temporary table or changed a setting.
-                self.pins |= !self.facts.is_stateless(other);
+            Some(own) if is_statistic(own) => {
+                self.pins = true;
                 self.require_if_run(false);
             }
+            _ => self.by_facts(schema, name),
         }
+    }
+
+    fn by_facts(&mut self, schema: Option<&str>, name: &str) {
+        self.terminates |= catalog_part(schema, name) == Some("pg_terminate_backend");
+        let standing = self.facts.function(schema, name);
+        match standing {
+            Standing::Reads | Standing::Stateless => {}
+            // It may have made a temporary table or changed a setting.
+            Standing::Stateful => self.pins = true,
+            Standing::Unknown => self.suspects.push(name.to_owned()),
+        }
+        self.require_if_run(standing == Standing::Reads);
+    }
+
+    fn relation(&mut self, name: &ObjectName) {
+        self.require(relation_reads(name, self.facts));
     }
 
     fn call(&mut self, function: &Function) {
@@ -108,7 +134,8 @@ impl<'a> Walk<'a> {
         match body {
             SetExpr::Table(table) => {
                 let names = [table.schema_name.as_deref(), table.table_name.as_deref()];
-                self.require(is_plain_relation(names.into_iter().flatten()));
+                let parts: Vec<String> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
+                self.require(self.facts.relation_reads(&parts));
             }
             SetExpr::SetOperation { left, right, .. } => {
                 self.body(left);
@@ -174,6 +201,10 @@ fn catalog_name(name: &ObjectName) -> Option<String> {
     }
 }
 
+fn catalog_part<'a>(schema: Option<&str>, name: &'a str) -> Option<&'a str> {
+    schema.is_none_or(|schema| schema == "pg_catalog").then_some(name)
+}
+
 /// Whether a relation is, by its name, neither a sequence nor a view of what one server alone knows.
 pub(super) fn is_plain_relation<'a>(parts: impl Iterator<Item = &'a str>) -> bool {
     let parts: Vec<String> = parts.map(str::to_ascii_lowercase).collect();
@@ -205,9 +236,9 @@ fn is_replicated_catalog(name: &str) -> bool {
     CATALOGS.split_ascii_whitespace().any(|known| known == name)
 }
 
-/// [`is_plain_relation`] of a parsed name.
-pub(super) fn is_plain_name(name: &ObjectName) -> bool {
-    folded(name).is_some_and(|parts| is_plain_relation(parts.iter().map(String::as_str)))
+/// Whether reading from a relation is a read.
+pub(super) fn relation_reads(name: &ObjectName, facts: &Facts) -> bool {
+    folded(name).is_some_and(|parts| facts.relation_reads(&parts))
 }
 
 impl Visitor for Walk<'_> {
@@ -245,7 +276,7 @@ impl Visitor for Walk<'_> {
         // Whoever watches a server's statistics means to see in them what this session does.
         self.pins |=
             folded(relation).is_some_and(|parts| parts.last().is_some_and(|name| is_statistic(name)));
-        self.require(is_plain_name(relation));
+        self.relation(relation);
         ControlFlow::Continue(())
     }
 

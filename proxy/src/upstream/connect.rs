@@ -33,6 +33,15 @@ pub(crate) struct Login {
     pub(crate) keys: Option<Keys>,
 }
 
+impl Login {
+    /// The database; PostgreSQL takes the one named like the user when none is given.
+    pub(crate) fn database(&self) -> &str {
+        let value =
+            |key: &str| self.parameters.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        value("database").filter(|name| !name.is_empty()).or_else(|| value("user")).unwrap_or_default()
+    }
+}
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {

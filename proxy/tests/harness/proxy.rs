@@ -70,6 +70,23 @@ impl Proxy {
         client
     }
 
+    /// Returns when it has read the catalogs, so that it knows more than names.
+    pub async fn knows_catalogs(&self) {
+        soon(async {
+            // Until then a function that is on no list is the primary's.
+            while self.port_of("SELECT current_setting('pgherd.port') WHERE int4pl(1, 1) = 2").await
+                == self.port_of("SELECT current_setting('pgherd.port') FROM (SELECT random()) r").await
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
+    async fn port_of(&self, sql: &str) -> String {
+        self.connect().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
     /// Stops it and waits until it is gone.
     pub async fn stop(mut self) {
         drop(self.stop.take());

@@ -1,0 +1,352 @@
+//! What a database's catalogs say about the functions and relations that statements name: which of them
+//! only read, and which leave something behind in the session.
+//!
+//! A name stands for all that bear it, in whichever schema, as the search path is not known. What the
+//! catalogs were not asked about, or what was redefined since, is unknown, and unknown is no read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::functions;
+use super::walk::is_plain_relation;
+
+/// A row of `pg_proc`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FunctionRow {
+    /// Its number.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// `i`mmutable, `s`table or `v`olatile.
+    pub volatility: char,
+    /// What it is written in.
+    pub language: String,
+    /// Its text; empty for what is built in. `None` when that is not the whole of it.
+    pub body: Option<String>,
+    /// The functions that an aggregate calls.
+    pub calls: Vec<u32>,
+}
+
+/// A row of `pg_class` that is no ordinary user table: views, sequences, unlogged and foreign tables, and
+/// everything in the system's own schemas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RelationRow {
+    /// Its number.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// As in `relkind`.
+    pub kind: char,
+    /// Standbys have its contents.
+    pub logged: bool,
+    /// Functions that a view calls.
+    pub calls: Vec<u32>,
+    /// Relations that a view reads.
+    pub reads: Vec<u32>,
+    /// A view that locks rows or writes.
+    pub locks: bool,
+}
+
+/// How a function stands to the session that calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It gives the same on every node and does nothing else.
+    Reads,
+    /// It may write, and leaves nothing behind in the session.
+    Stateless,
+    /// It may leave something behind: a temporary table, a setting, a lock.
+    Stateful,
+    /// Nothing is known of it.
+    Unknown,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Catalog {
+    /// By name, then by schema; all overloads together.
+    functions: BTreeMap<String, BTreeMap<String, Standing>>,
+    /// Relations that are no reads, by name, with their schemas.
+    odd: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// `None` when the catalogs were not read.
+    catalog: Option<Arc<Catalog>>,
+    /// They are going to be.
+    pending: bool,
+    /// Names that were given a new meaning since.
+    doubted: BTreeSet<String>,
+}
+
+/// Sessions would have to name so many things at once; then everything is doubted.
+const DOUBTED_MAX: usize = 10_000;
+
+impl Facts {
+    /// The catalogs have yet to be read.
+    pub fn pending() -> Self {
+        Self { pending: true, ..Self::default() }
+    }
+
+    /// The catalogs cannot be read: names have to be enough. A standby still refuses what is no read.
+    pub fn by_names() -> Self {
+        Self::default()
+    }
+
+    /// As the catalogs say.
+    pub fn of(functions: &[FunctionRow], relations: &[RelationRow]) -> Self {
+        let standings = function_standings(functions);
+        let catalog =
+            Catalog { odd: odd_relations(relations, &standings), functions: by_name(functions, &standings) };
+        Self { catalog: Some(Arc::new(catalog)), ..Self::default() }
+    }
+
+    /// These names may mean something else from now on.
+    pub fn doubt(&mut self, names: &[String]) {
+        if self.doubted.len() + names.len() > DOUBTED_MAX {
+            *self = Self::pending();
+        } else if self.catalog.is_some() {
+            self.doubted.extend(names.iter().cloned());
+        }
+    }
+
+    /// Whether the catalogs have yet to be read.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// What is known of the functions of this name.
+    pub fn function(&self, schema: Option<&str>, name: &str) -> Standing {
+        let builtin = if functions::is_read_only(name) { Standing::Reads } else { Standing::Stateless };
+        let named = functions::is_read_only(name) || functions::is_stateless(name);
+        if schema == Some("pg_catalog") && named {
+            return builtin;
+        }
+        let Some(catalog) = &self.catalog else {
+            let known = named && schema.is_none_or(|schema| schema == "pg_catalog");
+            return match (known, self.pending) {
+                (true, _) => builtin,
+                (false, true) => Standing::Unknown,
+                (false, false) => Standing::Stateful,
+            };
+        };
+        if self.doubted.contains(name) {
+            return Standing::Unknown;
+        }
+        let bearers = catalog.functions.get(name).into_iter().flatten();
+        let meant = bearers.filter(|(own, _)| schema.is_none_or(|schema| schema == own.as_str()));
+        let by_catalog = meant.map(|(_, standing)| *standing).max();
+        match (by_catalog, named) {
+            (Some(standing), _) => standing,
+            // Syntax that looks like a function.
+            (None, true) if schema.is_none() => builtin,
+            (None, _) => Standing::Unknown,
+        }
+    }
+
+    /// Whether reading from the relations of this name is a read.
+    pub fn relation_reads(&self, parts: &[String]) -> bool {
+        if !is_plain_relation(parts.iter().map(String::as_str)) {
+            return false;
+        }
+        let (schema, name) = match parts {
+            [name] => (None, name),
+            [schema, name] => (Some(schema), name),
+            _ => return false,
+        };
+        let system = |schema: &String| schema == "pg_catalog" || schema == "information_schema";
+        if schema.is_some_and(system) || (schema.is_none() && name.starts_with("pg_")) {
+            return true;
+        }
+        let Some(catalog) = &self.catalog else { return !self.pending };
+        let odd = catalog.odd.get(name);
+        let is_odd = odd.is_some_and(|schemas| schema.is_none_or(|schema| schemas.contains(schema)));
+        !is_odd && !self.doubted.contains(name)
+    }
+}
+
+fn by_name(
+    functions: &[FunctionRow],
+    standings: &BTreeMap<u32, Standing>,
+) -> BTreeMap<String, BTreeMap<String, Standing>> {
+    let mut names: BTreeMap<String, BTreeMap<String, Standing>> = BTreeMap::new();
+    for row in functions {
+        let standing = standings.get(&row.oid).copied().unwrap_or(Standing::Unknown);
+        let schemas = names.entry(row.name.clone()).or_default();
+        let all = schemas.entry(row.schema.clone()).or_insert(Standing::Reads);
+        *all = standing.max(*all);
+    }
+    names
+}
+
+/// From the best that each function's own row allows, down to what the functions that it calls allow.
+fn function_standings(rows: &[FunctionRow]) -> BTreeMap<u32, Standing> {
+    let mut standings: BTreeMap<u32, Standing> = rows.iter().map(|row| (row.oid, by_itself(row))).collect();
+    let user_rows = rows.iter().filter(|row| !is_builtin(row));
+    let mut oids_by_name: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for row in user_rows.clone() {
+        oids_by_name.entry(row.name.as_str()).or_default().push(row.oid);
+    }
+    let callees = |row: &FunctionRow| {
+        let words: BTreeSet<String> = words(row.body.as_deref().unwrap_or_default()).collect();
+        let named = words.iter().filter_map(|word| oids_by_name.get(word.as_str())).flatten().copied();
+        named.chain(row.calls.iter().copied()).collect::<Vec<u32>>()
+    };
+    let calls: Vec<(u32, Vec<u32>)> = user_rows.map(|row| (row.oid, callees(row))).collect();
+    loop {
+        let mut changed = false;
+        for (oid, callees) in &calls {
+            let worst =
+                callees.iter().map(|oid| standings.get(oid).copied().unwrap_or(Standing::Unknown)).max();
+            let own = standings.get(oid).copied().unwrap_or(Standing::Unknown);
+            // What calls something unknown may leave anything behind.
+            let worst = worst.map_or(own, |worst| worst.min(Standing::Stateful));
+            if worst > own {
+                standings.insert(*oid, worst);
+                changed = true;
+            }
+        }
+        if !changed {
+            return standings;
+        }
+    }
+}
+
+fn is_builtin(row: &FunctionRow) -> bool {
+    row.schema == "pg_catalog"
+}
+
+fn by_itself(row: &FunctionRow) -> Standing {
+    if is_builtin(row) {
+        let reads = row.volatility == 'i' || functions::is_read_only(&row.name);
+        return match reads {
+            true => Standing::Reads,
+            false if functions::is_stateless(&row.name) => Standing::Stateless,
+            false => Standing::Stateful,
+        };
+    }
+    let Some(body) = &row.body else { return Standing::Stateful };
+    let compiled = matches!(row.language.as_str(), "c" | "internal");
+    if row.volatility != 'v' && (compiled || !words(body).any(|word| tells_servers_apart(&word))) {
+        return Standing::Reads;
+    }
+    let legible = matches!(row.language.as_str(), "sql" | "plpgsql");
+    if legible && !leaves_state(body) { Standing::Stateless } else { Standing::Stateful }
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> {
+    let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase)
+}
+
+/// Words in the text of a function that claims to only read and may all the same not give the same
+/// everywhere, or do something to the session.
+fn tells_servers_apart(word: &str) -> bool {
+    const PREFIXES: &[&str] = &[
+        "pg_stat",
+        "pg_is_",
+        "pg_last_",
+        "pg_current",
+        "pg_backend",
+        "pg_lock",
+        "pg_prepared",
+        "pg_temp",
+        "pg_settings",
+        "pg_cursors",
+        "inet_",
+        "txid",
+        "dblink",
+        "lo_",
+        "current_setting",
+    ];
+    const WORDS: &[&str] = &[
+        "set_config",
+        "execute",
+        "nextval",
+        "setval",
+        "currval",
+        "lastval",
+        "pg_terminate_backend",
+        "pg_cancel_backend",
+        "pg_notify",
+        "pg_export_snapshot",
+        "regclass",
+        "to_regclass",
+    ];
+    word.contains("advisory")
+        || WORDS.contains(&word)
+        || PREFIXES.iter().any(|prefix| word.starts_with(prefix))
+}
+
+/// Whether the text of a function has something in it that outlives its call.
+fn leaves_state(body: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "temp",
+        "temporary",
+        "set_config",
+        "reset",
+        "discard",
+        "listen",
+        "unlisten",
+        "load",
+        "prepare",
+        "deallocate",
+        "execute",
+        "lo_open",
+        "lo_creat",
+        "pg_terminate_backend",
+    ];
+    let leaves = |word: &String| {
+        let session_lock = word.contains("advisory") && !word.contains("xact");
+        let foreign = ["dblink", "pg_temp", "pg_stat"].iter().any(|prefix| word.starts_with(prefix));
+        session_lock || foreign || WORDS.contains(&word.as_str())
+    };
+    // SET is a statement of its own, unless it is a part of UPDATE.
+    let sets = |statement: &str| {
+        let mut before = words(statement).take_while(|word| word != "set");
+        words(statement).any(|word| word == "set") && !before.any(|word| word == "update")
+    };
+    words(body).any(|word| leaves(&word)) || body.split(';').any(sets)
+}
+
+/// Views are no reads when something in them is none, in views behind them, too.
+fn odd_relations(
+    rows: &[RelationRow],
+    functions: &BTreeMap<u32, Standing>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let system = |row: &RelationRow| row.schema == "pg_catalog" || row.schema == "information_schema";
+    let by_itself = |row: &RelationRow| {
+        let parts = [row.schema.as_str(), row.name.as_str()];
+        let plain = if system(row) {
+            is_plain_relation(parts.into_iter())
+        } else {
+            matches!(row.kind, 'r' | 'p' | 'm' | 'v')
+        };
+        let calls_reads = row.calls.iter().all(|oid| functions.get(oid) == Some(&Standing::Reads));
+        !plain || !row.logged || row.locks || !(calls_reads || system(row))
+    };
+    let mut odd: BTreeSet<u32> = rows.iter().filter(|row| by_itself(row)).map(|row| row.oid).collect();
+    loop {
+        let infected = |row: &&RelationRow| {
+            !odd.contains(&row.oid) && !system(row) && row.reads.iter().any(|oid| odd.contains(oid))
+        };
+        let more: Vec<u32> = rows.iter().filter(infected).map(|row| row.oid).collect();
+        if more.is_empty() {
+            break;
+        }
+        odd.extend(more);
+    }
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| odd.contains(&row.oid)) {
+        names.entry(row.name.clone()).or_default().insert(row.schema.clone());
+    }
+    names
+}
+
+#[cfg(test)]
+#[path = "facts_tests.rs"]
+mod tests;

@@ -59,9 +59,24 @@ pub struct Known {
     statements: BTreeMap<String, u64>,
     /// Settings.
     seen: Seen,
+    /// More than reads ran there: there may be state that is not known of.
+    soiled: bool,
 }
 
 impl Known {
+    /// Whether a client that comes to it now would not find anything of those before, but for what the
+    /// unnamed statement was.
+    pub fn is_clean(&self) -> bool {
+        !self.soiled && self.statements.keys().all(String::is_empty)
+    }
+
+    /// Of a connection that served others before: who knows what the unnamed statement is there.
+    #[must_use]
+    pub fn behind_others(mut self) -> Self {
+        self.statements.insert(String::new(), 0);
+        self
+    }
+
     /// The proxy ran a query of its own, which does away with the unnamed statement.
     pub fn forget_unnamed(&mut self) {
         self.statements.remove("");
@@ -74,6 +89,8 @@ pub struct Session {
     tx: Option<Tx>,
     lost: Option<Trouble>,
     pinned: bool,
+    /// Something is on its primary connection that only it may have.
+    kept: bool,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -127,6 +144,11 @@ impl Session {
     /// Whether reads go to the primary, too.
     pub fn is_pinned(&self) -> bool {
         self.pinned
+    }
+
+    /// Whether its connection to the primary is for it alone.
+    pub fn is_kept(&self) -> bool {
+        self.kept || self.pinned
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -231,12 +253,13 @@ impl Session {
 
     /// The replay was done.
     pub fn on_replayed(&self, known: &mut Known) {
+        known.soiled |= known.seen != self.settings.newest();
         known.seen = self.settings.newest();
     }
 
     /// What a new connection knows.
     pub fn fresh(&self) -> Known {
-        Known { statements: BTreeMap::new(), seen: self.settings.beginning() }
+        Known { seen: self.settings.beginning(), ..Known::default() }
     }
 
     /// Statements that SQL in `segment` uses by name and the connection does not know: `Parse`
@@ -267,6 +290,7 @@ impl Session {
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
     /// answers to expect.
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        known.soiled |= segment.leaves_traces();
         let mut at = 0;
         for part in &segment.parts {
             if matches!(part.tag, b'Q' | b'F') && reply.is_unsynced() {
@@ -319,7 +343,13 @@ impl Session {
         if self.statements.is_sent(name) {
             return;
         }
-        let Some(definition) = self.statements.confirmed(name) else { return };
+        let Some(definition) = self.statements.confirmed(name) else {
+            // What another client left under this name is none of this one's.
+            if known.statements.remove(name).is_some() {
+                inject_close(name, reply, out);
+            }
+            return;
+        };
         let there = known.statements.get(name).copied();
         let Some(body) = &definition.body else { return };
         if there == Some(definition.id) {
@@ -391,6 +421,7 @@ impl Session {
         for effect in &batch.effects {
             match effect {
                 Effect::Pin => self.pinned = true,
+                Effect::Keep => self.kept = true,
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
@@ -417,7 +448,8 @@ impl Session {
             Effect::Commit => self.settings.commit(),
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
-            Effect::Terminate | Effect::LazyCommits => {}
+            Effect::Keep => self.kept = true,
+            Effect::Terminate | Effect::LazyCommits | Effect::Logins(_) => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -431,6 +463,7 @@ impl Session {
                 known.statements.clear();
                 self.settings.discard_all();
                 self.pinned = false;
+                self.kept = false;
             }
         }
     }

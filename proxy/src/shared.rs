@@ -6,6 +6,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::control::{Cluster, lock};
+use crate::pool::Pool;
 use crate::sql::{Verdict, VerdictCache};
 use crate::upstream::{Cancels, Verifiers};
 
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) verifiers: Verifiers,
     pub(crate) cancels: Cancels,
+    pub(crate) pool: Arc<Pool>,
     /// One permit for each client that may be logged in.
     pub(crate) places: Arc<Semaphore>,
     /// Turns true when the process is to end.
@@ -32,6 +34,7 @@ impl Shared {
         Self {
             verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
             cancels: Cancels::default(),
+            pool: Arc::new(Pool::new(config.pool.clone())),
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             stopping,
             verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),

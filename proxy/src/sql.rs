@@ -7,6 +7,7 @@
 mod cache;
 mod classify;
 mod functions;
+mod logins;
 mod settings;
 mod show;
 mod walk;
@@ -69,6 +70,10 @@ pub enum Effect {
     LazyCommits,
     /// It may end server processes, its own among them.
     Terminate,
+    /// State came to be on this connection that only this session may have; reads may still go elsewhere.
+    Keep,
+    /// What a login gets changes. The text is given where it concerns whole databases.
+    Logins(Option<String>),
     /// State came to be that cannot be had on another server: the session stays with the primary.
     Pin,
 }

@@ -18,6 +18,9 @@ impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
     pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
         self.reap();
+        if self.is_envied() && self.session.tx_node().is_none() {
+            self.let_go().await;
+        }
         if let Some(node) = self.session.tx_node() {
             self.look_at(node).await;
         }
@@ -39,13 +42,28 @@ impl Client {
             self.answer(show, &segment);
             return Ok(());
         }
+        let logins = segment.changes_logins().cloned();
+        self.make_way(logins.as_ref());
+        let done = self.run_somewhere(segment).await;
+        self.make_way(logins.as_ref());
+        done
+    }
+
+    /// Nobody is to meet in a connection at rest what held for logins before.
+    fn make_way(&self, logins: Option<&Option<String>>) {
+        if let Some(databases) = logins {
+            self.shared.pool.give_way(databases.as_deref());
+        }
+    }
+
+    async fn run_somewhere(&mut self, segment: Segment) -> Result<(), Gone> {
         let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
         loop {
             let wanted = match self.session.wanted(&segment) {
                 Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,
             };
-            let wanted = self.with_regard_to_writes(wanted).await;
+            let wanted = self.with_regard_to_writes(wanted).await?;
             let node = match self.reach(&segment, wanted).await? {
                 Ok(node) => node,
                 Err(trouble) => {

@@ -7,6 +7,7 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
 use super::functions::FunctionFacts;
+use super::logins;
 use super::settings::same_everywhere;
 use super::show::Show;
 use super::walk::{Walk, is_plain_name, only_sets_config};
@@ -22,6 +23,9 @@ pub fn classify(sql: &[u8], facts: &FunctionFacts) -> Verdict {
     const LAZY: &[u8] = b"synchronous_commit";
     if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
         verdict.effects.push(Effect::LazyCommits);
+    }
+    if let Ok(text) = std::str::from_utf8(sql) {
+        verdict.effects.extend(logins::changed_by(text));
     }
     verdict
 }
@@ -150,12 +154,22 @@ fn single(statement: &Statement, text: &str, facts: &FunctionFacts) -> Verdict {
         }
         Statement::Call(_) => Verdict::unknown(),
         other => {
+            let keeps = keeps_connection(other);
             let pins = makes_temporary(other)
                 || matches!(other, Statement::Load { .. })
                 || Walk::through(other, facts).pins;
-            let effects = pins.then_some(Effect::Pin).into_iter().collect();
-            Verdict { effects, ..Verdict::plain(Route::Primary) }
+            let effects = pins.then_some(Effect::Pin).into_iter().chain(keeps.then_some(Effect::Keep));
+            Verdict { effects: effects.collect(), ..Verdict::plain(Route::Primary) }
         }
+    }
+}
+
+/// Things that stay on the connection until they are given up.
+fn keeps_connection(statement: &Statement) -> bool {
+    match statement {
+        Statement::LISTEN { .. } | Statement::Prepare { .. } => true,
+        Statement::Declare { stmts } => stmts.iter().any(|cursor| cursor.hold == Some(true)),
+        _ => false,
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Walk<'a> {
     pub(super) reads: bool,
     /// State came to be that only this server has.
     pub(super) pins: bool,
+    /// It asks what the connection remembers of sequences.
+    keeps: bool,
     /// Server processes may be ended.
     pub(super) terminates: bool,
 }
@@ -26,7 +28,7 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Goes through `node`.
     pub(super) fn through(node: &impl Visit, facts: &'a FunctionFacts) -> Self {
-        let mut walk = Self { facts, reads: true, pins: false, terminates: false };
+        let mut walk = Self { facts, reads: true, pins: false, keeps: false, terminates: false };
         // Never breaks: a pin may hide behind the first thing that is no read.
         let ControlFlow::Continue(()) = node.visit(&mut walk);
         walk
@@ -35,7 +37,8 @@ impl<'a> Walk<'a> {
     /// What it does to the session.
     pub(super) fn effects(&self) -> Vec<Effect> {
         let terminates = self.terminates.then_some(Effect::Terminate);
-        terminates.into_iter().chain(self.pins.then_some(Effect::Pin)).collect()
+        let keeps = self.keeps.then_some(Effect::Keep);
+        terminates.into_iter().chain(self.pins.then_some(Effect::Pin)).chain(keeps).collect()
     }
 
     fn require(&mut self, condition: bool) {
@@ -61,6 +64,7 @@ impl<'a> Walk<'a> {
             other if self.facts.is_read_only(other) => {}
             other => {
                 self.pins |= is_statistic(other);
+                self.keeps |= matches!(other, "currval" | "lastval");
                 self.terminates |= other == "pg_terminate_backend";
                 // A function of the user's may have made a temporary table or changed a setting.
                 self.pins |= !self.facts.is_stateless(other);

@@ -141,11 +141,32 @@ pub(crate) struct Pool {
     /// How often it changed what a login gets.
     epoch: AtomicU64,
     clients: AtomicU64,
+    /// Statements that run and want no connection to a database they name.
+    evictions: Mutex<Vec<Arc<str>>>,
+}
+
+/// A statement that wants no connection to a database it names, while it runs.
+#[derive(Debug)]
+pub(crate) struct Eviction {
+    pool: Arc<Pool>,
+    text: Arc<str>,
+}
+
+impl Drop for Eviction {
+    fn drop(&mut self) {
+        lock(&self.pool.evictions).retain(|text| !Arc::ptr_eq(text, &self.text));
+    }
 }
 
 impl Pool {
     pub(crate) fn new(limits: Pooling) -> Self {
-        Self { limits, places: Mutex::default(), epoch: AtomicU64::new(0), clients: AtomicU64::new(0) }
+        Self {
+            limits,
+            places: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            clients: AtomicU64::new(0),
+            evictions: Mutex::default(),
+        }
     }
 
     /// A client comes.
@@ -230,7 +251,12 @@ impl Pool {
         server.pipe.shrink();
         let (permit, place) = (server.lease.permit.take(), server.lease.place.clone());
         let (kind, born) = ((server.role, server.lease.account.clone()), server.lease.born);
-        lock(&place.shelf).put(Resting { connection: server, kind, claim, since: now, born, stale });
+        let mut shelf = lock(&place.shelf);
+        if lock(&self.evictions).iter().any(|text| text.contains(kind.1.database())) {
+            return server.close();
+        }
+        shelf.put(Resting { connection: server, kind, claim, since: now, born, stale });
+        drop(shelf);
         // Only now the next one may look.
         drop(permit);
     }
@@ -264,17 +290,28 @@ impl Pool {
     }
 
     /// What a login gets is about to change, or just did: nobody is to meet a login from before it.
-    /// `databases`: a statement that wants no connection to a database it names.
-    pub(crate) fn give_way(&self, databases: Option<&str>) {
+    pub(crate) fn give_way(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
-        for ((_, _, database), place) in lock(&self.places).iter() {
-            let named = databases.is_some_and(|text| text.contains(database.as_str()));
+        for place in self.all() {
             let closed = lock(&place.shelf).remove(|resting| {
                 resting.stale = true;
-                named || resting.claim.is_none()
+                resting.claim.is_none()
             });
             closed.into_iter().for_each(Server::close);
         }
+    }
+
+    /// Connections to databases that `text` names do not come to rest until the eviction is over, and those
+    /// at rest are closed, whoever claims them.
+    pub(crate) fn evict(self: &Arc<Self>, text: &str) -> Eviction {
+        let eviction = Eviction { pool: self.clone(), text: text.into() };
+        lock(&self.evictions).push(eviction.text.clone());
+        for ((_, _, database), place) in lock(&self.places).iter() {
+            if text.contains(database.as_str()) {
+                lock(&place.shelf).remove(|_| true).into_iter().for_each(Server::close);
+            }
+        }
+        eviction
     }
 
     fn all(&self) -> Vec<Arc<Place>> {

@@ -184,7 +184,7 @@ impl Client {
     pub(super) fn part(&mut self) {
         let (pool, topology) = (self.shared.pool.clone(), self.topology.borrow().clone());
         for (node, server) in std::mem::take(&mut self.servers) {
-            let pinned = self.session.is_kept() && matches!(server.role, Role::Primary(_));
+            let pinned = self.session.is_pinned() && matches!(server.role, Role::Primary(_));
             let owed = self.owed.is_some_and(|(owing, _)| owing == node);
             // What pins it is not always known, so it is not always undone by DISCARD ALL.
             if server.at_rest && !owed && !(pinned && pool.is_shared()) {

@@ -42,18 +42,16 @@ impl Client {
             self.answer(show, &segment);
             return Ok(());
         }
-        let logins = segment.changes_logins().cloned();
-        self.make_way(logins.as_ref());
+        let Some(databases) = segment.changes_logins().cloned() else {
+            return self.run_somewhere(segment).await;
+        };
+        // Before it connections stand in its way; those that came in between are older than the change.
+        let eviction = databases.map(|text| self.shared.pool.evict(&text));
+        self.shared.pool.give_way();
         let done = self.run_somewhere(segment).await;
-        self.make_way(logins.as_ref());
+        self.shared.pool.give_way();
+        drop(eviction);
         done
-    }
-
-    /// Nobody is to meet in a connection at rest what held for logins before.
-    fn make_way(&self, logins: Option<&Option<String>>) {
-        if let Some(databases) = logins {
-            self.shared.pool.give_way(databases.as_deref());
-        }
     }
 
     async fn run_somewhere(&mut self, segment: Segment) -> Result<(), Gone> {

@@ -18,7 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::{PoolMode, Pooling};
 use crate::control::lock;
 use crate::topology::{Fate, Role, fate};
-use crate::upstream::Server;
+use crate::upstream::{Login, Server};
+use crate::wire::scram::Keys;
 
 pub(crate) use keep::keep;
 pub(crate) use shelf::ClientId;
@@ -31,17 +32,20 @@ pub(crate) struct Account {
     user: String,
     database: String,
     parameters: Vec<(String, String)>,
+    /// A role that was made anew, or has another password, is somebody else.
+    keys: Option<Keys>,
 }
 
 impl Account {
-    /// Of a client with these startup parameters.
-    pub(crate) fn new(user: &str, parameters: &[(String, String)]) -> Self {
+    /// Of a client that logged in as `user`.
+    pub(crate) fn new(user: &str, login: &Login) -> Self {
+        let parameters = &login.parameters;
         let database = parameters.iter().find(|(name, value)| name == "database" && !value.is_empty());
         let database = database.map_or(user, |(_, value)| value).to_owned();
         let sent = parameters.iter().filter(|(name, _)| !name.starts_with("_pq_."));
         let mut parameters: Vec<_> = sent.cloned().collect();
         parameters.sort();
-        Self { user: user.to_owned(), database, parameters }
+        Self { user: user.to_owned(), database, parameters, keys: login.keys.clone() }
     }
 
     /// The database's name.

@@ -67,7 +67,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
-        let account = Account::new(&admitted.user, &admitted.login.parameters);
+        let account = Account::new(&admitted.user, &admitted.login);
         Self {
             id: shared.pool.enter(),
             account: Arc::new(account),

@@ -2,6 +2,8 @@
 //!
 //! Names no backend: those come from the agents.
 
+mod pool;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use pgherd_common::{ClusterName, HostPort, NodeName};
 
 use crate::routing::Shares;
 use crate::session::Consistency;
+
+pub use pool::{PoolMode, Pooling};
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,8 @@ pub struct Config {
     pub read_consistency: Consistency,
     /// How long a standby that is behind is waited for before the primary serves.
     pub causal_wait: Duration,
+    /// Who shares server connections, and how many there are.
+    pub pool: Pooling,
 }
 
 const DEFAULT_QUERY: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
@@ -106,6 +112,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     section.finish(r);
     let auth = read_auth(r, &mut root);
     let routing = read_routing(r, &mut root);
+    let pool = pool::read(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
 
@@ -124,6 +131,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         shares: routing.shares?,
         read_consistency: routing.read_consistency?,
         causal_wait: routing.causal_wait?.0,
+        pool: pool?,
     })
 }
 

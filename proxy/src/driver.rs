@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::client;
 use crate::config::Config;
 use crate::control::{Cluster, keep_link};
+use crate::pool;
 use crate::shared::Shared;
 
 /// How long sessions that are at work may go on once the process is to end.
@@ -83,6 +84,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     let (stopping, watcher) = watch::channel(false);
     let shared = Arc::new(Shared::new(config, cluster, watcher));
+    background.spawn(pool::keep(shared.clone()));
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
     for listener in listeners {

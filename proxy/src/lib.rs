@@ -2,7 +2,7 @@
 //! reads to standbys, and keeps sessions alive while the primary changes.
 //!
 //! The pure part (`wire`, `sql`, `session`, `routing`, `topology`, `sqlstate`) decides and knows no
-//! sockets; the rest (`client`, `upstream`, `control`, `driver`) moves bytes and decides nothing.
+//! sockets; the rest (`client`, `pool`, `upstream`, `control`, `driver`) moves bytes and decides nothing.
 //! No backend is named in the configuration: agents push them.
 
 mod admin;
@@ -11,6 +11,7 @@ pub mod config;
 mod control;
 mod driver;
 mod pipe;
+mod pool;
 pub mod routing;
 pub mod session;
 mod shared;

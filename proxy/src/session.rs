@@ -59,9 +59,24 @@ pub struct Known {
     statements: BTreeMap<String, u64>,
     /// Settings.
     seen: Seen,
+    /// More than reads ran there: there may be state that is not known of.
+    soiled: bool,
 }
 
 impl Known {
+    /// Whether a client that comes to it now would not find anything of those before, but for what the
+    /// unnamed statement was.
+    pub fn is_clean(&self) -> bool {
+        !self.soiled && self.statements.keys().all(String::is_empty)
+    }
+
+    /// Of a connection that served others before: who knows what the unnamed statement is there.
+    #[must_use]
+    pub fn behind_others(mut self) -> Self {
+        self.statements.insert(String::new(), 0);
+        self
+    }
+
     /// The proxy ran a query of its own, which does away with the unnamed statement.
     pub fn forget_unnamed(&mut self) {
         self.statements.remove("");
@@ -78,6 +93,8 @@ pub struct Session {
     suspects: BTreeSet<String>,
     /// Functions, views or the like got another meaning, once that is committed.
     redefined: bool,
+    /// Something is on its primary connection that only it may have.
+    kept: bool,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -148,6 +165,11 @@ impl Session {
     /// Whether names got another meaning by what was committed; asked once.
     pub fn take_redefined(&mut self) -> bool {
         self.tx.is_none() && std::mem::take(&mut self.redefined)
+    }
+
+    /// Whether its connection to the primary is for it alone.
+    pub fn is_kept(&self) -> bool {
+        self.kept || self.is_pinned()
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -252,12 +274,13 @@ impl Session {
 
     /// The replay was done.
     pub fn on_replayed(&self, known: &mut Known) {
+        known.soiled |= known.seen != self.settings.newest();
         known.seen = self.settings.newest();
     }
 
     /// What a new connection knows.
     pub fn fresh(&self) -> Known {
-        Known { statements: BTreeMap::new(), seen: self.settings.beginning() }
+        Known { seen: self.settings.beginning(), ..Known::default() }
     }
 
     /// Statements that SQL in `segment` uses by name and the connection does not know: `Parse`
@@ -288,6 +311,7 @@ impl Session {
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
     /// answers to expect.
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        known.soiled |= segment.leaves_traces();
         let mut at = 0;
         for part in &segment.parts {
             if matches!(part.tag, b'Q' | b'F') && reply.is_unsynced() {
@@ -340,7 +364,13 @@ impl Session {
         if self.statements.is_sent(name) {
             return;
         }
-        let Some(definition) = self.statements.confirmed(name) else { return };
+        let Some(definition) = self.statements.confirmed(name) else {
+            // What another client left under this name is none of this one's.
+            if known.statements.remove(name).is_some() {
+                inject_close(name, reply, out);
+            }
+            return;
+        };
         let there = known.statements.get(name).copied();
         let Some(body) = &definition.body else { return };
         if there == Some(definition.id) {
@@ -414,6 +444,7 @@ impl Session {
             match effect {
                 Effect::Pin => self.pinned = true,
                 Effect::Suspect(name) => self.suspect(name),
+                Effect::Keep => self.kept = true,
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
@@ -441,7 +472,8 @@ impl Session {
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
             Effect::Suspect(name) => self.suspect(name),
-            Effect::Terminate | Effect::LazyCommits => {}
+            Effect::Keep => self.kept = true,
+            Effect::Terminate | Effect::LazyCommits | Effect::Logins(_) => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -456,6 +488,7 @@ impl Session {
                 self.settings.discard_all();
                 self.pinned = false;
                 self.suspects.clear();
+                self.kept = false;
             }
         }
     }

@@ -6,6 +6,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::control::{Cluster, lock};
+use crate::pool::Pool;
 use crate::sql::{Verdict, VerdictCache};
 use crate::upstream::{Cancels, Catalogs, Verifiers};
 
@@ -20,6 +21,7 @@ pub(crate) struct Shared {
     pub(crate) verifiers: Verifiers,
     pub(crate) catalogs: Arc<Catalogs>,
     pub(crate) cancels: Cancels,
+    pub(crate) pool: Arc<Pool>,
     /// One permit for each client that may be logged in.
     pub(crate) places: Arc<Semaphore>,
     /// Turns true when the process is to end.
@@ -34,6 +36,7 @@ impl Shared {
             verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
             catalogs: Arc::new(Catalogs::new(config.auth.clone())),
             cancels: Cancels::default(),
+            pool: Arc::new(Pool::new(config.pool.clone())),
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             stopping,
             verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),

@@ -8,6 +8,7 @@ mod cache;
 mod classify;
 mod facts;
 mod functions;
+mod logins;
 mod settings;
 mod show;
 mod walk;
@@ -70,6 +71,10 @@ pub enum Effect {
     LazyCommits,
     /// It may end server processes, its own among them.
     Terminate,
+    /// State came to be on this connection that only this session may have; reads may still go elsewhere.
+    Keep,
+    /// What a login gets changes. The text is given where it concerns whole databases.
+    Logins(Option<String>),
     /// State came to be that cannot be had on another server: the session stays with the primary.
     Pin,
     /// A function of this name, of which nothing is known yet, may have brought such state about.

@@ -15,6 +15,19 @@ pub enum Trouble {
     NotOffered(&'static str),
     /// Too many clients.
     TooManyClients,
+    /// All server connections that there may be were in use.
+    PoolExhausted {
+        /// To which server.
+        server: NodeName,
+        /// As whom.
+        user: String,
+        /// To which database.
+        database: String,
+        /// So many there may be.
+        size: u32,
+        /// How long it was waited for one.
+        waited_ms: u128,
+    },
     /// The login took too long.
     LoginTimeout,
     /// Wrong password, or no such role.
@@ -90,7 +103,7 @@ impl Trouble {
         match self {
             Self::Protocol(_) | Self::LoginTimeout | Self::ServerProtocol { .. } => "08P01",
             Self::NotOffered(_) => "0A000",
-            Self::TooManyClients => "53300",
+            Self::TooManyClients | Self::PoolExhausted { .. } => "53300",
             Self::WrongPassword { .. } => "28P01",
             Self::NoVerifiers | Self::NoServer { .. } => "57P03",
             Self::OutcomeUnknown { .. } => "08007",
@@ -107,6 +120,7 @@ impl Trouble {
             Self::Protocol(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
             Self::TooManyClients => "sorry, too many clients already".to_owned(),
+            Self::PoolExhausted { .. } => "no server connection became free in time".to_owned(),
             Self::LoginTimeout => "the login was not completed in time".to_owned(),
             Self::WrongPassword { user } => format!("password authentication failed for user \"{user}\""),
             Self::NoVerifiers => "the password cannot be checked: no server answered".to_owned(),
@@ -135,6 +149,9 @@ impl Trouble {
             Self::NoServer { held_ms, .. } => {
                 Some(format!("The work was held for {held_ms} ms and was not run."))
             }
+            Self::PoolExhausted { server, user, database, size, waited_ms } => Some(format!(
+                "All {size} connections to server {server} as user \"{user}\" to database \"{database}\" were in use for {waited_ms} ms."
+            )),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.detail.clone(),
             Self::Protocol(_)
             | Self::NotOffered(_)
@@ -152,6 +169,9 @@ impl Trouble {
     fn hint(&self) -> Option<&str> {
         match self {
             Self::TooManyClients => Some("The proxy's max_client_connections is reached."),
+            Self::PoolExhausted { .. } => Some(
+                "Raise pool.size in the proxy's configuration, or end transactions and sessions that hold connections.",
+            ),
             Self::NoVerifiers => Some(
                 "Try again in a moment. If it persists, check [auth] in the proxy's configuration, and its log.",
             ),
@@ -195,6 +215,13 @@ mod tests {
             Trouble::Protocol("bad".into()),
             Trouble::NotOffered("replication"),
             Trouble::TooManyClients,
+            Trouble::PoolExhausted {
+                server: server.clone(),
+                user: "ann".into(),
+                database: "shop".into(),
+                size: 20,
+                waited_ms: 7,
+            },
             Trouble::LoginTimeout,
             Trouble::WrongPassword { user: "ann".into() },
             Trouble::NoVerifiers,

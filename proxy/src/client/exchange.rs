@@ -101,7 +101,8 @@ impl Client {
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         flow.segment = Some(segment);
-        self.slot.runs_on(&server.address, server.key);
+        server.at_rest = false;
+        self.slot.runs_on(&server.address, server.key, &server.gate);
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
         self.conclude(flow, server, end).await
@@ -146,6 +147,7 @@ impl Client {
                 Event::Incomplete => return Ok(None),
                 Event::Ready { status, len } if flow.withdrawn || flow.switching.is_some() => {
                     flow.swallow(len, &mut server.pipe.input, out);
+                    server.at_rest = status == TxStatus::Idle;
                     return Ok(Some(if flow.withdrawn { End::Withdrawn } else { End::Switched(status) }));
                 }
                 Event::Forward(len) | Event::Swallow(len) | Event::Hold(len) if flow.withdrawn => {
@@ -179,6 +181,7 @@ impl Client {
                 }
                 Event::Ready { len, status } => {
                     flow.clear(len, &mut server.pipe.input, out);
+                    server.at_rest = status == TxStatus::Idle;
                     return Ok(Some(End::Ready(status)));
                 }
             }

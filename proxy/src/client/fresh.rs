@@ -6,11 +6,11 @@ use std::time::Duration;
 use pgherd_common::{Generation, Lsn, NodeId};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::session::{Consistency, Freshness, Wanted};
+use crate::session::{Consistency, Freshness, Segment, Wanted};
 use crate::topology::Role;
 use crate::upstream::Server;
 
-use super::state::Client;
+use super::state::{Client, Gone};
 
 /// Between two looks at a standby that is behind; twice as long each time, up to the second.
 const PAUSE_MIN: Duration = Duration::from_micros(250);
@@ -75,14 +75,17 @@ impl Client {
     }
 
     /// Where a read goes when the position of the session's last commit is considered, too.
-    pub(super) async fn with_regard_to_writes(&mut self, wanted: Wanted) -> Wanted {
+    pub(super) async fn with_regard_to_writes(&mut self, wanted: Wanted) -> Result<Wanted, Gone> {
         if wanted != Wanted::Reader || self.consistency() == Consistency::Eventual {
-            return wanted;
+            return Ok(wanted);
         }
         let primary = self.servers.values().find(|server| matches!(server.role, Role::Primary(_)));
-        let primary = primary.map(|server| server.node);
+        let mut primary = primary.map(|server| server.node);
         if self.consistency() == Consistency::Global {
             self.session.floor.doubt();
+            if primary.is_none() {
+                primary = self.reach(&Segment::default(), Wanted::Writer).await?.ok();
+            }
             if let Some(node) = primary {
                 self.settle_position(node).await;
                 self.ask_position_of(node).await;
@@ -91,7 +94,7 @@ impl Client {
         if let Some(node) = primary {
             self.settle_position(node).await;
         }
-        if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted }
+        Ok(if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted })
     }
 
     /// Whether `node` has all that the session must see; a standby that has not is given some time.

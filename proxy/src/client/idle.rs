@@ -27,6 +27,7 @@ impl Client {
         if self.segment.is_empty() {
             self.pipe.shrink();
         }
+        self.give_back();
         if *self.stopping.borrow() && self.segment.is_empty() {
             return Err(Gone::Trouble(Trouble::ShuttingDown));
         }
@@ -111,6 +112,9 @@ impl Client {
                 Ok((name, value)) => {
                     if self.tells(name, value) {
                         self.pipe.output.extend_from_slice(message);
+                    }
+                    if let Some(server) = self.servers.get_mut(&node) {
+                        server.parameters.insert(name.to_owned(), value.to_owned());
                     }
                 }
                 Err(error) => return Some(error.to_string()),

@@ -9,14 +9,16 @@ use pgherd_common::topology::Backend;
 use pgherd_common::{Generation, NodeId};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::pool::Turn;
 use crate::routing::{self, Choice, Need, View};
 use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
-use crate::upstream::{ConnectError, QueryError, connect};
+use crate::upstream::{ConnectError, QueryError};
 
 use crate::wire::backend::Severity;
 
+use super::pooled::Queued;
 use super::state::{Client, Gone};
 
 /// How long until a server that is not ready is tried again, when no news comes first.
@@ -44,7 +46,7 @@ impl Client {
         wanted: Wanted,
     ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
-        let deadline = begun + self.shared.config.hold_timeout;
+        let mut deadline = begun + self.shared.config.hold_timeout;
         let mut closed = BTreeSet::new();
         loop {
             self.reap();
@@ -56,7 +58,14 @@ impl Client {
             let attempt = match self.goal(wanted, &closed) {
                 Ok(Goal::Wait) => None,
                 Ok(Goal::Node(backend, role)) => {
-                    self.try_reach(&backend, role, segment, deadline, &mut closed).await
+                    let way = match self.queue_for(&backend, role, &mut deadline).await? {
+                        Queued::Open => None,
+                        Queued::Turn(turn) => Some(turn),
+                        // It is looked again at once where to go.
+                        Queued::Changed => continue,
+                        Queued::Trouble(trouble) => return Ok(Err(trouble)),
+                    };
+                    self.try_reach(&backend, role, way, segment, deadline, &mut closed).await
                 }
                 Err(trouble) => return Ok(Err(trouble)),
             };
@@ -125,21 +134,14 @@ impl Client {
         &mut self,
         backend: &Backend,
         role: Role,
+        way: Option<Turn>,
         segment: &Segment,
         deadline: Instant,
         closed: &mut BTreeSet<NodeId>,
     ) -> Option<Result<NodeId, Trouble>> {
         let node = backend.id;
-        self.look_at(node).await;
-        self.settle_position(node).await;
-        if self.servers.get(&node).is_some_and(|server| server.role != role) {
-            self.drop_server(node, "opened for another role");
-        }
-        if let Some(trouble) = self.session.take_trouble() {
-            return Some(Err(trouble));
-        }
-        if !self.servers.contains_key(&node) {
-            let opened = timeout_at(deadline, self.open(backend, role)).await;
+        if let Some(turn) = way {
+            let opened = timeout_at(deadline, self.open(backend, role, turn)).await;
             match opened {
                 Err(_) => return None,
                 Ok(Ok(())) => {}
@@ -201,23 +203,6 @@ impl Client {
             ConnectError::Frame(_) | ConnectError::Content(_) => Trouble::ServerProtocol { server },
             other => Trouble::ServerLogin { server, why: Chain(&other).to_string() },
         }))
-    }
-
-    /// Opens a connection, unless the topology declares it pointless meanwhile.
-    async fn open(&mut self, backend: &Backend, role: Role) -> Result<(), ConnectError> {
-        let counts = self.shared.cluster.counts(backend.id);
-        let limit = self.shared.config.connect_timeout;
-        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, limit);
-        let mut topology = self.topology.clone();
-        let pointless = topology.wait_for(|topology| {
-            topology.as_ref().is_none_or(|topology| fate(topology, backend.id, role) == Fate::Cut)
-        });
-        let server = tokio::select! {
-            server = opening => server?,
-            _ = pointless => return Err(ConnectError::Io(std::io::ErrorKind::HostUnreachable.into())),
-        };
-        self.servers.insert(backend.id, server);
-        Ok(())
     }
 
     /// Has a connection follow the session's settings and learn the statements that SQL names.

@@ -9,6 +9,7 @@ use pgherd_common::{NodeId, Topology};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::pipe::Pipe;
+use crate::pool::{Account, ClientId};
 use crate::session::{Segment, Session, TakeError, Taken};
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
@@ -40,9 +41,11 @@ impl From<io::Error> for Gone {
 /// See the module.
 pub(super) struct Client {
     pub(super) shared: Arc<Shared>,
+    pub(super) id: ClientId,
     pub(super) pipe: Pipe,
     pub(super) login: Login,
     pub(super) user: String,
+    pub(super) account: Arc<Account>,
     pub(super) session: Session,
     pub(super) servers: BTreeMap<NodeId, Server>,
     pub(super) topology: watch::Receiver<Option<Arc<Topology>>>,
@@ -64,7 +67,10 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
+        let account = Account::new(&admitted.user, &admitted.login);
         Self {
+            id: shared.pool.enter(),
+            account: Arc::new(account),
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
             shared,
@@ -101,7 +107,7 @@ impl Client {
         if let Some(key) = self.key {
             self.shared.cancels.forget(key);
         }
-        std::mem::take(&mut self.servers).into_values().for_each(Server::close);
+        self.part();
     }
 
     /// Opens a server connection, so that the settings reported to the client are real, and a refusal of

@@ -18,6 +18,9 @@ impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
     pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
         self.reap();
+        if self.is_envied() && self.session.tx_node().is_none() {
+            self.let_go().await;
+        }
         if let Some(node) = self.session.tx_node() {
             self.look_at(node).await;
         }
@@ -42,13 +45,26 @@ impl Client {
         if self.session.has_suspects() {
             self.session.acquit(&self.shared.catalogs.edition(self.login.database()).facts);
         }
+        let Some(databases) = segment.changes_logins().cloned() else {
+            return self.run_somewhere(segment).await;
+        };
+        // Before it connections stand in its way; those that came in between are older than the change.
+        let eviction = databases.map(|text| self.shared.pool.evict(&text));
+        self.shared.pool.give_way();
+        let done = self.run_somewhere(segment).await;
+        self.shared.pool.give_way();
+        drop(eviction);
+        done
+    }
+
+    async fn run_somewhere(&mut self, segment: Segment) -> Result<(), Gone> {
         let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
         loop {
             let wanted = match self.session.wanted(&segment) {
                 Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,
             };
-            let wanted = self.with_regard_to_writes(wanted).await;
+            let wanted = self.with_regard_to_writes(wanted).await?;
             let node = match self.reach(&segment, wanted).await? {
                 Ok(node) => node,
                 Err(trouble) => {

@@ -288,6 +288,19 @@ impl Session {
 }
 
 impl Segment {
+    /// Whether more than a read may be left behind on the connection.
+    pub(super) fn leaves_traces(&self) -> bool {
+        self.route == Route::Primary || !self.effects.is_empty()
+    }
+
+    /// What it changes for new logins, if it does.
+    pub fn changes_logins(&self) -> Option<&Option<String>> {
+        self.effects.iter().find_map(|effect| match effect {
+            Effect::Logins(databases) => Some(databases),
+            _ => None,
+        })
+    }
+
     fn add_text(&mut self, text: Option<&[u8]>, judge: Judge<'_>) {
         match text {
             Some(text) => {

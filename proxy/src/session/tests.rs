@@ -387,3 +387,77 @@ fn a_query_behind_a_failed_parse_waits_for_a_sync() {
         assert_eq!(reply.skips_to_sync(), skips, "{answer}");
     }
 }
+
+/// A connection that another client used last.
+fn second_hand(session: &Session) -> Known {
+    session.fresh().behind_others()
+}
+
+#[test]
+fn the_unnamed_statement_of_another_client_is_not_found() {
+    let mut fixture = Fixture::new();
+    fixture.known.insert(NODE, second_hand(&fixture.session));
+    let bind = extended(&[(b'B', b"\0\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+    let (sent, seen) = fixture.run(NODE, bind, &replies("3E", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("CBES", "EZ"));
+    // Its own is prepared like on any other connection.
+    let parse = extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+    assert_eq!(fixture.run(NODE, parse, &replies("1", TxStatus::Idle)).0, "PS");
+    fixture.known.insert(NODE, second_hand(&fixture.session));
+    let bind = extended(&[(b'B', b"\0\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+    let (sent, seen) = fixture.run(NODE, bind, &replies("12C", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("PBES", "2CZ"));
+}
+
+#[test]
+fn reads_leave_a_connection_clean_and_nothing_else_does() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("SELECT 1"), &done("SELECT 1", TxStatus::Idle));
+    let unnamed = extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
+    fixture.run(NODE, unnamed, &replies("1", TxStatus::Idle));
+    assert!(fixture.known[&NODE].is_clean());
+    for sql in ["SET a.b = 'c'", "INSERT INTO t VALUES (1)", "BEGIN", "SELECT f()"] {
+        let mut fixture = Fixture::new();
+        fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
+        assert!(!fixture.known[&NODE].is_clean(), "{sql}");
+    }
+    let mut fixture = Fixture::new();
+    let named = extended(&[(b'P', b"s\0SELECT 1\0\0\0"), (b'S', b"")]);
+    fixture.run(NODE, named, &replies("1", TxStatus::Idle));
+    assert!(!fixture.known[&NODE].is_clean());
+    // What is set again there is there.
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("SET a.b = 'c'"), &done("SET", TxStatus::Idle));
+    let mut other = fixture.session.fresh();
+    assert!(other.is_clean());
+    fixture.session.on_replayed(&mut other);
+    assert!(!other.is_clean());
+}
+
+#[test]
+fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
+    for (sql, pinned) in [
+        ("LISTEN a", false),
+        ("PREPARE a AS SELECT 1", false),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", false),
+        ("SELECT lastval()", false),
+        ("CREATE TEMP TABLE x (a int)", true),
+        ("SELECT pg_advisory_lock(1)", true),
+        ("DO 'BEGIN END'", true),
+        ("LOAD 'x'", true),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
+        assert!(fixture.session.is_kept(), "{sql}");
+        assert_eq!(fixture.session.is_pinned(), pinned, "{sql}");
+        fixture.run(NODE, query("DISCARD ALL"), &done("DISCARD ALL", TxStatus::Idle));
+        assert!(!fixture.session.is_kept(), "{sql}");
+    }
+    let mut fixture = Fixture::new();
+    for sql in
+        ["SET work_mem = '1MB'", "INSERT INTO t VALUES (1)", "DECLARE c CURSOR FOR SELECT 1", "NOTIFY a"]
+    {
+        fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
+        assert!(!fixture.session.is_kept(), "{sql}");
+    }
+}

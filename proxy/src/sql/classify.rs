@@ -7,6 +7,7 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
 use super::facts::Facts;
+use super::logins;
 use super::settings::same_everywhere;
 use super::show::Show;
 use super::walk::{Walk, only_sets_config, relation_reads};
@@ -22,6 +23,9 @@ pub fn classify(sql: &[u8], facts: &Facts) -> Verdict {
     const LAZY: &[u8] = b"synchronous_commit";
     if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
         verdict.effects.push(Effect::LazyCommits);
+    }
+    if let Ok(text) = std::str::from_utf8(sql) {
+        verdict.effects.extend(logins::changed_by(text));
     }
     verdict
 }
@@ -180,6 +184,9 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         Statement::Call(_) => Verdict::unknown(),
         other => {
             let mut effects = Walk::through(other, facts).lasting_effects();
+            if keeps_connection(other) {
+                effects.push(Effect::Keep);
+            }
             if makes_temporary(other) || matches!(other, Statement::Load { .. }) {
                 effects.push(Effect::Pin);
             }
@@ -193,6 +200,15 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
             let defines = if data { None } else { defines(text) };
             Verdict { effects, defines, ..Verdict::plain(Route::Primary) }
         }
+    }
+}
+
+/// Things that stay on the connection until they are given up.
+fn keeps_connection(statement: &Statement) -> bool {
+    match statement {
+        Statement::LISTEN { .. } | Statement::Prepare { .. } => true,
+        Statement::Declare { stmts } => stmts.iter().any(|cursor| cursor.hold == Some(true)),
+        _ => false,
     }
 }
 

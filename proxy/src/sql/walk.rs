@@ -21,6 +21,8 @@ pub(super) struct Walk<'a> {
     pub(super) reads: bool,
     /// State came to be that only this server has.
     pub(super) pins: bool,
+    /// It asks what the connection remembers of sequences.
+    keeps: bool,
     /// Server processes may be ended.
     pub(super) terminates: bool,
     /// Functions of which it is not known whether they leave state behind.
@@ -40,7 +42,15 @@ impl<'a> Walk<'a> {
     }
 
     fn begin(node: &impl Visit, facts: &'a Facts, plans: bool) -> Self {
-        let mut walk = Self { facts, plans, reads: true, pins: false, terminates: false, suspects: vec![] };
+        let mut walk = Self {
+            facts,
+            plans,
+            reads: true,
+            pins: false,
+            keeps: false,
+            terminates: false,
+            suspects: vec![],
+        };
         // Never breaks: a pin may hide behind the first thing that is no read.
         let ControlFlow::Continue(()) = node.visit(&mut walk);
         walk
@@ -55,7 +65,8 @@ impl<'a> Walk<'a> {
     /// What of it outlives the statement.
     pub(super) fn lasting_effects(&self) -> Vec<Effect> {
         let suspects = self.suspects.iter().cloned().map(Effect::Suspect);
-        self.pins.then_some(Effect::Pin).into_iter().chain(suspects).collect()
+        let keeps = self.keeps.then_some(Effect::Keep);
+        self.pins.then_some(Effect::Pin).into_iter().chain(keeps).chain(suspects).collect()
     }
 
     fn require(&mut self, condition: bool) {
@@ -98,6 +109,7 @@ impl<'a> Walk<'a> {
 
     fn by_facts(&mut self, schema: Option<&str>, name: &str) {
         self.terminates |= catalog_part(schema, name) == Some("pg_terminate_backend");
+        self.keeps |= matches!(catalog_part(schema, name), Some("currval" | "lastval"));
         let standing = self.facts.function(schema, name);
         match standing {
             Standing::Reads | Standing::Stateless => {}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,24 +10,51 @@ use bytes::BytesMut;
 use pgherd_common::HostPort;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio::time::timeout;
 
 use crate::control::lock;
 use crate::wire::startup::{self, CancelKey};
 
+/// Cancel requests on their way to one server process. It must not serve anybody else before they are
+/// there.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Gate {
+    /// Read by each request on its way.
+    passing: Arc<RwLock<()>>,
+    /// It is not known of one whether it ever got there.
+    doubtful: Arc<AtomicBool>,
+}
+
+impl Gate {
+    /// Whether a request is on its way.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.passing.try_write().is_err()
+    }
+
+    /// Returns when no request is on its way any more.
+    pub(crate) async fn passed(&self) {
+        drop(self.passing.write().await);
+    }
+
+    /// Whether a request may get there who knows when.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed)
+    }
+}
+
 /// What runs for one session right now.
 #[derive(Debug, Default)]
 pub(crate) struct CancelSlot {
-    running: Mutex<Option<(HostPort, CancelKey)>>,
+    running: Mutex<Option<(HostPort, CancelKey, Gate)>>,
     /// Wakes the session while it waits for a server.
     pub(crate) waiting: Notify,
 }
 
 impl CancelSlot {
     /// Something runs on this server from now on.
-    pub(crate) fn runs_on(&self, address: &HostPort, key: CancelKey) {
-        *lock(&self.running) = Some((address.clone(), key));
+    pub(crate) fn runs_on(&self, address: &HostPort, key: CancelKey, gate: &Gate) {
+        *lock(&self.running) = Some((address.clone(), key, gate.clone()));
     }
 
     /// Nothing runs any more.
@@ -64,12 +92,18 @@ impl Cancels {
     pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration) {
         let slot = lock(&self.slots).get(&(key.pid, key.secret)).cloned();
         let Some(slot) = slot else { return };
-        let running = lock(&slot.running).clone();
-        let Some((address, key)) = running else { return slot.waiting.notify_waiters() };
+        let running = lock(&slot.running).as_ref().and_then(|(address, key, gate)| {
+            let passing = gate.passing.clone().try_read_owned().ok()?;
+            Some((address.clone(), *key, gate.clone(), passing))
+        });
+        let Some((address, key, gate, _passing)) = running else { return slot.waiting.notify_waiters() };
         match timeout(limit, forward(&address, key)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(server = %address, %error, "cannot forward a cancel request"),
-            Err(_) => tracing::warn!(server = %address, ?limit, "cannot forward a cancel request in time"),
+            Err(_) => {
+                gate.doubtful.store(true, Ordering::Relaxed);
+                tracing::warn!(server = %address, ?limit, "cannot forward a cancel request in time");
+            }
         }
     }
 }

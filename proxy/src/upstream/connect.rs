@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::control::Counts;
 use crate::pipe::Pipe;
+use crate::pool::Lease;
 use crate::session::Known;
 use crate::topology::Role;
 use crate::wire::backend::{self, Authentication, ServerError};
@@ -22,6 +23,7 @@ use crate::wire::frontend;
 use crate::wire::scram::{self, ClientExchange, Keys, ScramError};
 use crate::wire::startup::{self, CancelKey};
 
+use super::cancel::Gate;
 use super::server::{QueryError, Server};
 
 /// As whom, and with which parameters.
@@ -90,6 +92,7 @@ pub(crate) async fn connect(
     login: &Login,
     known: Known,
     counts: Arc<Counts>,
+    lease: Lease,
     limit: Duration,
 ) -> Result<Server, ConnectError> {
     let address = (backend.address.host.as_str(), backend.address.port);
@@ -107,6 +110,10 @@ pub(crate) async fn connect(
         counts,
         position_asked: false,
         replayed: Lsn::default(),
+        at_rest: true,
+        owner: 0,
+        gate: Gate::default(),
+        lease,
     };
     let prepared = async {
         log_in(&mut server, login).await?;

@@ -9,12 +9,15 @@ use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
 
 use crate::control::Counts;
 use crate::pipe::Pipe;
+use crate::pool::{ClientId, Lease};
 use crate::session::Known;
 use crate::topology::Role;
-use crate::wire::backend::{ServerError, Severity};
+use crate::wire::backend::{self, ServerError, Severity};
 use crate::wire::frame::{self, BadFrame};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
+
+use super::cancel::Gate;
 
 /// What was committed lies before the position written; before the one inserted, where commits are
 /// acknowledged before they are written.
@@ -45,6 +48,12 @@ pub(crate) struct Server {
     pub(crate) position_asked: bool,
     /// How far it had replayed when it was last asked, if it is a standby.
     pub(crate) replayed: Lsn,
+    /// The server said that it is ready, outside of a transaction, and nothing was sent since.
+    pub(crate) at_rest: bool,
+    /// Whose state is on it; 0: nobody's.
+    pub(crate) owner: ClientId,
+    pub(crate) gate: Gate,
+    pub(crate) lease: Lease,
 }
 
 /// Why a query of the proxy's own failed.
@@ -68,6 +77,11 @@ impl Server {
             while let Some((header, payload)) = frame::message(&self.pipe.input)? {
                 match header.tag {
                     b'D' => row = Some(payload.to_vec()),
+                    b'S' => {
+                        if let Ok((name, value)) = backend::parameter(payload) {
+                            self.parameters.insert(name.to_owned(), value.to_owned());
+                        }
+                    }
                     b'E' => refused = refused.or(ServerError::read(payload).ok()),
                     _ => {}
                 }
@@ -105,6 +119,26 @@ impl Server {
         self.known.forget_unnamed();
         let row = self.query("SELECT pg_catalog.pg_last_wal_replay_lsn()").await?;
         Ok(row.as_deref().and_then(position))
+    }
+
+    /// Whether it has said nothing since it was last used, not even goodbye.
+    pub(crate) async fn is_silent(&mut self) -> bool {
+        let said = std::future::poll_fn(|cx| std::task::Poll::Ready(self.pipe.poll_fill(cx).is_ready()));
+        !said.await && self.pipe.input.is_empty()
+    }
+
+    /// Whatever a client left on it goes. Nothing may run on it.
+    pub(crate) async fn become_nobodys(&mut self) -> Result<(), QueryError> {
+        if self.position_asked {
+            self.ask().await?;
+            self.position_asked = false;
+        }
+        if !self.known.is_clean() {
+            self.query("DISCARD ALL").await?;
+        }
+        self.known = Known::default().behind_others();
+        self.owner = 0;
+        Ok(())
     }
 
     /// Says goodbye, as far as that is possible without waiting.

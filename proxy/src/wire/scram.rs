@@ -35,7 +35,7 @@ impl std::fmt::Debug for Verifier {
 }
 
 /// What logs in to any server that holds the same verifier.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Keys {
     client_key: Key,
     verifier: Verifier,

@@ -1,0 +1,198 @@
+//! Getting server connections from the pool, and giving them back.
+
+use pgherd_common::NodeId;
+use pgherd_common::topology::Backend;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::pool::{Lease, Taken, Turn};
+use crate::session::LARGE;
+use crate::sqlstate::Trouble;
+use crate::topology::{Fate, Role, fate};
+use crate::upstream::{ConnectError, Server, connect};
+
+use super::state::{Client, Gone};
+
+/// How the waiting for a connection ended.
+pub(super) enum Queued {
+    /// There is one already.
+    Open,
+    /// One may be taken.
+    Turn(Turn),
+    /// The topology has other plans.
+    Changed,
+    /// No.
+    Trouble(Trouble),
+}
+
+impl Client {
+    /// Waits until this client may have a connection to `backend`. `deadline` is put off by the time that
+    /// takes.
+    pub(super) async fn queue_for(
+        &mut self,
+        backend: &Backend,
+        role: Role,
+        deadline: &mut Instant,
+    ) -> Result<Queued, Gone> {
+        let node = backend.id;
+        self.look_at(node).await;
+        self.settle_position(node).await;
+        if self.servers.get(&node).is_some_and(|server| server.role != role) {
+            self.drop_server(node, "opened for another role");
+        }
+        if let Some(trouble) = self.session.take_trouble() {
+            return Ok(Queued::Trouble(trouble));
+        }
+        if self.servers.contains_key(&node) {
+            return Ok(Queued::Open);
+        }
+        let place = self.shared.pool.place(node, &self.account);
+        if let Some(turn) = place.turn_now() {
+            return Ok(Queued::Turn(turn));
+        }
+        // Two that wait for each other's would wait for good.
+        self.let_go().await;
+        self.pipe.flush().await?;
+        let (begun, patience) = (Instant::now(), self.shared.pool.limits.queue_timeout);
+        let slot = self.slot.clone();
+        let turn = place.turn();
+        tokio::pin!(turn);
+        let queued = loop {
+            let room = self.pipe.input.len() < LARGE;
+            tokio::select! {
+                biased;
+                turn = &mut turn => break turn.map_or(Queued::Changed, Queued::Turn),
+                _ = self.topology.changed() => {
+                    let current = self.topology.borrow_and_update().clone();
+                    if current.is_none_or(|current| fate(&current, node, role) != Fate::Keep) {
+                        break Queued::Changed;
+                    }
+                }
+                () = slot.waiting.notified() => break Queued::Trouble(Trouble::Cancelled),
+                result = self.pipe.fill(), if room => result?,
+                () = sleep(patience.saturating_sub(begun.elapsed())) => {
+                    break Queued::Trouble(self.queue_timeout(backend, begun.elapsed().as_millis()));
+                }
+            }
+        };
+        *deadline += begun.elapsed();
+        Ok(queued)
+    }
+
+    fn queue_timeout(&self, backend: &Backend, waited_ms: u128) -> Trouble {
+        Trouble::PoolExhausted {
+            server: backend.name.clone(),
+            user: self.user.clone(),
+            database: self.account.database().to_owned(),
+            size: self.shared.pool.limits.size,
+            waited_ms,
+        }
+    }
+
+    /// Takes a connection from the pool or opens one, unless the topology declares it pointless meanwhile.
+    pub(super) async fn open(
+        &mut self,
+        backend: &Backend,
+        role: Role,
+        mut turn: Turn,
+    ) -> Result<(), ConnectError> {
+        let pool = self.shared.pool.clone();
+        loop {
+            match pool.take(turn, self.id, role, &self.account).await {
+                Taken::Open(lease) => return self.open_new(backend, role, lease).await,
+                Taken::Rested(server, rest) => match self.adopt(*server, rest).await {
+                    None => return Ok(()),
+                    Some(again) => turn = again,
+                },
+            }
+        }
+    }
+
+    async fn open_new(&mut self, backend: &Backend, role: Role, lease: Lease) -> Result<(), ConnectError> {
+        let counts = self.shared.cluster.counts(backend.id);
+        let limit = self.shared.config.connect_timeout;
+        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, lease, limit);
+        let mut topology = self.topology.clone();
+        let pointless = topology.wait_for(|topology| {
+            topology.as_ref().is_none_or(|topology| fate(topology, backend.id, role) == Fate::Cut)
+        });
+        let mut server = tokio::select! {
+            server = opening => server?,
+            _ = pointless => return Err(ConnectError::Io(std::io::ErrorKind::HostUnreachable.into())),
+        };
+        server.owner = self.id;
+        self.servers.insert(backend.id, server);
+        Ok(())
+    }
+
+    /// Makes a connection this client's own. The turn comes back when that cannot be done.
+    async fn adopt(&mut self, mut server: Server, turn: Turn) -> Option<Turn> {
+        if server.owner != self.id {
+            let limit = self.shared.config.connect_timeout;
+            match timeout(limit, server.become_nobodys()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => {
+                    server.close();
+                    return Some(turn);
+                }
+            }
+            server.known = self.session.fresh().behind_others();
+            server.owner = self.id;
+        }
+        server.lease.renew(turn);
+        self.servers.insert(server.node, server);
+        None
+    }
+
+    /// Gives back what this client can do without until its next statement.
+    pub(super) fn give_back(&mut self) {
+        if !self.shared.pool.is_shared() {
+            return;
+        }
+        let free = self.servers.values().filter(|server| self.may_give_back(server));
+        let free: Vec<NodeId> = free.map(|server| server.node).collect();
+        for server in free.iter().filter_map(|node| self.servers.remove(node)).collect::<Vec<_>>() {
+            // Reads leave nothing behind; what may be on the primary is better kept for its owner.
+            let claim = matches!(server.role, Role::Primary(_)).then_some(self.id);
+            let topology = self.topology.borrow().clone();
+            self.shared.pool.put(server, claim, topology);
+        }
+    }
+
+    fn may_give_back(&self, server: &Server) -> bool {
+        let pinned = self.session.is_kept() && matches!(server.role, Role::Primary(_));
+        let owed = self.owed.is_some_and(|(node, _)| node == server.node);
+        let busy = server.position_asked || !server.pipe.input.is_empty() || !server.pipe.output.is_empty();
+        server.at_rest && !pinned && !owed && !busy && self.session.tx_node() != Some(server.node)
+    }
+
+    /// The same, and waits for positions that were asked for.
+    pub(super) async fn let_go(&mut self) {
+        if self.shared.pool.is_shared() {
+            for node in self.servers.keys().copied().collect::<Vec<_>>() {
+                self.settle_position(node).await;
+            }
+            self.give_back();
+        }
+    }
+
+    /// Whether others wait for what this client has.
+    pub(super) fn is_envied(&self) -> bool {
+        self.servers.values().any(|server| server.lease.is_wanted())
+    }
+
+    /// The session is over.
+    pub(super) fn part(&mut self) {
+        let (pool, topology) = (self.shared.pool.clone(), self.topology.borrow().clone());
+        for (node, server) in std::mem::take(&mut self.servers) {
+            let pinned = self.session.is_pinned() && matches!(server.role, Role::Primary(_));
+            let owed = self.owed.is_some_and(|(owing, _)| owing == node);
+            // What pins it is not always known, so it is not always undone by DISCARD ALL.
+            if server.at_rest && !owed && !(pinned && pool.is_shared()) {
+                pool.clean(server, topology.clone());
+            } else {
+                server.close();
+            }
+        }
+        pool.leave(self.id, topology.as_ref());
+    }
+}

@@ -11,6 +11,10 @@ use pgherd_common::{ClusterName, HostPort, NodeName};
 use crate::routing::Shares;
 use crate::session::Consistency;
 
+mod tls;
+
+pub use tls::Tls;
+
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMethod {
@@ -58,6 +62,8 @@ pub struct Config {
     pub agents: Vec<HostPort>,
     /// How clients prove who they are.
     pub auth: Auth,
+    /// TLS for clients; `None`: they are served in clear only.
+    pub tls: Option<Tls>,
     /// How reads are shared out.
     pub shares: Shares,
     /// What reads on standbys are sure to see.
@@ -85,6 +91,19 @@ pub fn known_keys() -> Vec<KnownKey> {
     reader.known_keys().to_vec()
 }
 
+/// A text that must be one of these words, the first of which is the default; what it stands for.
+fn one_of<T: Copy>(r: &mut Reader, section: &mut Section, key: &str, words: &[(&str, T)]) -> Option<T> {
+    let default = words.first().map_or("", |(word, _)| word);
+    let text: String = section.or(r, key, &format!("\"{default}\""))?;
+    let found = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+    if found.is_none() {
+        let known: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let path = section.path_of(key);
+        r.problem(&path, format!("unknown word {text:?}; expected one of {}", known.join(", ")));
+    }
+    found
+}
+
 /// The `[proxy]` table.
 struct Front {
     name: Option<String>,
@@ -105,6 +124,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let agents: Option<Vec<HostPort>> = section.required(r, "addresses");
     section.finish(r);
     let auth = read_auth(r, &mut root);
+    let tls = tls::read_clients(r, &mut root);
     let routing = read_routing(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
@@ -121,6 +141,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         startup_timeout: front.startup_timeout?.0,
         agents: agents?,
         auth: auth?,
+        tls: tls?,
         shares: routing.shares?,
         read_consistency: routing.read_consistency?,
         causal_wait: routing.causal_wait?.0,

@@ -16,9 +16,11 @@ pub mod session;
 mod shared;
 pub mod sql;
 pub mod sqlstate;
+mod tls;
 pub mod topology;
 mod upstream;
 pub mod wire;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};
+pub use tls::TlsError;

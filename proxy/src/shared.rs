@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::control::{Cluster, lock};
 use crate::sql::{Verdict, VerdictCache};
+use crate::tls::{Kept, TlsError};
 use crate::upstream::{Cancels, Verifiers};
 
 /// Memory for verdicts.
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) verifiers: Verifiers,
     pub(crate) cancels: Cancels,
+    /// TLS for clients, if it is on.
+    pub(crate) tls: Option<Kept<Tls>>,
     /// One permit for each client that may be logged in.
     pub(crate) places: Arc<Semaphore>,
     /// Turns true when the process is to end.
@@ -27,9 +30,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Arc<Config>, cluster: Arc<Cluster>, stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        cluster: Arc<Cluster>,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Self, TlsError> {
         let places = usize::try_from(config.max_client_connections).unwrap_or(usize::MAX);
-        Self {
+        Ok(Self {
+            tls: config.tls.clone().map(Kept::new).transpose()?,
             verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
             cancels: Cancels::default(),
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
@@ -37,6 +45,13 @@ impl Shared {
             verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),
             config,
             cluster,
+        })
+    }
+
+    /// Reads certificates again where the files changed, or where that is `asked` for. Blocks.
+    pub(crate) fn refresh_certificates(&self, asked: bool) {
+        if let Some(tls) = &self.tls {
+            tls.refresh(asked);
         }
     }
 

@@ -13,6 +13,10 @@ pub enum Trouble {
     Protocol(String),
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
+    /// Bytes in clear came behind a request for encryption.
+    ClearBehindRequest,
+    /// The client connected without TLS, which it must use.
+    TlsRequired,
     /// Too many clients.
     TooManyClients,
     /// The login took too long.
@@ -88,7 +92,11 @@ impl Trouble {
 
     fn code(&self) -> &str {
         match self {
-            Self::Protocol(_) | Self::LoginTimeout | Self::ServerProtocol { .. } => "08P01",
+            Self::Protocol(_)
+            | Self::ClearBehindRequest
+            | Self::LoginTimeout
+            | Self::ServerProtocol { .. } => "08P01",
+            Self::TlsRequired => "28000",
             Self::NotOffered(_) => "0A000",
             Self::TooManyClients => "53300",
             Self::WrongPassword { .. } => "28P01",
@@ -106,6 +114,8 @@ impl Trouble {
         match self {
             Self::Protocol(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
+            Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
+            Self::TlsRequired => "the connection must use TLS".to_owned(),
             Self::TooManyClients => "sorry, too many clients already".to_owned(),
             Self::LoginTimeout => "the login was not completed in time".to_owned(),
             Self::WrongPassword { user } => format!("password authentication failed for user \"{user}\""),
@@ -136,8 +146,13 @@ impl Trouble {
                 Some(format!("The work was held for {held_ms} ms and was not run."))
             }
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.detail.clone(),
+            Self::ClearBehindRequest => Some(
+                "This is a defect of the client, or somebody in between put something into the connection."
+                    .to_owned(),
+            ),
             Self::Protocol(_)
             | Self::NotOffered(_)
+            | Self::TlsRequired
             | Self::TooManyClients
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
@@ -165,10 +180,12 @@ impl Trouble {
                 Some("Nothing of it took effect: it is safe to run the whole transaction again.")
             }
             Self::RolledBack { transaction: false, .. } => Some("It only read: it is safe to run it again."),
+            Self::TlsRequired => Some("Use sslmode=require or better."),
             Self::ServerLogin { .. } => Some("Servers must ask for scram-sha-256, or trust the proxy."),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Protocol(_)
             | Self::NotOffered(_)
+            | Self::ClearBehindRequest
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
             | Self::ServerProtocol { .. }
@@ -194,6 +211,8 @@ mod tests {
         vec![
             Trouble::Protocol("bad".into()),
             Trouble::NotOffered("replication"),
+            Trouble::ClearBehindRequest,
+            Trouble::TlsRequired,
             Trouble::TooManyClients,
             Trouble::LoginTimeout,
             Trouble::WrongPassword { user: "ann".into() },

@@ -18,7 +18,9 @@ use crate::wire::backend;
 use crate::wire::frame;
 use crate::wire::frontend;
 use crate::wire::scram::{self, Keys, ScramError, ServerExchange, Verifier};
-use crate::wire::startup::{self, STARTUP_MAX, Startup};
+use crate::wire::startup::{STARTUP_MAX, Startup};
+
+use super::opening;
 
 /// A client that may have a session.
 pub(super) struct Admitted {
@@ -59,7 +61,10 @@ impl From<Trouble> for Refusal {
 /// Reads the startup packet and has the client prove who it is.
 pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission, Refusal> {
     let limit = shared.config.startup_timeout;
-    let start = match timeout(limit, first_packet(pipe)).await.map_err(|_| Trouble::LoginTimeout)?? {
+    let start = match timeout(limit, opening::first_packet(shared, pipe))
+        .await
+        .map_err(|_| Trouble::LoginTimeout)??
+    {
         Startup::Start(start) => start,
         Startup::Cancel(key) => {
             shared.cancels.cancel(key, shared.config.connect_timeout).await;
@@ -95,30 +100,6 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
     let login = Login { parameters: start.parameters, keys };
     Ok(Admission::Session(Box::new(Admitted { login, user, place })))
 }
-
-/// Answers requests for encryption until the real first packet comes.
-async fn first_packet(pipe: &mut Pipe) -> Result<Startup, Refusal> {
-    loop {
-        let parsed = startup::parse(&pipe.input).map_err(|error| match error {
-            startup::StartupError::Version { .. } => Trouble::NotOffered(UNSUPPORTED_VERSION),
-            other => Trouble::Protocol(other.to_string()),
-        })?;
-        match parsed {
-            None => pipe.fill().await?,
-            Some((Startup::Ssl | Startup::Gss, len)) => {
-                pipe.input.advance(len);
-                pipe.output.extend_from_slice(b"N");
-                pipe.flush().await?;
-            }
-            Some((startup, len)) => {
-                pipe.input.advance(len);
-                return Ok(startup);
-            }
-        }
-    }
-}
-
-const UNSUPPORTED_VERSION: &str = "unsupported frontend protocol: this server supports 3.0";
 
 /// Looks the role up, waiting for a server that knows it.
 async fn verifier(shared: &Shared, user: &str) -> Result<Verifier, Trouble> {

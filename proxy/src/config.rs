@@ -13,7 +13,7 @@ use crate::session::Consistency;
 
 mod tls;
 
-pub use tls::Tls;
+pub use tls::{ServerTls, ServerTlsMode, Tls};
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Config {
     pub auth: Auth,
     /// TLS for clients; `None`: they are served in clear only.
     pub tls: Option<Tls>,
+    /// TLS to servers.
+    pub server_tls: ServerTls,
     /// How reads are shared out.
     pub shares: Shares,
     /// What reads on standbys are sure to see.
@@ -125,6 +127,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     section.finish(r);
     let auth = read_auth(r, &mut root);
     let tls = tls::read_clients(r, &mut root);
+    let server_tls = tls::read_servers(r, &mut root);
     let routing = read_routing(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
@@ -142,6 +145,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         agents: agents?,
         auth: auth?,
         tls: tls?,
+        server_tls: server_tls?,
         shares: routing.shares?,
         read_consistency: routing.read_consistency?,
         causal_wait: routing.causal_wait?.0,

@@ -41,8 +41,17 @@ impl Pipe {
     /// Wraps a connected socket.
     pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        let stream = Stream::Plain(stream);
-        Ok(Self { stream, unflushed: false, input: BytesMut::new(), output: BytesMut::new() })
+        Ok(Self::over(Stream::Plain(stream)))
+    }
+
+    /// Wraps an encrypted connection.
+    pub(crate) fn encrypted(stream: TlsStream<TcpStream>) -> io::Result<Self> {
+        stream.get_ref().0.set_nodelay(true)?;
+        Ok(Self::over(Stream::Tls(Box::new(stream))))
+    }
+
+    fn over(stream: Stream) -> Self {
+        Self { stream, unflushed: false, input: BytesMut::new(), output: BytesMut::new() }
     }
 
     /// From here on everything is encrypted. Nothing may be left in the buffers.

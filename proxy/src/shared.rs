@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::{Config, Tls};
+use crate::config::{Config, ServerTls, Tls};
 use crate::control::{Cluster, lock};
 use crate::sql::{Verdict, VerdictCache};
 use crate::tls::{Kept, TlsError};
@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) cancels: Cancels,
     /// TLS for clients, if it is on.
     pub(crate) tls: Option<Kept<Tls>>,
+    /// TLS to servers.
+    pub(crate) server_tls: Arc<Kept<ServerTls>>,
     /// One permit for each client that may be logged in.
     pub(crate) places: Arc<Semaphore>,
     /// Turns true when the process is to end.
@@ -36,13 +38,15 @@ impl Shared {
         stopping: watch::Receiver<bool>,
     ) -> Result<Self, TlsError> {
         let places = usize::try_from(config.max_client_connections).unwrap_or(usize::MAX);
+        let server_tls = Arc::new(Kept::new(config.server_tls.clone())?);
         Ok(Self {
             tls: config.tls.clone().map(Kept::new).transpose()?,
-            verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout),
+            verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout, server_tls.clone()),
             cancels: Cancels::default(),
             places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
             stopping,
             verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),
+            server_tls,
             config,
             cluster,
         })
@@ -52,6 +56,9 @@ impl Shared {
     pub(crate) fn refresh_certificates(&self, asked: bool) {
         if let Some(tls) = &self.tls {
             tls.refresh(asked);
+        }
+        if self.config.server_tls.root.is_some() {
+            self.server_tls.refresh(asked);
         }
     }
 

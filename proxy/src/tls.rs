@@ -4,6 +4,7 @@
 mod certificate;
 mod clients;
 mod kept;
+mod servers;
 
 use std::io;
 use std::path::PathBuf;

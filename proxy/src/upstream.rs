@@ -3,6 +3,7 @@
 
 mod cancel;
 mod connect;
+mod dial;
 mod server;
 mod verifiers;
 

@@ -67,7 +67,7 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
     {
         Startup::Start(start) => start,
         Startup::Cancel(key) => {
-            shared.cancels.cancel(key, shared.config.connect_timeout).await;
+            shared.cancels.cancel(key, shared.config.connect_timeout, &shared.server_tls).await;
             return Ok(Admission::Done);
         }
         Startup::Ssl | Startup::Gss => return Ok(Admission::Done),

@@ -199,6 +199,8 @@ impl Client {
                 Trouble::ConnectionRefused(error)
             }
             ConnectError::Frame(_) | ConnectError::Content(_) => Trouble::ServerProtocol { server },
+            // What is wrong with a certificate is for the log: it names addresses.
+            ConnectError::Dial(error) => Trouble::ServerLogin { server, why: error.to_string() },
             other => Trouble::ServerLogin { server, why: Chain(&other).to_string() },
         }))
     }
@@ -207,7 +209,8 @@ impl Client {
     async fn open(&mut self, backend: &Backend, role: Role) -> Result<(), ConnectError> {
         let counts = self.shared.cluster.counts(backend.id);
         let limit = self.shared.config.connect_timeout;
-        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, limit);
+        let socket = (&*self.shared.server_tls, limit);
+        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, socket);
         let mut topology = self.topology.clone();
         let pointless = topology.wait_for(|topology| {
             topology.as_ref().is_none_or(|topology| fate(topology, backend.id, role) == Fate::Cut)

@@ -19,6 +19,53 @@ pub struct Tls {
     pub ca: Option<PathBuf>,
 }
 
+/// How much a server has to prove, in the words of libpq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerTlsMode {
+    /// Servers are spoken to in clear.
+    Disable,
+    /// Encrypted where the server does it, whoever it is.
+    Prefer,
+    /// Encrypted or not at all. With a file of authorities the same as [`Self::VerifyCa`].
+    Require,
+    /// The server's certificate must come from one of the authorities.
+    VerifyCa,
+    /// It must be for the server's address, too.
+    VerifyFull,
+}
+
+/// TLS to servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    /// How much a server has to prove.
+    pub mode: ServerTlsMode,
+    /// PEM: the authorities.
+    pub root: Option<PathBuf>,
+}
+
+/// Reads `[server_tls]`.
+pub(super) fn read_servers(r: &mut Reader, root: &mut Section) -> Option<ServerTls> {
+    use ServerTlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+    let mut section = root.table(r, "server_tls");
+    let modes = [
+        ("prefer", Prefer),
+        ("disable", Disable),
+        ("require", Require),
+        ("verify-ca", VerifyCa),
+        ("verify-full", VerifyFull),
+    ];
+    let mode = one_of(r, &mut section, "mode", &modes);
+    let root = section.optional(r, "root");
+    let path = section.path_of("root");
+    section.finish(r);
+    let mode = mode?;
+    if matches!(mode, VerifyCa | VerifyFull) && root.is_none() {
+        r.problem(&path, "missing; without authorities no server's certificate can be verified");
+        return None;
+    }
+    Some(ServerTls { mode, root })
+}
+
 /// Reads `[tls]`: `Some(None)` when clients are served in clear only, `None` after a problem was reported.
 pub(super) fn read_clients(r: &mut Reader, root: &mut Section) -> Option<Option<Tls>> {
     let mut section = root.table(r, "tls");

@@ -1,10 +1,11 @@
 //! What a certificate says.
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
+use x509_parser::time::ASN1Time;
 
 /// Who is at the other end, as far as certificates tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +34,21 @@ fn common_name(certificate: &X509Certificate<'_>) -> Option<String> {
     let mut names = certificate.subject().iter_common_name();
     let name = names.next()?.as_str().ok()?;
     (names.next().is_none() && !name.is_empty() && !name.contains('\0')).then(|| name.to_owned())
+}
+
+/// Whether a certificate without alternative names bears this one.
+pub(super) fn is_named(der: &CertificateDer<'_>, name: &str) -> bool {
+    let Some(certificate) = parse(der) else { return false };
+    let alternatives = certificate.subject_alternative_name();
+    matches!(alternatives, Ok(None))
+        && common_name(&certificate).is_some_and(|common| common.eq_ignore_ascii_case(name))
+}
+
+/// Whether a certificate is valid now and not only before or after.
+pub(super) fn is_within_its_time(der: &CertificateDer<'_>, now: UnixTime) -> bool {
+    let Some(certificate) = parse(der) else { return false };
+    let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+    now.is_some_and(|now| certificate.validity().is_valid_at(now))
 }
 
 /// `tls-server-end-point` (RFC 5929): the hash of a certificate by the algorithm of its signature, where

@@ -9,12 +9,13 @@ use base64::Engine;
 use bytes::Buf;
 use pgherd_common::Lsn;
 use pgherd_common::topology::Backend;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::config::{ServerTls, ServerTlsMode};
 use crate::control::Counts;
 use crate::pipe::Pipe;
 use crate::session::Known;
+use crate::tls::Kept;
 use crate::topology::Role;
 use crate::wire::backend::{self, Authentication, ServerError};
 use crate::wire::frame::{self, BadFrame, Malformed};
@@ -22,6 +23,7 @@ use crate::wire::frontend;
 use crate::wire::scram::{self, ClientExchange, Keys, ScramError};
 use crate::wire::startup::{self, CancelKey};
 
+use super::dial::{DialError, dial, dial_in_clear};
 use super::server::{QueryError, Server};
 
 /// As whom, and with which parameters.
@@ -36,8 +38,10 @@ pub(crate) struct Login {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    #[error("cannot connect")]
+    #[error("the connection broke")]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
@@ -66,6 +70,7 @@ impl ConnectError {
     /// Whether the same attempt may well succeed a moment later, or on another node.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
+            Self::Dial(error) => error.is_passing(),
             Self::Io(_) | Self::Timeout(_) | Self::InRecovery | Self::Recovery(_) => true,
             // Starting up, shutting down, crashed.
             Self::Refused(error) => error.code.starts_with("57P"),
@@ -81,17 +86,16 @@ pub(crate) async fn connect(
     login: &Login,
     known: Known,
     counts: Arc<Counts>,
-    limit: Duration,
+    (tls, limit): (&Kept<ServerTls>, Duration),
 ) -> Result<Server, ConnectError> {
-    let address = (backend.address.host.as_str(), backend.address.port);
-    let stream =
-        timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout(limit))??;
+    let late = |_| ConnectError::Timeout(limit);
+    let line = timeout(limit, dial(&backend.address, tls)).await.map_err(late)??;
     let mut server = Server {
         node: backend.id,
         name: backend.name.clone(),
         address: backend.address.clone(),
         role,
-        pipe: Pipe::new(stream)?,
+        pipe: line.into_pipe()?,
         key: CancelKey { pid: 0, secret: 0 },
         parameters: BTreeMap::new(),
         known,
@@ -100,13 +104,24 @@ pub(crate) async fn connect(
         replayed: Lsn::default(),
     };
     let prepared = async {
-        log_in(&mut server, login).await?;
+        match log_in(&mut server, login).await {
+            // Its pg_hba.conf may want this login in clear.
+            Err(ConnectError::Refused(error))
+                if tls.current().mode == ServerTlsMode::Prefer
+                    && server.pipe.tls().is_some()
+                    && error.code == "28000" =>
+            {
+                server.pipe = dial_in_clear(&backend.address).await?.into_pipe()?;
+                log_in(&mut server, login).await?;
+            }
+            other => other?,
+        }
         match role {
             Role::Primary(_) => out_of_recovery(&mut server).await,
             Role::Standby => Ok(()),
         }
     };
-    timeout(limit, prepared).await.map_err(|_| ConnectError::Timeout(limit))??;
+    timeout(limit, prepared).await.map_err(late)??;
     Ok(server)
 }
 

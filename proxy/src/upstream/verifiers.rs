@@ -1,7 +1,7 @@
 //! SCRAM verifiers, fetched from the cluster and kept for a while.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgherd_common::time::RealClock;
@@ -9,11 +9,15 @@ use pgherd_common::topology::Backend;
 use pgherd_common::{Clock, MonoTime, Topology};
 use tokio::sync::Semaphore;
 use tokio_postgres::NoTls;
+use tokio_postgres::config::{SslMode, SslNegotiation};
 
-use crate::config::Auth;
+use crate::config::{Auth, ServerTls};
 use crate::control::lock;
 use crate::routing;
+use crate::tls::Kept;
 use crate::wire::scram::{Key, Verifier};
+
+use super::dial::{DialError, Line, Shaken, dial};
 
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
@@ -44,6 +48,12 @@ pub(crate) enum VerifierError {
         #[source]
         source: tokio_postgres::Error,
     },
+    #[error("server {server} cannot be reached for the lookup of a role")]
+    Dial {
+        server: pgherd_common::NodeName,
+        #[source]
+        source: DialError,
+    },
     #[error("server {server} did not answer the lookup of a role within {limit:?}")]
     Timeout { server: pgherd_common::NodeName, limit: Duration },
 }
@@ -67,12 +77,13 @@ pub(crate) struct Verifiers {
     secret: Key,
     entries: Mutex<BTreeMap<String, Entry>>,
     lookups: Semaphore,
+    tls: Arc<Kept<ServerTls>>,
 }
 
 impl Verifiers {
-    pub(crate) fn new(auth: Auth, limit: Duration) -> Self {
+    pub(crate) fn new(auth: Auth, limit: Duration, tls: Arc<Kept<ServerTls>>) -> Self {
         let lookups = Semaphore::new(LOOKUPS_MAX);
-        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups }
+        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups, tls }
     }
 
     /// The verifier of a role; one that no password fits when the role has none.
@@ -134,20 +145,38 @@ impl Verifiers {
             let server = backend.name.clone();
             last = match tokio::time::timeout(self.limit, self.ask(backend, user)).await {
                 Ok(Ok(verifier)) => return Ok(verifier),
-                Ok(Err(source)) => VerifierError::Lookup { server, source },
+                Ok(Err(error)) => error,
                 Err(_) => VerifierError::Timeout { server, limit: self.limit },
             };
         }
         Err(last)
     }
 
-    async fn ask(&self, backend: &Backend, user: &str) -> Result<Option<Verifier>, tokio_postgres::Error> {
+    async fn ask(&self, backend: &Backend, user: &str) -> Result<Option<Verifier>, VerifierError> {
+        let server = || backend.name.clone();
+        let line = dial(&backend.address, &self.tls).await;
+        let line = line.map_err(|source| VerifierError::Dial { server: server(), source })?;
+        let asked = self.ask_over(line, user).await;
+        asked.map_err(|source| VerifierError::Lookup { server: server(), source })
+    }
+
+    async fn ask_over(&self, line: Line, user: &str) -> Result<Option<Verifier>, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host(&backend.address.host).port(backend.address.port);
         config.user(&self.auth.user).password(&self.auth.password.0).dbname(&self.auth.database);
-        config.application_name("pgherd_proxy").connect_timeout(self.limit);
-        let (client, connection) = config.connect(NoTls).await?;
-        let connection = tokio::spawn(connection);
+        config.application_name("pgherd_proxy");
+        let (client, connection) = match line {
+            Line::Clear(stream) => {
+                let (client, connection) =
+                    config.ssl_mode(SslMode::Disable).connect_raw(stream, NoTls).await?;
+                (client, tokio::spawn(connection))
+            }
+            // Nothing more is agreed on before the login.
+            Line::Encrypted(stream) => {
+                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+                let (client, connection) = config.connect_raw(*stream, Shaken).await?;
+                (client, tokio::spawn(connection))
+            }
+        };
         let row = client.query_opt(&self.auth.query, &[&user]).await;
         drop(client);
         connection.abort();

@@ -7,6 +7,7 @@ mod fresh;
 mod idle;
 mod login;
 mod opening;
+mod prove;
 mod reach;
 mod state;
 mod work;

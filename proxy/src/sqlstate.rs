@@ -26,6 +26,8 @@ pub enum Trouble {
         /// As given.
         user: String,
     },
+    /// Refused for what it is, or for what it showed.
+    Unauthorized(String),
     /// Roles could not be looked up.
     NoVerifiers,
     /// Nothing in the cluster took the work in time.
@@ -96,7 +98,7 @@ impl Trouble {
             | Self::ClearBehindRequest
             | Self::LoginTimeout
             | Self::ServerProtocol { .. } => "08P01",
-            Self::TlsRequired => "28000",
+            Self::TlsRequired | Self::Unauthorized(_) => "28000",
             Self::NotOffered(_) => "0A000",
             Self::TooManyClients => "53300",
             Self::WrongPassword { .. } => "28P01",
@@ -112,7 +114,7 @@ impl Trouble {
 
     fn message(&self) -> String {
         match self {
-            Self::Protocol(what) => what.clone(),
+            Self::Protocol(what) | Self::Unauthorized(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
             Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
             Self::TlsRequired => "the connection must use TLS".to_owned(),
@@ -153,6 +155,7 @@ impl Trouble {
             Self::Protocol(_)
             | Self::NotOffered(_)
             | Self::TlsRequired
+            | Self::Unauthorized(_)
             | Self::TooManyClients
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
@@ -181,11 +184,14 @@ impl Trouble {
             }
             Self::RolledBack { transaction: false, .. } => Some("It only read: it is safe to run it again."),
             Self::TlsRequired => Some("Use sslmode=require or better."),
-            Self::ServerLogin { .. } => Some("Servers must ask for scram-sha-256, or trust the proxy."),
+            Self::ServerLogin { .. } => Some(
+                "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
+            ),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Protocol(_)
             | Self::NotOffered(_)
             | Self::ClearBehindRequest
+            | Self::Unauthorized(_)
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
             | Self::ServerProtocol { .. }
@@ -213,6 +219,7 @@ mod tests {
             Trouble::NotOffered("replication"),
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
+            Trouble::Unauthorized("no".into()),
             Trouble::TooManyClients,
             Trouble::LoginTimeout,
             Trouble::WrongPassword { user: "ann".into() },

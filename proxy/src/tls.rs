@@ -15,7 +15,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 
 pub(crate) use certificate::{Peer, end_point};
-pub(crate) use clients::Acceptor;
 pub(crate) use kept::{Kept, Source};
 
 /// How PostgreSQL names its protocol inside TLS.

@@ -14,10 +14,18 @@ const UNSUPPORTED_VERSION: &str = "unsupported frontend protocol: this server su
 /// The first byte of a TLS handshake; a packet that begins with it would be far too long.
 const HANDSHAKE: u8 = 0x16;
 
+/// The first packet proper.
+pub(super) struct Opening {
+    pub(super) startup: Startup,
+    /// The hash of the certificate that was shown, if the connection is encrypted and there is such a hash.
+    pub(super) end_point: Option<Vec<u8>>,
+}
+
 /// Answers requests for encryption until the real first packet comes.
-pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Startup, Refusal> {
+pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Opening, Refusal> {
+    let mut end_point = None;
     if pipe.peek().await? == HANDSHAKE {
-        secure(shared, pipe, true).await?;
+        end_point = secure(shared, pipe, true).await?;
     }
     loop {
         let parsed = startup::parse(&pipe.input).map_err(|error| match error {
@@ -35,7 +43,7 @@ pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Sta
                 pipe.output.extend_from_slice(if accepted { b"S" } else { b"N" });
                 pipe.flush().await?;
                 if accepted {
-                    secure(shared, pipe, false).await?;
+                    end_point = secure(shared, pipe, false).await?;
                 }
             }
             Some((Startup::Start(start), len)) => {
@@ -44,22 +52,24 @@ pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Sta
                 if required && pipe.tls().is_none() {
                     return Err(Trouble::TlsRequired.into());
                 }
-                return Ok(Startup::Start(start));
+                return Ok(Opening { startup: Startup::Start(start), end_point });
             }
             // The key in it is all the proof there is; older clients send it in clear whatever they agreed on.
             Some((cancel @ Startup::Cancel(_), len)) => {
                 pipe.input.advance(len);
-                return Ok(cancel);
+                return Ok(Opening { startup: cancel, end_point });
             }
         }
     }
 }
 
-/// The handshake.
-async fn secure(shared: &Shared, pipe: &mut Pipe, direct: bool) -> Result<(), Refusal> {
+/// The handshake; what SCRAM binds to from now on.
+async fn secure(shared: &Shared, pipe: &mut Pipe, direct: bool) -> Result<Option<Vec<u8>>, Refusal> {
     let Some(tls) = &shared.tls else {
         return Err(Trouble::Protocol("TLS is not offered here".to_owned()).into());
     };
     let acceptor = tls.current();
-    Ok(pipe.secure(|stream| async move { acceptor.accept(stream, direct).await }).await?)
+    pipe.secure(async |stream| acceptor.accept(stream, direct).await).await?;
+    // Not of the certificate that is current by the time of the login.
+    Ok(acceptor.end_point.clone())
 }

@@ -15,12 +15,13 @@ use crate::config::{ServerTls, ServerTlsMode};
 use crate::control::Counts;
 use crate::pipe::Pipe;
 use crate::session::Known;
-use crate::tls::Kept;
+use crate::tls::{Kept, end_point};
 use crate::topology::Role;
 use crate::wire::backend::{self, Authentication, ServerError};
 use crate::wire::frame::{self, BadFrame, Malformed};
 use crate::wire::frontend;
-use crate::wire::scram::{self, ClientExchange, Keys, ScramError};
+use crate::wire::password::Credentials;
+use crate::wire::scram::{Binding, ClientExchange, Keys, ScramError};
 use crate::wire::startup::{self, CancelKey};
 
 use super::dial::{DialError, dial, dial_in_clear};
@@ -31,8 +32,8 @@ use super::server::{QueryError, Server};
 pub(crate) struct Login {
     /// As the client gave them, user and database among them.
     pub(crate) parameters: Vec<(String, String)>,
-    /// What answers a SCRAM exchange; `None` when clients are trusted.
-    pub(crate) keys: Option<Keys>,
+    /// What answers a server that asks for a password; `None` when the client gave no proof of one.
+    pub(crate) keys: Option<Credentials>,
 }
 
 /// Why there is no connection.
@@ -164,16 +165,24 @@ async fn authenticate(pipe: &mut Pipe, payload: &[u8], login: &Login) -> Result<
     match Authentication::read(payload)? {
         Authentication::Ok => Ok(()),
         Authentication::Sasl(offered) => {
-            if !offered.iter().any(|name| name == scram::MECHANISM) {
+            let shown = pipe.tls().and_then(|tls| tls.get_ref().1.peer_certificates()?.first());
+            let binding = Binding::choose(shown.and_then(end_point), &offered);
+            if !offered.iter().any(|name| name == binding.mechanism()) {
                 return Err(ConnectError::Method("a SASL mechanism other than SCRAM-SHA-256"));
             }
             match &login.keys {
-                Some(keys) => prove(pipe, keys).await,
-                None => Err(ConnectError::Method("scram-sha-256")),
+                Some(Credentials::Scram(keys)) => prove(pipe, keys, binding).await,
+                Some(Credentials::Md5(_)) | None => Err(ConnectError::Method("scram-sha-256")),
             }
         }
+        Authentication::Md5(salt) => match &login.keys {
+            Some(Credentials::Md5(hash)) => {
+                frontend::put_password(&mut pipe.output, &hash.answer(salt));
+                Ok(pipe.flush().await?)
+            }
+            Some(Credentials::Scram(_)) | None => Err(ConnectError::Method("md5")),
+        },
         Authentication::Other(3) => Err(ConnectError::Method("a password in clear text")),
-        Authentication::Other(5) => Err(ConnectError::Method("md5")),
         Authentication::Other(_) => Err(ConnectError::Method("an unknown authentication method")),
         Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
             Err(ConnectError::Content(Malformed))
@@ -190,9 +199,10 @@ async fn sasl_turn(pipe: &mut Pipe) -> Result<Authentication, ConnectError> {
     }
 }
 
-async fn prove(pipe: &mut Pipe, keys: &Keys) -> Result<(), ConnectError> {
-    let (exchange, first) = ClientExchange::begin(&nonce());
-    frontend::put_sasl_initial(&mut pipe.output, scram::MECHANISM, &first);
+async fn prove(pipe: &mut Pipe, keys: &Keys, binding: Binding) -> Result<(), ConnectError> {
+    let mechanism = binding.mechanism();
+    let (exchange, first) = ClientExchange::begin(&nonce(), binding);
+    frontend::put_sasl_initial(&mut pipe.output, mechanism, &first);
     let Authentication::SaslContinue(answer) = sasl_turn(pipe).await? else {
         return Err(ConnectError::Content(Malformed));
     };

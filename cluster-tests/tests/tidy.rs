@@ -15,6 +15,7 @@ const PURE: &[&str] = &[
     "proxy/src/session",
     "proxy/src/routing",
     "proxy/src/topology",
+    "proxy/src/hba",
     "common/src",
     "sim/src/invariants",
     "sim/src/postgres",

@@ -6,7 +6,9 @@ mod exchange;
 mod fresh;
 mod idle;
 mod login;
+mod opening;
 mod pooled;
+mod prove;
 mod reach;
 mod state;
 mod work;
@@ -46,5 +48,5 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 async fn say_goodbye(pipe: &mut Pipe, trouble: &Trouble) {
     trouble.response(Severity::Fatal).put(&mut pipe.output);
     // Whoever does not take it in time will find the connection closed.
-    drop(tokio::time::timeout(std::time::Duration::from_secs(1), pipe.flush()).await);
+    drop(tokio::time::timeout(std::time::Duration::from_secs(1), pipe.finish()).await);
 }

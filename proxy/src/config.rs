@@ -2,7 +2,9 @@
 //!
 //! Names no backend: those come from the agents.
 
+mod hba;
 mod pool;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,19 +12,42 @@ use std::time::Duration;
 use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret, Section};
 use pgherd_common::{ClusterName, HostPort, NodeName};
 
+use crate::hba::Rule;
 use crate::routing::Shares;
 use crate::session::Consistency;
 
 pub use pool::{PoolMode, Pooling};
+pub use tls::{ServerTls, ServerTlsMode, Tls};
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMethod {
     /// By SCRAM-SHA-256 against the cluster's own verifiers.
     ScramSha256,
+    /// The same, or by MD5 where that is what the cluster keeps of a role's password.
+    Md5,
+    /// By the common name of a certificate; servers must trust the proxy.
+    Cert,
     /// Not at all; servers must trust the proxy too.
     Trust,
+    /// They are refused.
+    Reject,
 }
+
+impl AuthMethod {
+    /// Whether the cluster has to be asked for what it keeps of a password.
+    fn needs_lookup(self) -> bool {
+        matches!(self, Self::ScramSha256 | Self::Md5)
+    }
+}
+
+/// The methods by which clients are let in, by their names.
+const METHODS: [(&str, AuthMethod); 4] = [
+    ("scram-sha-256", AuthMethod::ScramSha256),
+    ("md5", AuthMethod::Md5),
+    ("cert", AuthMethod::Cert),
+    ("trust", AuthMethod::Trust),
+];
 
 /// Where verifiers come from.
 #[derive(Debug, Clone)]
@@ -62,6 +87,12 @@ pub struct Config {
     pub agents: Vec<HostPort>,
     /// How clients prove who they are.
     pub auth: Auth,
+    /// Who may connect from where, and how; empty: everybody, by the method of [`Self::auth`].
+    pub hba: Vec<Rule>,
+    /// TLS for clients; `None`: they are served in clear only.
+    pub tls: Option<Tls>,
+    /// TLS to servers.
+    pub server_tls: ServerTls,
     /// How reads are shared out.
     pub shares: Shares,
     /// What reads on standbys are sure to see.
@@ -87,8 +118,23 @@ impl Config {
 pub fn known_keys() -> Vec<KnownKey> {
     let (mut reader, root) = Reader::parse("");
     // The empty configuration is refused; reading it is what makes the keys known.
+    let mut rule = root.blank_entry("hba");
     drop(read(&mut reader, root));
+    drop(hba::read_rule(&mut reader, &mut rule));
     reader.known_keys().to_vec()
+}
+
+/// A text that must be one of these words, the first of which is the default; what it stands for.
+fn one_of<T: Copy>(r: &mut Reader, section: &mut Section, key: &str, words: &[(&str, T)]) -> Option<T> {
+    let default = words.first().map_or("", |(word, _)| word);
+    let text: String = section.or(r, key, &format!("\"{default}\""))?;
+    let found = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+    if found.is_none() {
+        let known: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let path = section.path_of(key);
+        r.problem(&path, format!("unknown word {text:?}; expected one of {}", known.join(", ")));
+    }
+    found
 }
 
 /// The `[proxy]` table.
@@ -110,11 +156,21 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let mut section = root.table(r, "agents");
     let agents: Option<Vec<HostPort>> = section.required(r, "addresses");
     section.finish(r);
-    let auth = read_auth(r, &mut root);
+    let hba = hba::read(r, &mut root);
+    let auth = read_auth(r, &mut root, &hba);
+    let tls = tls::read_clients(r, &mut root);
+    let server_tls = tls::read_servers(r, &mut root);
     let routing = read_routing(r, &mut root);
     let pool = pool::read(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
+    let by_certificate = match (&auth, hba.is_empty()) {
+        (Some(auth), true) => auth.method == AuthMethod::Cert,
+        _ => hba.iter().any(|rule| rule.method == AuthMethod::Cert),
+    };
+    if by_certificate && tls.as_ref().is_some_and(|tls| tls.as_ref().is_none_or(|tls| tls.ca.is_none())) {
+        r.problem("tls.ca", "missing; method \"cert\" needs TLS and the authorities of clients");
+    }
 
     let listen = front.listen?;
     Some(Config {
@@ -128,6 +184,9 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         startup_timeout: front.startup_timeout?.0,
         agents: agents?,
         auth: auth?,
+        hba,
+        tls: tls?,
+        server_tls: server_tls?,
         shares: routing.shares?,
         read_consistency: routing.read_consistency?,
         causal_wait: routing.causal_wait?.0,
@@ -150,25 +209,20 @@ fn read_front(r: &mut Reader, root: &mut Section) -> Front {
     front
 }
 
-fn read_auth(r: &mut Reader, root: &mut Section) -> Option<Auth> {
+fn read_auth(r: &mut Reader, root: &mut Section, hba: &[Rule]) -> Option<Auth> {
     let mut section = root.table(r, "auth");
-    let method: Option<String> = section.or(r, "method", "\"scram-sha-256\"");
+    let method = one_of(r, &mut section, "method", &METHODS);
     let user: Option<String> = section.or(r, "user", "\"\"");
     let password = section.or(r, "password", "\"\"");
     let database = section.or(r, "database", "\"postgres\"");
     let query: Option<String> = section.or(r, "query", &format!("\"{DEFAULT_QUERY}\""));
-    let method = match method?.as_str() {
-        "scram-sha-256" => Some(AuthMethod::ScramSha256),
-        "trust" => Some(AuthMethod::Trust),
-        other => {
-            let path = section.path_of("method");
-            r.problem(&path, format!("unknown method {other:?}; expected \"scram-sha-256\" or \"trust\""));
-            None
-        }
+    let needs_lookup = match method {
+        Some(method) if hba.is_empty() => method.needs_lookup(),
+        _ => hba.iter().any(|rule| rule.method.needs_lookup()),
     };
-    if method == Some(AuthMethod::ScramSha256) && user.as_ref().is_some_and(String::is_empty) {
+    if needs_lookup && user.as_ref().is_some_and(String::is_empty) {
         let path = section.path_of("user");
-        r.problem(&path, "missing; with method \"scram-sha-256\" a login is needed that may read verifiers");
+        r.problem(&path, "missing; to check passwords a login is needed that may read verifiers");
     }
     if query.as_ref().is_some_and(|query| !query.contains("$1")) {
         let path = section.path_of("query");
@@ -303,7 +357,7 @@ mod tests {
             [agents]
             addresses = []
             [auth]
-            method = 'md5'
+            method = 'password'
             query = 'SELECT 1'
             [routing]
             weights.Server1 = 2
@@ -319,7 +373,7 @@ mod tests {
             "proxy.startup_timeout: ",
             "proxy.holdtimeout: unknown key; did you mean `hold_timeout`",
             "agents.addresses: empty",
-            "auth.method: unknown method",
+            "auth.method: unknown word",
             "auth.query: ",
             "routing.weights: ",
             "routing.max_lag: ",
@@ -328,6 +382,41 @@ mod tests {
         }
         let needs_login = MINIMAL.replace("user = 'pgherd_auth'", "");
         assert!(Config::parse(&needs_login).unwrap_err().to_string().contains("auth.user: missing"));
+    }
+
+    #[test]
+    fn rules_are_read_in_their_order() {
+        let text = format!(
+            "{MINIMAL}
+            [[hba]]
+            type = 'hostssl'
+            database = ['shop', 'sameuser']
+            address = '10.0.0.0/8'
+            [[hba]]
+            user = ['mallory']
+            method = 'reject'"
+        );
+        let rules = Config::parse(&text).unwrap().hba;
+        assert_eq!(rules.len(), 2);
+        assert_eq!((rules[0].databases.len(), rules[0].method), (2, AuthMethod::ScramSha256));
+        assert_eq!(rules[1].method, AuthMethod::Reject);
+        let bad = format!("{text}\n[[hba]]\nuser = ['+admins']\naddress = 'samenet'\nmethod = 'cert'");
+        let problems = Config::parse(&bad).unwrap_err().to_string();
+        for part in ["hba[3].user: \"+admins\"", "hba[3].address: \"samenet\""] {
+            assert!(problems.contains(part), "{part} not in {problems}");
+        }
+        let bad = format!("{text}\n[[hba]]\nmethod = 'cert'");
+        let problems = Config::parse(&bad).unwrap_err().to_string();
+        for part in ["hba[3].method: \"cert\" needs", "tls.ca: missing"] {
+            assert!(problems.contains(part), "{part} not in {problems}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_printed() {
+        let config = Config::parse(&format!("{MINIMAL}\npassword = 'hunter2'")).unwrap();
+        assert_eq!(config.auth.password.0, "hunter2");
+        assert!(!format!("{config:?}").contains("hunter2"));
     }
 
     #[test]

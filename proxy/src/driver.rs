@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pgherd_common::HostPort;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -15,12 +16,16 @@ use crate::config::Config;
 use crate::control::{Cluster, keep_link};
 use crate::pool;
 use crate::shared::Shared;
+use crate::tls::TlsError;
 
 /// How long sessions that are at work may go on once the process is to end.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// After a failed accept (out of file descriptors, most likely) the next try waits for this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether certificates changed.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 
 /// SQL is parsed on these stacks, which are touched only as far as they are used.
 const STACK_BYTES: usize = 8 << 20;
@@ -43,6 +48,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// The certificates do not do.
+    #[error("cannot use the certificates of the configuration")]
+    Tls(#[source] TlsError),
 }
 
 /// Runs the proxy until SIGTERM or SIGINT.
@@ -56,7 +64,6 @@ pub fn run(config: Config) -> Result<(), RunError> {
 }
 
 fn stop_signal() -> Result<impl Future<Output = ()>, RunError> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     Ok(async move {
@@ -83,7 +90,9 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         background.spawn(keep_link(cluster.clone(), config.clone(), agent.clone()));
     }
     let (stopping, watcher) = watch::channel(false);
-    let shared = Arc::new(Shared::new(config, cluster, watcher));
+    let shared = Arc::new(Shared::new(config, cluster, watcher).map_err(RunError::Tls)?);
+    let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
+    background.spawn(keep_certificates(shared.clone(), hangup));
     background.spawn(pool::keep(shared.clone()));
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
@@ -100,6 +109,16 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         tracing::warn!(grace = ?GRACE, "sessions still at work are ended now");
     }
     Ok(())
+}
+
+/// Reads certificates again when their files changed, and on SIGHUP. Never returns.
+async fn keep_certificates(shared: Arc<Shared>, mut hangup: Signal) {
+    loop {
+        let asked = timeout(CERTIFICATES_LOOK, hangup.recv()).await.is_ok();
+        let shared = shared.clone();
+        // The disk must not hold up clients.
+        drop(tokio::task::spawn_blocking(move || shared.refresh_certificates(asked)).await);
+    }
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, alive: mpsc::Sender<()>) {

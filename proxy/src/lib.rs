@@ -1,7 +1,7 @@
 //! pgherd-proxy: the PostgreSQL endpoint that applications connect to. It sends writes to the primary and
 //! reads to standbys, and keeps sessions alive while the primary changes.
 //!
-//! The pure part (`wire`, `sql`, `session`, `routing`, `topology`, `sqlstate`) decides and knows no
+//! The pure part (`wire`, `sql`, `session`, `routing`, `topology`, `hba`, `sqlstate`) decides and knows no
 //! sockets; the rest (`client`, `pool`, `upstream`, `control`, `driver`) moves bytes and decides nothing.
 //! No backend is named in the configuration: agents push them.
 
@@ -10,6 +10,7 @@ mod client;
 pub mod config;
 mod control;
 mod driver;
+pub mod hba;
 mod pipe;
 mod pool;
 pub mod routing;
@@ -17,9 +18,11 @@ pub mod session;
 mod shared;
 pub mod sql;
 pub mod sqlstate;
+mod tls;
 pub mod topology;
 mod upstream;
 pub mod wire;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};
+pub use tls::TlsError;

@@ -1,12 +1,14 @@
 //! A socket with what was read from it and not yet used, and what is to be written to it.
 
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 /// Room that is made for one read.
 const CHUNK: usize = 16 << 10;
@@ -14,10 +16,21 @@ const CHUNK: usize = 16 << 10;
 /// A buffer that grew beyond this is given back once it is empty.
 const KEEP: usize = 64 << 10;
 
+/// What carries the bytes.
+#[derive(Debug)]
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// A handshake has it, or had it and failed.
+    Away,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    stream: TcpStream,
+    stream: Stream,
+    /// TLS took bytes that the socket has not taken yet.
+    unflushed: bool,
     /// Read, not yet used.
     pub(crate) input: BytesMut,
     /// To be written.
@@ -28,14 +41,69 @@ impl Pipe {
     /// Wraps a connected socket.
     pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, input: BytesMut::new(), output: BytesMut::new() })
+        Ok(Self::over(Stream::Plain(stream)))
+    }
+
+    /// Wraps an encrypted connection.
+    pub(crate) fn encrypted(stream: TlsStream<TcpStream>) -> io::Result<Self> {
+        stream.get_ref().0.set_nodelay(true)?;
+        Ok(Self::over(Stream::Tls(Box::new(stream))))
+    }
+
+    fn over(stream: Stream) -> Self {
+        Self { stream, unflushed: false, input: BytesMut::new(), output: BytesMut::new() }
+    }
+
+    /// From here on everything is encrypted. Nothing may be left in the buffers.
+    pub(crate) async fn secure<F>(&mut self, handshake: impl FnOnce(TcpStream) -> F) -> io::Result<()>
+    where
+        F: Future<Output = io::Result<TlsStream<TcpStream>>>,
+    {
+        assert!(self.input.is_empty() && self.output.is_empty(), "bytes in clear would count as encrypted");
+        let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Away) else {
+            return Err(away());
+        };
+        self.stream = Stream::Tls(Box::new(handshake(stream).await?));
+        Ok(())
+    }
+
+    /// The TLS session, if there is one.
+    pub(crate) fn tls(&self) -> Option<&TlsStream<TcpStream>> {
+        match &self.stream {
+            Stream::Tls(stream) => Some(stream),
+            Stream::Plain(_) | Stream::Away => None,
+        }
+    }
+
+    /// The first byte that comes, which is not taken. Only before anything was read.
+    pub(crate) async fn peek(&self) -> io::Result<u8> {
+        let Stream::Plain(stream) = &self.stream else { return Err(away()) };
+        let mut first = [0];
+        match stream.peek(&mut first).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(u8::from_be_bytes(first)),
+        }
+    }
+
+    /// The address of the other end.
+    pub(crate) fn peer(&self) -> io::Result<IpAddr> {
+        let stream = match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Away => return Err(away()),
+        };
+        Ok(stream.peer_addr()?.ip().to_canonical())
     }
 
     /// Reads what there is; an end of the stream is an error.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.input.reserve(CHUNK);
         // Nothing is lost when the future is dropped: it either read into the buffer or did not.
-        let read = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => pin!(stream.read_buf(&mut self.input)).poll(cx),
+            Stream::Tls(stream) => pin!(stream.read_buf(&mut self.input)).poll(cx),
+            Stream::Away => Poll::Ready(Err(away())),
+        };
         read.map(|result| match result {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(()),
@@ -48,25 +116,55 @@ impl Pipe {
         std::future::poll_fn(|cx| self.poll_fill(cx)).await
     }
 
+    /// Whether [`Self::poll_drain`] has something to do.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.output.is_empty() || self.unflushed
+    }
+
     /// Writes some of `output`, then of `more`; says how many bytes of `more` went out.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
         let slices = [IoSlice::new(&self.output), IoSlice::new(more)];
         let slices = if self.output.is_empty() { slices.get(1..) } else { Some(slices.as_slice()) };
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices.unwrap_or_default());
-        written.map(|result| {
-            let written = result?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+        let slices = slices.unwrap_or_default();
+        let written = match &mut self.stream {
+            Stream::Plain(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
+            Stream::Tls(stream) => {
+                let written = ready!(Pin::new(&mut **stream).poll_write_vectored(cx, slices))?;
+                // What the socket does not take now is on its way until a flush says otherwise.
+                self.unflushed = Pin::new(&mut **stream).poll_flush(cx)?.is_pending();
+                if slices.iter().all(|slice| slice.is_empty()) {
+                    return if self.unflushed { Poll::Pending } else { Poll::Ready(Ok(0)) };
+                }
+                written
             }
-            let own = written.min(self.output.len());
-            self.output.advance(own);
-            Ok(written - own)
-        })
+            Stream::Away => return Poll::Ready(Err(away())),
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        let own = written.min(self.output.len());
+        self.output.advance(own);
+        Poll::Ready(Ok(written - own))
     }
 
     /// Writes all of `output`.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
-        self.stream.write_all_buf(&mut self.output).await
+        std::future::poll_fn(|cx| {
+            while self.has_output() {
+                ready!(self.poll_drain(cx, &[]))?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Writes all of `output` and says inside TLS that nothing will follow.
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
+        self.flush().await?;
+        match &mut self.stream {
+            Stream::Tls(stream) => stream.shutdown().await,
+            Stream::Plain(_) | Stream::Away => Ok(()),
+        }
     }
 
     /// Gives back what large messages made the buffers grow to.
@@ -77,4 +175,8 @@ impl Pipe {
             }
         }
     }
+}
+
+fn away() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }

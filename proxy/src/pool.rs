@@ -19,7 +19,7 @@ use crate::config::{PoolMode, Pooling};
 use crate::control::lock;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{Login, Server};
-use crate::wire::scram::Keys;
+use crate::wire::password::Credentials;
 
 pub(crate) use keep::keep;
 pub(crate) use shelf::ClientId;
@@ -33,7 +33,7 @@ pub(crate) struct Account {
     database: String,
     parameters: Vec<(String, String)>,
     /// A role that was made anew, or has another password, is somebody else.
-    keys: Option<Keys>,
+    keys: Option<Credentials>,
 }
 
 impl Account {

@@ -13,6 +13,10 @@ pub enum Trouble {
     Protocol(String),
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
+    /// Bytes in clear came behind a request for encryption.
+    ClearBehindRequest,
+    /// The client connected without TLS, which it must use.
+    TlsRequired,
     /// Too many clients.
     TooManyClients,
     /// All server connections that there may be were in use.
@@ -35,6 +39,8 @@ pub enum Trouble {
         /// As given.
         user: String,
     },
+    /// Refused for what it is, or for what it showed.
+    Unauthorized(String),
     /// Roles could not be looked up.
     NoVerifiers,
     /// Nothing in the cluster took the work in time.
@@ -101,7 +107,11 @@ impl Trouble {
 
     fn code(&self) -> &str {
         match self {
-            Self::Protocol(_) | Self::LoginTimeout | Self::ServerProtocol { .. } => "08P01",
+            Self::Protocol(_)
+            | Self::ClearBehindRequest
+            | Self::LoginTimeout
+            | Self::ServerProtocol { .. } => "08P01",
+            Self::TlsRequired | Self::Unauthorized(_) => "28000",
             Self::NotOffered(_) => "0A000",
             Self::TooManyClients | Self::PoolExhausted { .. } => "53300",
             Self::WrongPassword { .. } => "28P01",
@@ -117,8 +127,10 @@ impl Trouble {
 
     fn message(&self) -> String {
         match self {
-            Self::Protocol(what) => what.clone(),
+            Self::Protocol(what) | Self::Unauthorized(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
+            Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
+            Self::TlsRequired => "the connection must use TLS".to_owned(),
             Self::TooManyClients => "sorry, too many clients already".to_owned(),
             Self::PoolExhausted { .. } => "no server connection became free in time".to_owned(),
             Self::LoginTimeout => "the login was not completed in time".to_owned(),
@@ -153,8 +165,14 @@ impl Trouble {
                 "All {size} connections to server {server} as user \"{user}\" to database \"{database}\" were in use for {waited_ms} ms."
             )),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.detail.clone(),
+            Self::ClearBehindRequest => Some(
+                "This is a defect of the client, or somebody in between put something into the connection."
+                    .to_owned(),
+            ),
             Self::Protocol(_)
             | Self::NotOffered(_)
+            | Self::TlsRequired
+            | Self::Unauthorized(_)
             | Self::TooManyClients
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
@@ -185,10 +203,15 @@ impl Trouble {
                 Some("Nothing of it took effect: it is safe to run the whole transaction again.")
             }
             Self::RolledBack { transaction: false, .. } => Some("It only read: it is safe to run it again."),
-            Self::ServerLogin { .. } => Some("Servers must ask for scram-sha-256, or trust the proxy."),
+            Self::TlsRequired => Some("Use sslmode=require or better."),
+            Self::ServerLogin { .. } => Some(
+                "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
+            ),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Protocol(_)
             | Self::NotOffered(_)
+            | Self::ClearBehindRequest
+            | Self::Unauthorized(_)
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
             | Self::ServerProtocol { .. }
@@ -214,6 +237,9 @@ mod tests {
         vec![
             Trouble::Protocol("bad".into()),
             Trouble::NotOffered("replication"),
+            Trouble::ClearBehindRequest,
+            Trouble::TlsRequired,
+            Trouble::Unauthorized("no".into()),
             Trouble::TooManyClients,
             Trouble::PoolExhausted {
                 server: server.clone(),

@@ -4,6 +4,7 @@
 mod cancel;
 mod catalogs;
 mod connect;
+mod dial;
 mod server;
 mod verifiers;
 

@@ -465,14 +465,14 @@ impl Flow {
     /// Moves bytes between the sockets, wherever that is possible right now.
     fn poll(&mut self, cx: &mut Context<'_>, client: &mut Pipe, server: &mut Pipe) -> Poll<Progress> {
         let mut moved = false;
-        if !server.output.is_empty() {
+        if server.has_output() {
             match server.poll_drain(cx, &[]) {
                 Poll::Ready(Ok(_)) => moved = true,
                 Poll::Ready(Err(error)) => return Poll::Ready(Progress::ServerGone(error)),
                 Poll::Pending => {}
             }
         }
-        if self.cleared > 0 || !client.output.is_empty() {
+        if self.cleared > 0 || client.has_output() {
             match client.poll_drain(cx, server.input.get(..self.cleared).unwrap_or_default()) {
                 Poll::Ready(Ok(written)) => {
                     server.input.advance(written);

@@ -4,21 +4,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
 use pgherd_common::errors::Chain;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::config::AuthMethod;
+use crate::hba::{self, Facts};
 use crate::pipe::Pipe;
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
-use crate::upstream::{Login, VerifierError, nonce};
+use crate::upstream::{Login, VerifierError};
 use crate::wire::backend;
-use crate::wire::frame;
-use crate::wire::frontend;
-use crate::wire::scram::{self, Keys, ScramError, ServerExchange, Verifier};
-use crate::wire::startup::{self, STARTUP_MAX, Startup};
+use crate::wire::password::Stored;
+use crate::wire::startup::{Start, Startup};
+
+use super::opening::first_packet;
+use super::prove::{self, Claim};
 
 /// A client that may have a session.
 pub(super) struct Admitted {
@@ -59,10 +60,11 @@ impl From<Trouble> for Refusal {
 /// Reads the startup packet and has the client prove who it is.
 pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission, Refusal> {
     let limit = shared.config.startup_timeout;
-    let start = match timeout(limit, first_packet(pipe)).await.map_err(|_| Trouble::LoginTimeout)?? {
+    let opening = timeout(limit, first_packet(shared, pipe)).await.map_err(|_| Trouble::LoginTimeout)??;
+    let start = match opening.startup {
         Startup::Start(start) => start,
         Startup::Cancel(key) => {
-            shared.cancels.cancel(key, shared.config.connect_timeout).await;
+            shared.cancels.cancel(key, shared.config.connect_timeout, &shared.server_tls).await;
             return Ok(Admission::Done);
         }
         Startup::Ssl | Startup::Gss => return Ok(Admission::Done),
@@ -80,15 +82,17 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
         backend::put_negotiate(&mut pipe.output, &unknown);
     }
     let user = start.parameter("user").unwrap_or_default().to_owned();
-    let keys = match shared.config.auth.method {
+    let claim = Claim { user: &user, end_point: opening.end_point.as_deref() };
+    let keys = match method(shared, pipe, &start)? {
         AuthMethod::Trust => None,
-        AuthMethod::ScramSha256 => {
-            let verifier = verifier(shared, &user).await?;
-            Some(
-                timeout(limit, prove(shared, pipe, &user, verifier))
-                    .await
-                    .map_err(|_| Trouble::LoginTimeout)??,
-            )
+        AuthMethod::Cert => {
+            prove::by_certificate(pipe, &user)?;
+            None
+        }
+        method @ (AuthMethod::ScramSha256 | AuthMethod::Md5 | AuthMethod::Reject) => {
+            let stored = stored(shared, &user).await?;
+            let proof = prove::by_password(shared, pipe, &claim, method, stored);
+            Some(timeout(limit, proof).await.map_err(|_| Trouble::LoginTimeout)??)
         }
     };
     backend::put_auth_ok(&mut pipe.output);
@@ -96,39 +100,33 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
     Ok(Admission::Session(Box::new(Admitted { login, user, place })))
 }
 
-/// Answers requests for encryption until the real first packet comes.
-async fn first_packet(pipe: &mut Pipe) -> Result<Startup, Refusal> {
-    loop {
-        let parsed = startup::parse(&pipe.input).map_err(|error| match error {
-            startup::StartupError::Version { .. } => Trouble::NotOffered(UNSUPPORTED_VERSION),
-            other => Trouble::Protocol(other.to_string()),
-        })?;
-        match parsed {
-            None => pipe.fill().await?,
-            Some((Startup::Ssl | Startup::Gss, len)) => {
-                pipe.input.advance(len);
-                pipe.output.extend_from_slice(b"N");
-                pipe.flush().await?;
-            }
-            Some((startup, len)) => {
-                pipe.input.advance(len);
-                return Ok(startup);
-            }
+/// How the client has to prove who it is.
+fn method(shared: &Shared, pipe: &Pipe, start: &Start) -> Result<AuthMethod, Refusal> {
+    let rules = &shared.config.hba;
+    if rules.is_empty() {
+        return Ok(shared.config.auth.method);
+    }
+    let user = start.parameter("user").unwrap_or_default();
+    let database = start.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
+    let facts = Facts { address: pipe.peer()?, encrypted: pipe.tls().is_some(), user, database };
+    match hba::method(rules, &facts) {
+        Some(AuthMethod::Reject) => {
+            Err(Trouble::Unauthorized(format!("hba rejects connection for {facts}")).into())
         }
+        Some(method) => Ok(method),
+        None => Err(Trouble::Unauthorized(format!("no hba entry for {facts}")).into()),
     }
 }
 
-const UNSUPPORTED_VERSION: &str = "unsupported frontend protocol: this server supports 3.0";
-
 /// Looks the role up, waiting for a server that knows it.
-async fn verifier(shared: &Shared, user: &str) -> Result<Verifier, Trouble> {
+async fn stored(shared: &Shared, user: &str) -> Result<Stored, Trouble> {
     let mut topology = shared.cluster.follow();
     let attempts = async {
         loop {
             let current = topology.borrow_and_update().clone();
             let error = match current {
-                Some(current) => match shared.verifiers.verifier(user, &current).await {
-                    Ok(verifier) => return verifier,
+                Some(current) => match shared.verifiers.stored(user, &current).await {
+                    Ok(stored) => return stored,
                     Err(error) => error,
                 },
                 None => VerifierError::NoServer,
@@ -142,46 +140,3 @@ async fn verifier(shared: &Shared, user: &str) -> Result<Verifier, Trouble> {
 }
 
 const RETRY: Duration = Duration::from_millis(250);
-
-/// The SCRAM exchange; the keys that the client's proof gave away.
-async fn prove(shared: &Shared, pipe: &mut Pipe, user: &str, verifier: Verifier) -> Result<Keys, Refusal> {
-    let refuse = |error: ScramError| match error {
-        ScramError::WrongProof => {
-            shared.verifiers.doubt(user);
-            Trouble::WrongPassword { user: user.to_owned() }
-        }
-        other => Trouble::Protocol(other.to_string()),
-    };
-    backend::put_auth_sasl(&mut pipe.output, scram::MECHANISM);
-    let first = sasl_message(pipe).await?;
-    let malformed = |_| Trouble::Protocol("malformed SASL message".to_owned());
-    let (mechanism, data) = frontend::sasl_initial(&first).map_err(malformed)?;
-    if mechanism != scram::MECHANISM {
-        return Err(
-            Trouble::Protocol("client selected an invalid SASL authentication mechanism".to_owned()).into()
-        );
-    }
-    let (exchange, answer) = ServerExchange::begin(verifier, data, &nonce()).map_err(refuse)?;
-    backend::put_auth_sasl_continue(&mut pipe.output, &answer);
-    let proof = sasl_message(pipe).await?;
-    let (keys, last) = exchange.finish(&proof).map_err(refuse)?;
-    backend::put_auth_sasl_final(&mut pipe.output, &last);
-    Ok(keys)
-}
-
-async fn sasl_message(pipe: &mut Pipe) -> Result<Vec<u8>, Refusal> {
-    pipe.flush().await?;
-    loop {
-        let bad = |_| Trouble::Protocol("invalid password packet".to_owned());
-        let header = frame::header(&pipe.input).map_err(bad)?;
-        if header.is_some_and(|header| header.tag != b'p' || header.len > STARTUP_MAX) {
-            return Err(Trouble::Protocol("expected a SASL response".to_owned()).into());
-        }
-        if let Some((header, payload)) = frame::message(&pipe.input).map_err(bad)? {
-            let payload = payload.to_vec();
-            pipe.input.advance(header.len);
-            return Ok(payload);
-        }
-        pipe.fill().await?;
-    }
-}

@@ -110,7 +110,8 @@ impl Client {
     async fn open_new(&mut self, backend: &Backend, role: Role, lease: Lease) -> Result<(), ConnectError> {
         let counts = self.shared.cluster.counts(backend.id);
         let limit = self.shared.config.connect_timeout;
-        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, lease, limit);
+        let socket = (&*self.shared.server_tls, limit);
+        let opening = connect(backend, role, &self.login, self.session.fresh(), counts, lease, socket);
         let mut topology = self.topology.clone();
         let pointless = topology.wait_for(|topology| {
             topology.as_ref().is_none_or(|topology| fate(topology, backend.id, role) == Fate::Cut)

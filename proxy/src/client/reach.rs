@@ -201,6 +201,8 @@ impl Client {
                 Trouble::ConnectionRefused(error)
             }
             ConnectError::Frame(_) | ConnectError::Content(_) => Trouble::ServerProtocol { server },
+            // What is wrong with a certificate is for the log: it names addresses.
+            ConnectError::Dial(error) => Trouble::ServerLogin { server, why: error.to_string() },
             other => Trouble::ServerLogin { server, why: Chain(&other).to_string() },
         }))
     }

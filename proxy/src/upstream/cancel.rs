@@ -1,20 +1,21 @@
 //! Whom a cancel request is for.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use pgherd_common::HostPort;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use pgherd_common::errors::Chain;
 use tokio::sync::{Notify, RwLock};
 use tokio::time::timeout;
 
+use crate::config::ServerTls;
 use crate::control::lock;
+use crate::tls::Kept;
 use crate::wire::startup::{self, CancelKey};
+
+use super::dial::{DialError, dial};
 
 /// Cancel requests on their way to one server process. It must not serve anybody else before they are
 /// there.
@@ -89,7 +90,7 @@ impl Cancels {
     }
 
     /// Interrupts what runs for `key`; a wrong key does nothing, as with PostgreSQL.
-    pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration) {
+    pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration, tls: &Kept<ServerTls>) {
         let slot = lock(&self.slots).get(&(key.pid, key.secret)).cloned();
         let Some(slot) = slot else { return };
         let running = lock(&slot.running).as_ref().and_then(|(address, key, gate)| {
@@ -97,9 +98,12 @@ impl Cancels {
             Some((address.clone(), *key, gate.clone(), passing))
         });
         let Some((address, key, gate, _passing)) = running else { return slot.waiting.notify_waiters() };
-        match timeout(limit, forward(&address, key)).await {
+        match timeout(limit, forward(&address, key, tls)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(server = %address, %error, "cannot forward a cancel request"),
+            Ok(Err(error)) => {
+                let error = Chain(&error);
+                tracing::warn!(server = %address, %error, "cannot forward a cancel request");
+            }
             Err(_) => {
                 gate.doubtful.store(true, Ordering::Relaxed);
                 tracing::warn!(server = %address, ?limit, "cannot forward a cancel request in time");
@@ -108,14 +112,14 @@ impl Cancels {
     }
 }
 
-async fn forward(address: &HostPort, key: CancelKey) -> io::Result<()> {
-    let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-    let mut packet = BytesMut::new();
-    startup::put_cancel(&mut packet, key);
-    stream.write_all_buf(&mut packet).await?;
+/// Encrypted like any other connection: the key would let others interrupt the session, too.
+async fn forward(address: &HostPort, key: CancelKey, tls: &Kept<ServerTls>) -> Result<(), DialError> {
+    let mut pipe = dial(address, tls).await?.into_pipe()?;
+    startup::put_cancel(&mut pipe.output, key);
+    pipe.flush().await?;
     // The server closes the connection once the signal is sent: only then may the client be told.
-    let mut end = [0];
-    tokio::io::AsyncReadExt::read(&mut stream, &mut end).await.map(drop)
+    drop(pipe.fill().await);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,12 +9,15 @@ use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeName, Topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{NoTls, Row};
+use tokio_postgres::Row;
 
-use crate::config::Auth;
+use crate::config::{Auth, ServerTls};
 use crate::control::{Cluster, lock};
 use crate::routing;
 use crate::sql::{Edition, Facts, FunctionRow, RelationRow};
+use crate::tls::Kept;
+
+use super::dial::{DialError, Line, dial};
 
 /// Others may change the catalogs unseen: they are read again after so long.
 const LIFE: Duration = Duration::from_secs(60);
@@ -70,6 +73,12 @@ enum CatalogError {
         #[source]
         source: tokio_postgres::Error,
     },
+    #[error("server {server} cannot be reached to read its catalogs")]
+    Dial {
+        server: NodeName,
+        #[source]
+        source: DialError,
+    },
     #[error("server {server} did not tell what is in its catalogs within {LIMIT:?}")]
     Timeout { server: NodeName },
     #[error("there are more than {ROWS_MAX} functions, or more than {ROWS_MAX} views and the like")]
@@ -89,14 +98,15 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Catalogs {
     auth: Auth,
+    tls: Arc<Kept<ServerTls>>,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Numbers editions, of all databases.
     last_number: Mutex<u64>,
 }
 
 impl Catalogs {
-    pub(crate) fn new(auth: Auth) -> Self {
-        Self { auth, entries: Mutex::default(), last_number: Mutex::default() }
+    pub(crate) fn new(auth: Auth, tls: Arc<Kept<ServerTls>>) -> Self {
+        Self { auth, tls, entries: Mutex::default(), last_number: Mutex::default() }
     }
 
     /// What is known of a database by now.
@@ -221,7 +231,7 @@ impl Catalogs {
                     }
                     return Ok(Facts::of(&functions, &relations));
                 }
-                Ok(Err(source)) => CatalogError::Query { server, source },
+                Ok(Err(error)) => error,
                 Err(_) => CatalogError::Timeout { server },
             };
         }
@@ -233,14 +243,25 @@ impl Catalogs {
         backend: &Backend,
         database: &str,
         user: &str,
+    ) -> Result<(Vec<FunctionRow>, Vec<RelationRow>), CatalogError> {
+        let server = || backend.name.clone();
+        let line = dial(&backend.address, &self.tls).await;
+        let line = line.map_err(|source| CatalogError::Dial { server: server(), source })?;
+        let asked = self.ask_over(line, database, user).await;
+        asked.map_err(|source| CatalogError::Query { server: server(), source })
+    }
+
+    async fn ask_over(
+        &self,
+        line: Line,
+        database: &str,
+        user: &str,
     ) -> Result<(Vec<FunctionRow>, Vec<RelationRow>), tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host(&backend.address.host).port(backend.address.port);
         config.user(user).password(&self.auth.password.0).dbname(database);
-        config.application_name("pgherd_proxy").connect_timeout(LIMIT);
+        config.application_name("pgherd_proxy");
         config.options("-c search_path=pg_catalog -c statement_timeout=10s");
-        let (client, connection) = config.connect(NoTls).await?;
-        let connection = tokio::spawn(connection);
+        let (client, connection) = line.log_in(&mut config).await?;
         let answers =
             futures_util::future::try_join(client.query(FUNCTIONS, &[]), client.query(RELATIONS, &[])).await;
         drop(client);

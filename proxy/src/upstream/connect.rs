@@ -9,21 +9,24 @@ use base64::Engine;
 use bytes::Buf;
 use pgherd_common::Lsn;
 use pgherd_common::topology::Backend;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::config::{ServerTls, ServerTlsMode};
 use crate::control::Counts;
 use crate::pipe::Pipe;
 use crate::pool::Lease;
 use crate::session::Known;
+use crate::tls::{Kept, end_point};
 use crate::topology::Role;
 use crate::wire::backend::{self, Authentication, ServerError};
 use crate::wire::frame::{self, BadFrame, Malformed};
 use crate::wire::frontend;
-use crate::wire::scram::{self, ClientExchange, Keys, ScramError};
+use crate::wire::password::Credentials;
+use crate::wire::scram::{Binding, ClientExchange, Keys, ScramError};
 use crate::wire::startup::{self, CancelKey};
 
 use super::cancel::Gate;
+use super::dial::{DialError, dial, dial_in_clear};
 use super::server::{QueryError, Server};
 
 /// As whom, and with which parameters.
@@ -31,8 +34,8 @@ use super::server::{QueryError, Server};
 pub(crate) struct Login {
     /// As the client gave them, user and database among them.
     pub(crate) parameters: Vec<(String, String)>,
-    /// What answers a SCRAM exchange; `None` when clients are trusted.
-    pub(crate) keys: Option<Keys>,
+    /// What answers a server that asks for a password; `None` when the client gave no proof of one.
+    pub(crate) keys: Option<Credentials>,
 }
 
 impl Login {
@@ -47,8 +50,10 @@ impl Login {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    #[error("cannot connect")]
+    #[error("the connection broke")]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
@@ -77,6 +82,7 @@ impl ConnectError {
     /// Whether the same attempt may well succeed a moment later, or on another node.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
+            Self::Dial(error) => error.is_passing(),
             Self::Io(_) | Self::Timeout(_) | Self::InRecovery | Self::Recovery(_) => true,
             // Starting up, shutting down, crashed.
             Self::Refused(error) => error.code.starts_with("57P"),
@@ -93,17 +99,16 @@ pub(crate) async fn connect(
     known: Known,
     counts: Arc<Counts>,
     lease: Lease,
-    limit: Duration,
+    (tls, limit): (&Kept<ServerTls>, Duration),
 ) -> Result<Server, ConnectError> {
-    let address = (backend.address.host.as_str(), backend.address.port);
-    let stream =
-        timeout(limit, TcpStream::connect(address)).await.map_err(|_| ConnectError::Timeout(limit))??;
+    let late = |_| ConnectError::Timeout(limit);
+    let line = timeout(limit, dial(&backend.address, tls)).await.map_err(late)??;
     let mut server = Server {
         node: backend.id,
         name: backend.name.clone(),
         address: backend.address.clone(),
         role,
-        pipe: Pipe::new(stream)?,
+        pipe: line.into_pipe()?,
         key: CancelKey { pid: 0, secret: 0 },
         parameters: BTreeMap::new(),
         known,
@@ -116,13 +121,24 @@ pub(crate) async fn connect(
         lease,
     };
     let prepared = async {
-        log_in(&mut server, login).await?;
+        match log_in(&mut server, login).await {
+            // Its pg_hba.conf may want this login in clear.
+            Err(ConnectError::Refused(error))
+                if tls.current().mode == ServerTlsMode::Prefer
+                    && server.pipe.tls().is_some()
+                    && error.code == "28000" =>
+            {
+                server.pipe = dial_in_clear(&backend.address).await?.into_pipe()?;
+                log_in(&mut server, login).await?;
+            }
+            other => other?,
+        }
         match role {
             Role::Primary(_) => out_of_recovery(&mut server).await,
             Role::Standby => Ok(()),
         }
     };
-    timeout(limit, prepared).await.map_err(|_| ConnectError::Timeout(limit))??;
+    timeout(limit, prepared).await.map_err(late)??;
     Ok(server)
 }
 
@@ -165,16 +181,24 @@ async fn authenticate(pipe: &mut Pipe, payload: &[u8], login: &Login) -> Result<
     match Authentication::read(payload)? {
         Authentication::Ok => Ok(()),
         Authentication::Sasl(offered) => {
-            if !offered.iter().any(|name| name == scram::MECHANISM) {
+            let shown = pipe.tls().and_then(|tls| tls.get_ref().1.peer_certificates()?.first());
+            let binding = Binding::choose(shown.and_then(end_point), &offered);
+            if !offered.iter().any(|name| name == binding.mechanism()) {
                 return Err(ConnectError::Method("a SASL mechanism other than SCRAM-SHA-256"));
             }
             match &login.keys {
-                Some(keys) => prove(pipe, keys).await,
-                None => Err(ConnectError::Method("scram-sha-256")),
+                Some(Credentials::Scram(keys)) => prove(pipe, keys, binding).await,
+                Some(Credentials::Md5(_)) | None => Err(ConnectError::Method("scram-sha-256")),
             }
         }
+        Authentication::Md5(salt) => match &login.keys {
+            Some(Credentials::Md5(hash)) => {
+                frontend::put_password(&mut pipe.output, &hash.answer(salt));
+                Ok(pipe.flush().await?)
+            }
+            Some(Credentials::Scram(_)) | None => Err(ConnectError::Method("md5")),
+        },
         Authentication::Other(3) => Err(ConnectError::Method("a password in clear text")),
-        Authentication::Other(5) => Err(ConnectError::Method("md5")),
         Authentication::Other(_) => Err(ConnectError::Method("an unknown authentication method")),
         Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
             Err(ConnectError::Content(Malformed))
@@ -191,9 +215,10 @@ async fn sasl_turn(pipe: &mut Pipe) -> Result<Authentication, ConnectError> {
     }
 }
 
-async fn prove(pipe: &mut Pipe, keys: &Keys) -> Result<(), ConnectError> {
-    let (exchange, first) = ClientExchange::begin(&nonce());
-    frontend::put_sasl_initial(&mut pipe.output, scram::MECHANISM, &first);
+async fn prove(pipe: &mut Pipe, keys: &Keys, binding: Binding) -> Result<(), ConnectError> {
+    let mechanism = binding.mechanism();
+    let (exchange, first) = ClientExchange::begin(&nonce(), binding);
+    frontend::put_sasl_initial(&mut pipe.output, mechanism, &first);
     let Authentication::SaslContinue(answer) = sasl_turn(pipe).await? else {
         return Err(ConnectError::Content(Malformed));
     };

@@ -1,19 +1,23 @@
-//! SCRAM verifiers, fetched from the cluster and kept for a while.
+//! What the cluster keeps of passwords (SCRAM verifiers, MD5 hashes), fetched from it and believed for a while.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgherd_common::time::RealClock;
 use pgherd_common::topology::Backend;
 use pgherd_common::{Clock, MonoTime, Topology};
 use tokio::sync::Semaphore;
-use tokio_postgres::NoTls;
 
-use crate::config::Auth;
+use crate::config::{Auth, ServerTls};
 use crate::control::lock;
 use crate::routing;
-use crate::wire::scram::{Key, Verifier};
+use crate::tls::Kept;
+use crate::wire::password::Stored;
+use crate::wire::scram::{DEFAULT_ITERATIONS, Key, Verifier};
+
+use super::dial::{DialError, Line, dial};
 
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
@@ -44,13 +48,19 @@ pub(crate) enum VerifierError {
         #[source]
         source: tokio_postgres::Error,
     },
+    #[error("server {server} cannot be reached for the lookup of a role")]
+    Dial {
+        server: pgherd_common::NodeName,
+        #[source]
+        source: DialError,
+    },
     #[error("server {server} did not answer the lookup of a role within {limit:?}")]
     Timeout { server: pgherd_common::NodeName, limit: Duration },
 }
 
 #[derive(Debug)]
 struct Entry {
-    verifier: Option<Verifier>,
+    stored: Option<Stored>,
     fetched: MonoTime,
     /// False when a login made it doubtful.
     believed: bool,
@@ -67,49 +77,66 @@ pub(crate) struct Verifiers {
     secret: Key,
     entries: Mutex<BTreeMap<String, Entry>>,
     lookups: Semaphore,
+    tls: Arc<Kept<ServerTls>>,
+    /// Of the last verifier that was looked up: made up ones must not stand out.
+    iterations: AtomicU32,
 }
 
 impl Verifiers {
-    pub(crate) fn new(auth: Auth, limit: Duration) -> Self {
+    pub(crate) fn new(auth: Auth, limit: Duration, tls: Arc<Kept<ServerTls>>) -> Self {
         let lookups = Semaphore::new(LOOKUPS_MAX);
-        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups }
+        let iterations = AtomicU32::new(DEFAULT_ITERATIONS);
+        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups, tls, iterations }
     }
 
-    /// The verifier of a role; one that no password fits when the role has none.
-    pub(crate) async fn verifier(&self, user: &str, topology: &Topology) -> Result<Verifier, VerifierError> {
-        let verifier = match self.known(user) {
-            Some(verifier) => verifier,
+    /// A verifier that no password fits, for a role that has none of use.
+    pub(crate) fn fake(&self, user: &str) -> Verifier {
+        Verifier::fake(user, &self.secret, self.iterations.load(Relaxed))
+    }
+
+    /// What the cluster keeps of a role's password; something that no password fits when it keeps nothing.
+    pub(crate) async fn stored(&self, user: &str, topology: &Topology) -> Result<Stored, VerifierError> {
+        let stored = match self.known(user) {
+            Some(stored) => stored,
             None => {
                 // The semaphore is never closed.
                 let _turn = self.lookups.acquire().await;
                 // Somebody else may have asked for the same role meanwhile.
-                if let Some(verifier) = self.known(user) {
-                    return Ok(verifier.unwrap_or_else(|| Verifier::fake(user, &self.secret)));
+                match self.known(user) {
+                    Some(stored) => stored,
+                    None => self.learn(user, topology).await?,
                 }
-                let verifier = self.look_up(user, topology).await?;
-                let now = RealClock.now();
-                let mut entries = lock(&self.entries);
-                if entries.len() >= ENTRIES_MAX {
-                    entries.clear();
-                }
-                let doubts = entries.get(user).map_or((now, 0), |entry| entry.doubts);
-                let entry = Entry { verifier: verifier.clone(), fetched: now, believed: true, doubts };
-                entries.insert(user.to_owned(), entry);
-                verifier
             }
         };
-        Ok(verifier.unwrap_or_else(|| Verifier::fake(user, &self.secret)))
+        Ok(stored.unwrap_or_else(|| Stored::Scram(self.fake(user))))
     }
 
-    /// What was looked up not long ago; `Some(None)` when the role has no verifier.
-    fn known(&self, user: &str) -> Option<Option<Verifier>> {
+    /// Looks a role up and remembers what was found.
+    async fn learn(&self, user: &str, topology: &Topology) -> Result<Option<Stored>, VerifierError> {
+        let stored = self.look_up(user, topology).await?;
+        if let Some(Stored::Scram(verifier)) = &stored {
+            self.iterations.store(verifier.iterations, Relaxed);
+        }
+        let now = RealClock.now();
+        let mut entries = lock(&self.entries);
+        if entries.len() >= ENTRIES_MAX {
+            entries.clear();
+        }
+        let doubts = entries.get(user).map_or((now, 0), |entry| entry.doubts);
+        let entry = Entry { stored: stored.clone(), fetched: now, believed: true, doubts };
+        entries.insert(user.to_owned(), entry);
+        Ok(stored)
+    }
+
+    /// What was looked up not long ago; `Some(None)` when the role has no password.
+    fn known(&self, user: &str) -> Option<Option<Stored>> {
         let now = RealClock.now();
         let entries = lock(&self.entries);
         let fresh = |entry: &&Entry| {
-            let life = if entry.verifier.is_some() { LIFE } else { LIFE_OF_NOTHING };
+            let life = if entry.stored.is_some() { LIFE } else { LIFE_OF_NOTHING };
             entry.believed && now.since(entry.fetched) < life
         };
-        entries.get(user).filter(fresh).map(|entry| entry.verifier.clone())
+        entries.get(user).filter(fresh).map(|entry| entry.stored.clone())
     }
 
     /// A login failed: the password may have changed.
@@ -124,7 +151,7 @@ impl Verifiers {
     }
 
     /// Asks the primary, then the others that are up.
-    async fn look_up(&self, user: &str, topology: &Topology) -> Result<Option<Verifier>, VerifierError> {
+    async fn look_up(&self, user: &str, topology: &Topology) -> Result<Option<Stored>, VerifierError> {
         let primary = routing::writable(topology);
         let up = |backend: &&Backend| backend.availability == pgherd_common::topology::Availability::Up;
         let others =
@@ -133,21 +160,27 @@ impl Verifiers {
         for backend in primary.into_iter().chain(others) {
             let server = backend.name.clone();
             last = match tokio::time::timeout(self.limit, self.ask(backend, user)).await {
-                Ok(Ok(verifier)) => return Ok(verifier),
-                Ok(Err(source)) => VerifierError::Lookup { server, source },
+                Ok(Ok(stored)) => return Ok(stored),
+                Ok(Err(error)) => error,
                 Err(_) => VerifierError::Timeout { server, limit: self.limit },
             };
         }
         Err(last)
     }
 
-    async fn ask(&self, backend: &Backend, user: &str) -> Result<Option<Verifier>, tokio_postgres::Error> {
+    async fn ask(&self, backend: &Backend, user: &str) -> Result<Option<Stored>, VerifierError> {
+        let server = || backend.name.clone();
+        let line = dial(&backend.address, &self.tls).await;
+        let line = line.map_err(|source| VerifierError::Dial { server: server(), source })?;
+        let asked = self.ask_over(line, user).await;
+        asked.map_err(|source| VerifierError::Lookup { server: server(), source })
+    }
+
+    async fn ask_over(&self, line: Line, user: &str) -> Result<Option<Stored>, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host(&backend.address.host).port(backend.address.port);
         config.user(&self.auth.user).password(&self.auth.password.0).dbname(&self.auth.database);
-        config.application_name("pgherd_proxy").connect_timeout(self.limit);
-        let (client, connection) = config.connect(NoTls).await?;
-        let connection = tokio::spawn(connection);
+        config.application_name("pgherd_proxy");
+        let (client, connection) = line.log_in(&mut config).await?;
         let row = client.query_opt(&self.auth.query, &[&user]).await;
         drop(client);
         connection.abort();
@@ -155,6 +188,6 @@ impl Verifiers {
             Some(row) => row.try_get(0)?,
             None => None,
         };
-        Ok(text.as_deref().and_then(Verifier::parse))
+        Ok(text.as_deref().and_then(Stored::parse))
     }
 }

@@ -133,6 +133,8 @@ impl fmt::Display for ServerError {
 pub enum Authentication {
     /// Nothing (more).
     Ok,
+    /// A hash of the password's stored hash and this salt.
+    Md5([u8; 4]),
     /// A SASL exchange by one of these mechanisms.
     Sasl(Vec<String>),
     /// The server's turn within a SASL exchange.
@@ -151,6 +153,7 @@ impl Authentication {
         let rest = || std::str::from_utf8(reader.0).map(str::to_owned).map_err(|_| Malformed);
         match code {
             0 => Ok(Self::Ok),
+            5 => reader.0.try_into().map(Self::Md5).map_err(|_| Malformed),
             10 => {
                 let names = rest()?;
                 Ok(Self::Sasl(names.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect()))
@@ -179,11 +182,19 @@ pub fn put_auth_ok(out: &mut BytesMut) {
     frame::put(out, b'R', |out| out.put_u32(0));
 }
 
-/// Appends `AuthenticationSASL` offering one mechanism.
-pub fn put_auth_sasl(out: &mut BytesMut, mechanism: &str) {
+/// Appends `AuthenticationMD5Password`.
+pub fn put_auth_md5(out: &mut BytesMut, salt: [u8; 4]) {
+    frame::put(out, b'R', |out| {
+        out.put_u32(5);
+        out.extend_from_slice(&salt);
+    });
+}
+
+/// Appends `AuthenticationSASL` offering these mechanisms.
+pub fn put_auth_sasl(out: &mut BytesMut, mechanisms: &[&str]) {
     frame::put(out, b'R', |out| {
         out.put_u32(10);
-        frame::put_text(out, mechanism);
+        mechanisms.iter().for_each(|mechanism| frame::put_text(out, mechanism));
         out.put_u8(0);
     });
 }
@@ -316,9 +327,13 @@ mod tests {
     #[test]
     fn authentication_requests_are_understood() {
         let mut out = BytesMut::new();
-        put_auth_sasl(&mut out, "SCRAM-SHA-256");
+        put_auth_sasl(&mut out, &["SCRAM-SHA-256"]);
         let sasl = Authentication::read(&out[5..]).unwrap();
         assert_eq!(sasl, Authentication::Sasl(vec!["SCRAM-SHA-256".into()]));
-        assert_eq!(Authentication::read(&5i32.to_be_bytes()).unwrap(), Authentication::Other(5));
+        assert_eq!(Authentication::read(&3i32.to_be_bytes()).unwrap(), Authentication::Other(3));
+        let mut out = BytesMut::new();
+        put_auth_md5(&mut out, [1, 2, 3, 4]);
+        assert_eq!(Authentication::read(&out[5..]).unwrap(), Authentication::Md5([1, 2, 3, 4]));
+        assert!(Authentication::read(&5i32.to_be_bytes()).is_err());
     }
 }

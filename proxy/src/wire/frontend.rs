@@ -81,6 +81,11 @@ pub fn put_terminate(out: &mut BytesMut) {
     frame::put(out, b'X', |_| {});
 }
 
+/// Appends the answer to a request for a password, hashed as it was asked for.
+pub fn put_password(out: &mut BytesMut, answer: &str) {
+    frame::put(out, b'p', |out| frame::put_text(out, answer));
+}
+
 /// Appends the first message of a SASL exchange.
 pub fn put_sasl_initial(out: &mut BytesMut, mechanism: &str, data: &str) {
     frame::put(out, b'p', |out| {

@@ -8,11 +8,18 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
-/// The one mechanism.
+/// The mechanism that does without TLS.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
 
+/// The same, bound to the TLS connection that it runs on.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// What it is bound by: a hash of the server's certificate.
+const BOUND: &str = "p=tls-server-end-point";
+
 const KEY_LEN: usize = 32;
-const DEFAULT_ITERATIONS: u32 = 4096;
+/// Of PostgreSQL.
+pub const DEFAULT_ITERATIONS: u32 = 4096;
 
 /// A key or a signature.
 pub type Key = [u8; KEY_LEN];
@@ -53,9 +60,15 @@ pub enum ScramError {
     /// A message that breaks the protocol.
     #[error("malformed SCRAM message")]
     Malformed,
-    /// The client insists on channel binding.
-    #[error("the client requires SCRAM channel binding, which is not offered")]
+    /// The client insists on channel binding, or on another kind of it.
+    #[error("the client requires SCRAM channel binding of a kind that is not offered")]
     ChannelBinding,
+    /// Somebody hid from the client what the server offered.
+    #[error("SCRAM channel binding negotiation error: the client does not know that it was offered")]
+    Downgrade,
+    /// The two ends see different certificates: somebody is in between.
+    #[error("SCRAM channel binding check failed")]
+    WrongBinding,
     /// The proof does not fit the verifier.
     #[error("the password does not match")]
     WrongProof,
@@ -105,10 +118,10 @@ impl Verifier {
 
     /// A verifier that no proof fits, for a role that does not exist: always the same salt for the same
     /// name, so that strangers cannot tell which roles exist.
-    pub fn fake(user: &str, secret: &Key) -> Self {
+    pub fn fake(user: &str, secret: &Key, iterations: u32) -> Self {
         let salt = mac(secret, &[b"salt", user.as_bytes()]);
         Self {
-            iterations: DEFAULT_ITERATIONS,
+            iterations,
             salt: BASE64.encode(salt.get(..16).unwrap_or(&salt)),
             stored_key: mac(secret, &[b"stored", user.as_bytes()]),
             server_key: mac(secret, &[b"server", user.as_bytes()]),
@@ -126,29 +139,38 @@ fn attribute<'a>(text: &'a str, name: &str) -> Result<&'a str, ScramError> {
 #[derive(Debug)]
 pub struct ServerExchange {
     verifier: Verifier,
-    gs2_header: String,
+    /// What the client has to repeat.
+    binding: Vec<u8>,
+    bound: bool,
     client_first_bare: String,
     server_first: String,
     nonce: String,
 }
 
 impl ServerExchange {
-    /// Answers the client's first message.
+    /// Answers the client's first message. `end_point`: the hash of the certificate on this connection, if
+    /// [`MECHANISM_PLUS`] was offered; `plus`: the client chose that.
     pub fn begin(
         verifier: Verifier,
         client_first: &[u8],
         server_nonce: &str,
+        (end_point, plus): (Option<&[u8]>, bool),
     ) -> Result<(Self, String), ScramError> {
         let text = std::str::from_utf8(client_first).map_err(|_| ScramError::Malformed)?;
         let mut parts = text.splitn(3, ',');
         let (binding, identity) = (parts.next(), parts.next());
         let bare = parts.next().ok_or(ScramError::Malformed)?;
-        match binding {
-            Some("n" | "y") => {}
-            Some(other) if other.starts_with("p=") => return Err(ScramError::ChannelBinding),
+        let bound_to = match (binding, plus) {
+            (Some("n"), false) => None,
+            (Some("y"), false) if end_point.is_some() => return Err(ScramError::Downgrade),
+            (Some("y"), false) => None,
+            (Some(BOUND), true) => Some(end_point.ok_or(ScramError::ChannelBinding)?),
+            (Some(other), _) if other.starts_with("p=") => return Err(ScramError::ChannelBinding),
             _ => return Err(ScramError::Malformed),
-        }
-        let gs2_header = format!("{},{},", binding.unwrap_or_default(), identity.unwrap_or_default());
+        };
+        let header = format!("{},{},", binding.unwrap_or_default(), identity.unwrap_or_default());
+        let bound = bound_to.is_some();
+        let binding = [header.as_bytes(), bound_to.unwrap_or_default()].concat();
         let client_nonce = attribute(bare, "r")?;
         if client_nonce.is_empty() {
             return Err(ScramError::Malformed);
@@ -156,15 +178,18 @@ impl ServerExchange {
         let nonce = format!("{client_nonce}{server_nonce}");
         let server_first = format!("r={nonce},s={},i={}", verifier.salt, verifier.iterations);
         let answer = server_first.clone();
-        Ok((Self { verifier, gs2_header, client_first_bare: bare.to_owned(), server_first, nonce }, answer))
+        let client_first_bare = bare.to_owned();
+        Ok((Self { verifier, binding, bound, client_first_bare, server_first, nonce }, answer))
     }
 
     /// Checks the client's proof. On success the keys it gave away, and the last message.
     pub fn finish(self, client_final: &[u8]) -> Result<(Keys, String), ScramError> {
         let text = std::str::from_utf8(client_final).map_err(|_| ScramError::Malformed)?;
         let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
-        let binding = BASE64.encode(&self.gs2_header);
-        if attribute(without_proof, "c")? != binding || attribute(without_proof, "r")? != self.nonce {
+        if attribute(without_proof, "c")? != BASE64.encode(&self.binding) {
+            return Err(if self.bound { ScramError::WrongBinding } else { ScramError::Malformed });
+        }
+        if attribute(without_proof, "r")? != self.nonce {
             return Err(ScramError::Malformed);
         }
         let proof = key_from_base64(proof).ok_or(ScramError::Malformed)?;
@@ -179,9 +204,55 @@ impl ServerExchange {
     }
 }
 
+/// What a client can do about channel binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing: there is no TLS, or the certificate has no such hash.
+    Unable,
+    /// Bind to a certificate, which the server did not offer.
+    NotOffered,
+    /// Bind to the certificate with this hash.
+    EndPoint(Vec<u8>),
+}
+
+impl Binding {
+    /// What to do with a server's certificate and the mechanisms that it offers.
+    pub fn choose(end_point: Option<Vec<u8>>, offered: &[String]) -> Self {
+        match end_point {
+            None => Self::Unable,
+            Some(hash) if offered.iter().any(|name| name == MECHANISM_PLUS) => Self::EndPoint(hash),
+            Some(_) => Self::NotOffered,
+        }
+    }
+
+    /// The mechanism that goes with it.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Self::Unable | Self::NotOffered => MECHANISM,
+            Self::EndPoint(_) => MECHANISM_PLUS,
+        }
+    }
+
+    fn header(&self) -> String {
+        let flag = match self {
+            Self::Unable => "n",
+            Self::NotOffered => "y",
+            Self::EndPoint(_) => BOUND,
+        };
+        format!("{flag},,")
+    }
+
+    /// What the second message repeats.
+    fn input(&self) -> Vec<u8> {
+        let hash: &[u8] = if let Self::EndPoint(hash) = self { hash } else { &[] };
+        [self.header().as_bytes(), hash].concat()
+    }
+}
+
 /// The client's side, after its first message.
 #[derive(Debug)]
 pub struct ClientExchange {
+    binding: Binding,
     nonce: String,
     bare: String,
 }
@@ -194,11 +265,11 @@ pub struct AwaitingServer {
 
 impl ClientExchange {
     /// The first message.
-    pub fn begin(nonce: &str) -> (Self, String) {
+    pub fn begin(nonce: &str, binding: Binding) -> (Self, String) {
         // PostgreSQL takes the name from the startup packet and ignores this one.
         let bare = format!("n=,r={nonce}");
-        let first = format!("n,,{bare}");
-        (Self { nonce: nonce.to_owned(), bare }, first)
+        let first = format!("{}{bare}", binding.header());
+        (Self { binding, nonce: nonce.to_owned(), bare }, first)
     }
 
     /// The second message: the proof.
@@ -212,7 +283,7 @@ impl ClientExchange {
         if attribute(server_first, "s")? != verifier.salt || iterations != verifier.iterations {
             return Err(ScramError::OtherVerifier);
         }
-        let without_proof = format!("c={},r={nonce}", BASE64.encode("n,,"));
+        let without_proof = format!("c={},r={nonce}", BASE64.encode(self.binding.input()));
         let auth = format!("{},{server_first},{without_proof}", self.bare);
         let proof = xor(keys.client_key, mac(&verifier.stored_key, &[auth.as_bytes()]));
         let signature = mac(&verifier.server_key, &[auth.as_bytes()]);
@@ -261,7 +332,8 @@ mod tests {
         let keys = keys("pencil", SALT, 4096);
         let nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let first = b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO";
-        let (server, answer) = ServerExchange::begin(keys.verifier.clone(), first, nonce).unwrap();
+        let (server, answer) =
+            ServerExchange::begin(keys.verifier.clone(), first, nonce, (None, false)).unwrap();
         assert_eq!(answer, format!("r=rOprNGfwEbeRWgbNEkqO{nonce},s={SALT},i=4096"));
         let last =
             format!("c=biws,r=rOprNGfwEbeRWgbNEkqO{nonce},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");
@@ -271,8 +343,19 @@ mod tests {
     }
 
     fn exchange(client: &Keys, server: Verifier) -> Result<Keys, ScramError> {
-        let (ours, first) = ClientExchange::begin("client-nonce");
-        let (theirs, answer) = ServerExchange::begin(server, first.as_bytes(), "server-nonce")?;
+        bound_exchange(client, server, Binding::Unable, None)
+    }
+
+    /// The server offers binding when it has an `end_point`.
+    fn bound_exchange(
+        client: &Keys,
+        server: Verifier,
+        binding: Binding,
+        end_point: Option<&[u8]>,
+    ) -> Result<Keys, ScramError> {
+        let offer = (end_point, binding.mechanism() == MECHANISM_PLUS);
+        let (ours, first) = ClientExchange::begin("client-nonce", binding);
+        let (theirs, answer) = ServerExchange::begin(server, first.as_bytes(), "server-nonce", offer)?;
         let (ours, proof) = ours.answer(&answer, client)?;
         let (recovered, last) = theirs.finish(proof.as_bytes())?;
         ours.verify(&last)?;
@@ -287,12 +370,43 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_in_between_is_noticed() {
+        let keys = keys("secret", SALT, 64);
+        let offered = [MECHANISM_PLUS.to_owned(), MECHANISM.to_owned()];
+        let run =
+            |binding, end_point| bound_exchange(&keys, keys.verifier.clone(), binding, end_point).map(drop);
+        let ours = Binding::choose(Some(b"hash".to_vec()), &offered);
+        assert_eq!(run(ours.clone(), Some(b"hash")), Ok(()));
+        assert_eq!(run(ours.clone(), Some(b"other")), Err(ScramError::WrongBinding), "another certificate");
+        assert_eq!(run(ours, None), Err(ScramError::ChannelBinding));
+        let deceived = Binding::choose(Some(b"hash".to_vec()), &offered[1..]);
+        assert_eq!(run(deceived.clone(), Some(b"hash")), Err(ScramError::Downgrade), "the offer was hidden");
+        assert_eq!(run(deceived, None), Ok(()));
+        let unable = Binding::choose(None, &offered);
+        assert_eq!(run(unable.clone(), Some(b"hash")), Ok(()), "a client that cannot do it may log in");
+        assert_eq!(run(unable, None), Ok(()));
+    }
+
+    #[test]
+    fn mechanism_and_binding_must_agree() {
+        let begin = |first: &str, plus| {
+            let offer = (Some(b"hash".as_slice()), plus);
+            ServerExchange::begin(Verifier::fake("x", &[0; 32], 1), first.as_bytes(), "s", offer).map(drop)
+        };
+        assert_eq!(begin("n,,n=,r=a", true), Err(ScramError::Malformed));
+        assert_eq!(begin("y,,n=,r=a", true), Err(ScramError::Malformed));
+        assert_eq!(begin("p=tls-server-end-point,,n=,r=a", false), Err(ScramError::ChannelBinding));
+        assert_eq!(begin("p=tls-unique,,n=,r=a", true), Err(ScramError::ChannelBinding));
+        assert_eq!(begin("p=tls-server-end-point,,n=,r=a", true), Ok(()));
+    }
+
+    #[test]
     fn wrong_passwords_and_changed_verifiers_are_told_apart() {
         let (good, wrong) = (keys("secret", SALT, 64), keys("guess", SALT, 64));
         assert_eq!(exchange(&wrong, good.verifier.clone()).unwrap_err(), ScramError::WrongProof);
         let changed = keys("secret", SALT, 65);
         assert_eq!(exchange(&good, changed.verifier).unwrap_err(), ScramError::OtherVerifier);
-        let (ours, _) = ClientExchange::begin("n");
+        let (ours, _) = ClientExchange::begin("n", Binding::Unable);
         let (ours, _) = ours.answer(&format!("r=nx,s={SALT},i=64"), &good).unwrap();
         let forged = format!("v={}", BASE64.encode([7; 32]));
         assert_eq!(ours.verify(&forged).unwrap_err(), ScramError::WrongServer);
@@ -309,9 +423,9 @@ mod tests {
 
     #[test]
     fn a_role_that_does_not_exist_looks_like_one_that_does() {
-        let fake = Verifier::fake("nobody", &[3; 32]);
-        assert_eq!(fake, Verifier::fake("nobody", &[3; 32]));
-        assert_ne!(fake.salt, Verifier::fake("somebody", &[3; 32]).salt);
+        let fake = Verifier::fake("nobody", &[3; 32], 4096);
+        assert_eq!(fake, Verifier::fake("nobody", &[3; 32], 4096));
+        assert_ne!(fake.salt, Verifier::fake("somebody", &[3; 32], 4096).salt);
         assert_eq!(BASE64.decode(&fake.salt).unwrap().len(), 16);
         assert_eq!(
             exchange(&Keys { client_key: [0; 32], verifier: fake.clone() }, fake).unwrap_err(),
@@ -321,12 +435,14 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        let verifier = Verifier::fake("x", &[0; 32]);
+        let verifier = Verifier::fake("x", &[0; 32], 4096);
         for bad in ["", "n", "n,,", "n,,n=x", "n,,n=x,r=", "q,,n=,r=a"] {
-            let error = ServerExchange::begin(verifier.clone(), bad.as_bytes(), "s").unwrap_err();
+            let error =
+                ServerExchange::begin(verifier.clone(), bad.as_bytes(), "s", (None, false)).unwrap_err();
             assert_eq!(error, ScramError::Malformed, "{bad}");
         }
-        let bound = ServerExchange::begin(verifier, b"p=tls-server-end-point,,n=,r=a", "s").unwrap_err();
+        let bound = ServerExchange::begin(verifier, b"p=tls-server-end-point,,n=,r=a", "s", (None, false))
+            .unwrap_err();
         assert_eq!(bound, ScramError::ChannelBinding);
     }
 }

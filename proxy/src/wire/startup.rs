@@ -137,6 +137,11 @@ pub fn put_start<'a>(out: &mut BytesMut, parameters: impl Iterator<Item = (&'a s
     });
 }
 
+/// May we speak TLS?
+pub fn put_ssl_request(out: &mut BytesMut) {
+    frame::put_counted(out, |out| out.put_i32(SSL));
+}
+
 /// A request to interrupt what runs for `key`.
 pub fn put_cancel(out: &mut BytesMut, key: CancelKey) {
     frame::put_counted(out, |out| {
@@ -176,6 +181,13 @@ mod tests {
         put_cancel(&mut out, key);
         assert_eq!(parse(&out), Ok(Some((Startup::Cancel(key), 16))));
         assert!(!format!("{key:?}").contains("424242"));
+    }
+
+    #[test]
+    fn a_request_for_tls_survives_the_wire() {
+        let mut out = BytesMut::new();
+        put_ssl_request(&mut out);
+        assert_eq!(parse(&out), Ok(Some((Startup::Ssl, 8))));
     }
 
     #[test]

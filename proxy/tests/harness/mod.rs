@@ -1,9 +1,10 @@
 //! A real primary with a standby, an agent that says what the test wants it to say, and a proxy between
 //! them and the test.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its own part of this")]
 
 mod agent;
+mod authority;
 mod postgres;
 mod proxy;
 
@@ -13,8 +14,9 @@ use pgherd_common::topology::{Availability, Backend, ChangeKind, Parts};
 use pgherd_common::{Generation, NodeId, Topology, Version, WallTime};
 
 pub use agent::Agent;
+pub use authority::{Authority, Files, TestTls};
 pub use postgres::{Access, Postgres};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, psql};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(15);

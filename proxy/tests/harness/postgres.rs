@@ -129,6 +129,31 @@ impl Postgres {
         run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-l", "log", "start"]);
     }
 
+    /// From now on it speaks TLS with this certificate, and lets in over TCP whom these lines of pg_hba.conf
+    /// let in.
+    pub fn encrypt(&self, files: &super::Files, rules: &str) {
+        let data = self.directory.path().join("data");
+        for (from, to) in [(&files.certificate, "server.crt"), (&files.key, "server.key")] {
+            let to = data.join(to);
+            std::fs::copy(from, &to).unwrap();
+            if let Some((user, group)) = database_user() {
+                std::os::unix::fs::chown(&to, Some(user), Some(group)).unwrap();
+            }
+        }
+        self.configure("ssl = on", rules);
+    }
+
+    /// From now on it has these further settings, and lets in over TCP whom these lines of pg_hba.conf let in.
+    pub fn configure(&self, settings: &str, rules: &str) {
+        let data = self.directory.path().join("data");
+        let rules = format!("local all all trust\nlocal replication all trust\n{rules}\n");
+        std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+        let file = data.join("postgresql.conf");
+        let before = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{before}{settings}\n")).unwrap();
+        run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-l", "log", "restart"]);
+    }
+
     /// Ends it as a crash would.
     pub fn crash(&self) {
         run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-m", "immediate", "stop"]);

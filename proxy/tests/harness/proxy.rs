@@ -99,3 +99,20 @@ impl Drop for Proxy {
         self.task.abort();
     }
 }
+
+/// What psql prints, or its complaint.
+pub async fn psql(proxy: &Proxy, parameters: &str, sql: &str) -> Result<String, String> {
+    let login = format!("port={} user=postgres password=secret dbname=postgres {parameters}", proxy.port);
+    let mut command = tokio::process::Command::new("psql");
+    command.args(["-XAt", &login]).kill_on_drop(true).stdin(std::process::Stdio::piped());
+    // No files of whoever runs the test.
+    command.env("HOME", "/nonexistent").stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // It may be gone before it reads anything.
+    drop(tokio::io::AsyncWriteExt::write_all(&mut stdin, sql.as_bytes()).await);
+    drop(stdin);
+    let output = soon(child.wait_with_output()).await.unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(out.into_owned()) } else { Err(err.into_owned()) }
+}

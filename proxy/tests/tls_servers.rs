@@ -1,0 +1,103 @@
+//! Encryption between the proxy and servers.
+
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
+
+mod harness;
+
+use harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
+
+const IS_ENCRYPTED: &str = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+
+/// What a session through a proxy with this `[server_tls]` finds: `t` or `f`, or why there is none.
+async fn encrypted(server: &Postgres, lines: &str) -> Result<String, String> {
+    let lines = format!("hold_timeout = '2s'\n[server_tls]\n{lines}");
+    let mut agent = Agent::start(Some(Script::new(&[server]).steady())).await;
+    let proxy = Proxy::start_with(&mut agent, Access::Trust, &lines).await;
+    let told = psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await;
+    proxy.stop().await;
+    told.map(|text| text.trim().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_prove_as_much_as_the_mode_demands() {
+    let primary = Postgres::primary(Access::Trust);
+    let (authority, other) = (Authority::new(), Authority::new());
+    let root = |authority: &Authority| format!("root = '{}'", authority.root().display());
+    let yes = Ok("t".to_owned());
+    let no = Ok("f".to_owned());
+
+    assert_eq!(encrypted(&primary, "mode = 'prefer'").await, no, "a server without TLS");
+    let refused = encrypted(&primary, "mode = 'require'").await.unwrap_err();
+    assert!(refused.contains("the server does not offer TLS"), "{refused}");
+
+    let files = authority.sign("elsewhere", &["elsewhere"]);
+    primary.encrypt(&files, "hostssl all all all trust");
+    for mode in ["prefer", "require"] {
+        assert_eq!(encrypted(&primary, &format!("mode = '{mode}'")).await, yes, "{mode}");
+    }
+    let refused = encrypted(&primary, "mode = 'disable'").await.unwrap_err();
+    assert!(refused.contains("no pg_hba.conf entry"), "the server's own words: {refused}");
+    for (mode, authority, expected) in [
+        ("prefer", &other, true),
+        ("require", &authority, true),
+        ("require", &other, false),
+        ("verify-ca", &authority, true),
+        ("verify-ca", &other, false),
+        ("verify-full", &authority, false),
+    ] {
+        let told = encrypted(&primary, &format!("mode = '{mode}'\n{}", root(authority))).await;
+        match &told {
+            Ok(told) => assert!(expected && told == "t", "{mode}"),
+            Err(error) => {
+                assert!(!expected && error.contains("no encrypted connection"), "{mode}: {error}");
+                assert!(!error.contains("elsewhere") && !error.contains("root.crt"), "{mode}: {error}");
+            }
+        }
+    }
+
+    primary.encrypt(&authority.sign("server", &["127.0.0.1"]), "hostssl all all all trust");
+    let full = format!("mode = 'verify-full'\n{}", root(&authority));
+    assert_eq!(encrypted(&primary, &full).await, yes);
+    // Without alternative names the common name counts, as with libpq.
+    primary.encrypt(&authority.sign("127.0.0.1", &[]), "hostssl all all all trust");
+    assert_eq!(encrypted(&primary, &full).await, yes);
+
+    primary.encrypt(&files, "hostnossl all all all trust");
+    assert_eq!(encrypted(&primary, "mode = 'prefer'").await, no, "a server that wants it in clear");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_reads_and_cancels_are_encrypted_too() {
+    let primary = Postgres::primary(Access::Scram);
+    let standby = primary.standby();
+    let authority = Authority::new();
+    let rules = "hostssl all all all scram-sha-256";
+    for server in [&primary, &standby] {
+        server.encrypt(&authority.sign("server", &["127.0.0.1"]), rules);
+    }
+    let mut agent = Agent::start(Some(Script::new(&[&primary, &standby]).steady())).await;
+    let root = authority.root();
+    let lines = format!("[server_tls]\nmode = 'verify-full'\nroot = '{}'", root.display());
+    let proxy = Proxy::start_with(&mut agent, Access::Scram, &lines).await;
+    let client = proxy.connect().await;
+    let is_encrypted = async |sql: &str| soon(client.query_one(sql, &[])).await.unwrap().get::<_, bool>(0);
+    assert!(is_encrypted(IS_ENCRYPTED).await);
+    client.batch_execute("BEGIN; CREATE TABLE written()").await.unwrap();
+    assert!(is_encrypted(IS_ENCRYPTED).await, "on the primary");
+    client.batch_execute("COMMIT").await.unwrap();
+    let text = "x".repeat(3 << 20);
+    let row = soon(client.query_one("SELECT $1::text || $1::text", &[&text])).await.unwrap();
+    assert_eq!(row.get::<_, String>(0).len(), 6 << 20);
+    let cancel = client.cancel_token();
+    let (endless, ()) = soon(async {
+        tokio::join!(client.query_one("SELECT pg_sleep(60)", &[]), async {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        })
+    })
+    .await;
+    assert_eq!(endless.unwrap_err().code().unwrap().code(), "57014");
+    let login = proxy.login("postgres", "wrong", "postgres");
+    let error = soon(tokio_postgres::connect(&login, tokio_postgres::NoTls)).await.err().unwrap();
+    assert_eq!(error.code().unwrap().code(), "28P01");
+}

@@ -8,6 +8,9 @@ use bytes::BytesMut;
 use pgherd_common::HostPort;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_postgres::NoTls;
+use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect};
 use tokio_rustls::client::TlsStream;
 
@@ -56,6 +59,27 @@ impl Line {
             Self::Encrypted(stream) => Pipe::encrypted((*stream).into()),
         }
     }
+
+    /// A session of the proxy's own on it, and the task that carries its bytes.
+    pub(crate) async fn log_in(
+        self,
+        config: &mut tokio_postgres::Config,
+    ) -> Result<(tokio_postgres::Client, JoinHandle<Result<(), tokio_postgres::Error>>), tokio_postgres::Error>
+    {
+        match self {
+            Self::Clear(stream) => {
+                let (client, connection) =
+                    config.ssl_mode(SslMode::Disable).connect_raw(stream, NoTls).await?;
+                Ok((client, tokio::spawn(connection)))
+            }
+            // Nothing more is agreed on before the login.
+            Self::Encrypted(stream) => {
+                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+                let (client, connection) = config.connect_raw(*stream, Shaken).await?;
+                Ok((client, tokio::spawn(connection)))
+            }
+        }
+    }
 }
 
 /// Connects to the server at `address`.
@@ -91,10 +115,10 @@ pub(crate) async fn dial_in_clear(address: &HostPort) -> Result<Line, DialError>
 }
 
 /// For the driver's own connections: the handshake is already over.
-pub(crate) struct Shaken;
+struct Shaken;
 
 /// An encrypted connection that tells the driver what SCRAM binds to.
-pub(crate) struct Bound(TlsStream<TcpStream>);
+struct Bound(TlsStream<TcpStream>);
 
 impl TlsConnect<TlsStream<TcpStream>> for Shaken {
     type Stream = Bound;

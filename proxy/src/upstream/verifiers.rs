@@ -9,8 +9,6 @@ use pgherd_common::time::RealClock;
 use pgherd_common::topology::Backend;
 use pgherd_common::{Clock, MonoTime, Topology};
 use tokio::sync::Semaphore;
-use tokio_postgres::NoTls;
-use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 
 use crate::config::{Auth, ServerTls, ServerTlsMode};
@@ -20,7 +18,7 @@ use crate::tls::Kept;
 use crate::wire::password::Stored;
 use crate::wire::scram::{DEFAULT_ITERATIONS, Key, Verifier};
 
-use super::dial::{DialError, Line, Shaken, dial, dial_in_clear};
+use super::dial::{DialError, Line, dial, dial_in_clear};
 
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
@@ -193,19 +191,7 @@ impl Verifiers {
         let mut config = tokio_postgres::Config::new();
         config.user(&self.auth.user).password(&self.auth.password.0).dbname(&self.auth.database);
         config.application_name("pgherd_proxy");
-        let (client, connection) = match line {
-            Line::Clear(stream) => {
-                let (client, connection) =
-                    config.ssl_mode(SslMode::Disable).connect_raw(stream, NoTls).await?;
-                (client, tokio::spawn(connection))
-            }
-            // Nothing more is agreed on before the login.
-            Line::Encrypted(stream) => {
-                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-                let (client, connection) = config.connect_raw(*stream, Shaken).await?;
-                (client, tokio::spawn(connection))
-            }
-        };
+        let (client, connection) = line.log_in(&mut config).await?;
         let row = client.query_opt(&self.auth.query, &[&user]).await;
         drop(client);
         connection.abort();

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const WHO: &str = "SELECT current_user";
 
@@ -142,6 +143,11 @@ async fn logins_are_bound_to_the_certificate_on_each_side() {
     assert_eq!(psql(&proxy, &unbound, WHO).await.unwrap(), "postgres\n");
     let in_clear = "host=localhost sslmode=disable";
     assert_eq!(psql(&proxy, in_clear, WHO).await.unwrap(), "postgres\n");
+    let deceived = said_to_know_no_binding(&authority, &proxy).await;
+    assert!(
+        deceived.contains("C28000") && deceived.contains("channel binding negotiation error"),
+        "{deceived}"
+    );
     let wrong = format!("{bound} password=wrong");
     let refused = psql(&proxy, &wrong, WHO).await.unwrap_err();
     assert!(refused.contains("password authentication failed for user \"postgres\""), "{refused}");
@@ -153,6 +159,17 @@ async fn logins_are_bound_to_the_certificate_on_each_side() {
     let (client, connection) = soon(named.connect(authority.client(None, true))).await.unwrap();
     tokio::spawn(connection);
     assert_eq!(soon(client.query_one(WHO, &[])).await.unwrap().get::<_, String>(0), "postgres");
+}
+
+/// What a client is told that could bind its login and believes that the proxy cannot: somebody in between
+/// took the offer away.
+async fn said_to_know_no_binding(authority: &Authority, proxy: &Proxy) -> String {
+    let mut stream = soon(authority.client(None, true).direct(proxy.port())).await.unwrap();
+    stream.write_all(b"\0\0\0\x17\0\x03\0\0user\0postgres\0\0").await.unwrap();
+    stream.write_all(b"p\0\0\0\x21SCRAM-SHA-256\0\0\0\0\x0by,,n=,r=abc").await.unwrap();
+    let mut answer = Vec::new();
+    soon(stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,4 +100,11 @@ async fn lookups_reads_and_cancels_are_encrypted_too() {
     let login = proxy.login("postgres", "wrong", "postgres");
     let error = soon(tokio_postgres::connect(&login, tokio_postgres::NoTls)).await.err().unwrap();
     assert_eq!(error.code().unwrap().code(), "28P01");
+    proxy.stop().await;
+
+    // Who only prefers encryption goes by what the server's own rules want.
+    primary.encrypt(&authority.sign("server", &["127.0.0.1"]), "hostnossl all all all scram-sha-256");
+    let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
+    let proxy = Proxy::start(&mut agent, Access::Scram).await;
+    assert_eq!(psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await.unwrap(), "f\n");
 }

@@ -9,15 +9,16 @@ use pgherd_common::time::RealClock;
 use pgherd_common::topology::Backend;
 use pgherd_common::{Clock, MonoTime, Topology};
 use tokio::sync::Semaphore;
+use tokio_postgres::error::SqlState;
 
-use crate::config::{Auth, ServerTls};
+use crate::config::{Auth, ServerTls, ServerTlsMode};
 use crate::control::lock;
 use crate::routing;
 use crate::tls::Kept;
 use crate::wire::password::Stored;
 use crate::wire::scram::{DEFAULT_ITERATIONS, Key, Verifier};
 
-use super::dial::{DialError, Line, dial};
+use super::dial::{DialError, Line, dial, dial_in_clear};
 
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
@@ -170,9 +171,19 @@ impl Verifiers {
 
     async fn ask(&self, backend: &Backend, user: &str) -> Result<Option<Stored>, VerifierError> {
         let server = || backend.name.clone();
-        let line = dial(&backend.address, &self.tls).await;
-        let line = line.map_err(|source| VerifierError::Dial { server: server(), source })?;
-        let asked = self.ask_over(line, user).await;
+        let unreachable = |source| VerifierError::Dial { server: server(), source };
+        let line = dial(&backend.address, &self.tls).await.map_err(unreachable)?;
+        let may_be_clear =
+            matches!(line, Line::Encrypted(_)) && self.tls.current().mode == ServerTlsMode::Prefer;
+        let mut asked = self.ask_over(line, user).await;
+        // Its pg_hba.conf may want this login in clear.
+        let refused = |error: &tokio_postgres::Error| {
+            error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+        };
+        if may_be_clear && asked.as_ref().is_err_and(refused) {
+            let line = dial_in_clear(&backend.address).await.map_err(unreachable)?;
+            asked = self.ask_over(line, user).await;
+        }
         asked.map_err(|source| VerifierError::Lookup { server: server(), source })
     }
 

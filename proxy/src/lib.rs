@@ -22,3 +22,4 @@ pub mod wire;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};
+pub use upstream::read_facts;

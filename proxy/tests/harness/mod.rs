@@ -1,7 +1,7 @@
 //! A real primary with a standby, an agent that says what the test wants it to say, and a proxy between
 //! them and the test.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its own part of this")]
 
 mod agent;
 mod postgres;

@@ -6,6 +6,7 @@ mod exchange;
 mod fresh;
 mod idle;
 mod login;
+mod moving;
 mod opening;
 mod pooled;
 mod prove;

@@ -26,3 +26,4 @@ pub mod wire;
 pub use config::Config;
 pub use driver::{RunError, run, serve};
 pub use tls::TlsError;
+pub use upstream::read_facts;

@@ -113,6 +113,7 @@ impl Session {
             Route::Primary => Wanted::Writer,
             Route::Neutral => Wanted::Any,
             Route::Read if self.is_pinned() => Wanted::Writer,
+            Route::Read if segment.opens && !segment.suits_reader() => Wanted::Writer,
             Route::Read => Wanted::Reader,
         }
     }
@@ -239,6 +240,16 @@ impl Session {
         self.tx = None;
         self.settings.rollback();
         self.statements.forget_pending();
+    }
+
+    /// The transaction goes on elsewhere: here it is over, and nothing was changed in it.
+    pub fn detach_tx(&mut self) {
+        self.tx = None;
+    }
+
+    /// It goes on at `node`.
+    pub fn attach_tx(&mut self, node: NodeId) {
+        self.tx = Some(Tx { node, failed: false });
     }
 
     /// What was read ahead of the batch is not run.
@@ -515,6 +526,8 @@ fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
 pub struct Batch {
     /// Where it may run.
     pub route: Route,
+    /// A transaction block was opened in it.
+    pub opens: bool,
     redefines: bool,
     effects: Vec<Effect>,
     may_commit: bool,
@@ -526,6 +539,7 @@ impl Batch {
     pub fn of(segment: &Segment) -> Self {
         Self {
             route: segment.route,
+            opens: segment.opens,
             redefines: segment.redefines,
             effects: segment.effects.clone(),
             may_commit: segment.may_commit,
@@ -541,6 +555,7 @@ impl Batch {
     /// The batch goes on.
     pub fn extend(&mut self, segment: &Segment) {
         self.route = self.route.together(segment.route);
+        self.opens |= segment.opens;
         self.redefines |= segment.redefines;
         self.effects.extend(segment.effects.iter().cloned());
         self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;

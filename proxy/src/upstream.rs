@@ -10,6 +10,7 @@ mod verifiers;
 
 pub(crate) use cancel::{CancelSlot, Cancels};
 pub(crate) use catalogs::Catalogs;
+pub use catalogs::read_facts;
 pub(crate) use connect::{ConnectError, Login, connect, nonce};
 pub(crate) use server::{QueryError, Server, position};
 pub(crate) use verifiers::{VerifierError, Verifiers};

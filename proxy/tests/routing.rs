@@ -60,6 +60,7 @@ async fn sessions_span_servers() {
     cancels(&world).await;
     terminations(&world).await;
     refused_reads(&world).await;
+    read_only_transactions(&world).await;
     catalog_facts(&world).await;
     pipelines(&world).await;
     own_answers(&world).await;
@@ -75,9 +76,6 @@ async fn reads_and_writes(world: &World) {
     assert_eq!(row.get::<_, String>(0), standby);
     assert_eq!(simple(&client, &format!("BEGIN; {WHERE}; COMMIT")).await, std::slice::from_ref(&primary));
     client.batch_execute("BEGIN").await.unwrap();
-    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&primary));
-    client.batch_execute("COMMIT").await.unwrap();
-    client.batch_execute("BEGIN READ ONLY").await.unwrap();
     assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&primary));
     client.batch_execute("COMMIT").await.unwrap();
     client.batch_execute("CREATE TEMP TABLE x AS SELECT 1 AS a").await.unwrap();
@@ -205,6 +203,61 @@ async fn refused_reads(world: &World) {
     assert_eq!(row.get::<_, i64>(0), 3);
     let error = client.simple_query("SELECT nothing FROM nowhere").await.unwrap_err();
     assert_eq!(error.code().unwrap().code(), "42P01");
+}
+
+/// They run on a standby for as long as it can serve them, and the client cannot tell.
+async fn read_only_transactions(world: &World) {
+    let client = world.proxy.connect().await;
+    let (primary, standby) = (world.primary.port().to_string(), world.standby.port().to_string());
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+        let row = soon(client.query_one(WHERE, &[])).await.unwrap();
+        assert_eq!(row.get::<_, String>(0), standby);
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    // What only the primary can do takes the transaction there.
+    for other in [
+        "SELECT pg_advisory_xact_lock(1)",
+        "SET LOCAL work_mem = '1MB'",
+        "SELECT txid_current()",
+        "SAVEPOINT a",
+        "LISTEN a",
+    ] {
+        client.batch_execute("START TRANSACTION READ ONLY").await.unwrap();
+        assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+        client.batch_execute(other).await.unwrap();
+        assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&primary), "{other}");
+        assert_eq!(simple(&client, "SHOW transaction_read_only").await, ["on"]);
+        let error = client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "25006");
+        let error = client.simple_query(WHERE).await.unwrap_err();
+        assert_eq!(error.code().unwrap().code(), "25P02");
+        client.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));
+    }
+    // A standby does not have the last word on what fails.
+    client.batch_execute("CREATE UNLOGGED TABLE IF NOT EXISTS unlogged (a int)").await.unwrap();
+    world.standby.caught_up_with(&world.primary).await;
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    assert!(simple(&client, "SELECT a FROM unlogged").await.is_empty());
+    assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&primary));
+    client.batch_execute("COMMIT").await.unwrap();
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    let row = soon(client.query_one("SELECT count(*) FROM unlogged", &[])).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 0);
+    let error = client.simple_query("SELECT 1 / 0").await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "22012");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    // Those that keep a snapshot cannot go on elsewhere.
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await.unwrap();
+    assert_eq!(simple(&client, WHERE).await, [primary]);
+    client.batch_execute("COMMIT").await.unwrap();
+    // What the session wrote is there.
+    client.batch_execute("CREATE TABLE own (a int); INSERT INTO own VALUES (1)").await.unwrap();
+    client.batch_execute("BEGIN READ ONLY").await.unwrap();
+    assert_eq!(simple(&client, "SELECT a FROM own").await, ["1"]);
+    client.batch_execute("COMMIT").await.unwrap();
 }
 
 /// Functions and views go where the catalogs say, soon after they come to be.

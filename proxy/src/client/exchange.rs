@@ -97,7 +97,11 @@ impl Client {
         again: bool,
     ) -> Result<Outcome, Gone> {
         let Some(mut server) = self.servers.remove(&node) else { return Ok(Outcome::Elsewhere(segment)) };
-        let mut flow = Flow::new(&segment, again && self.session.is_repeatable(&segment));
+        // In a transaction on a standby it is repeated by moving all of it.
+        let in_reading = self.session.tx_node() == Some(node) && server.role == Role::Standby;
+        let repeatable = self.session.is_repeatable(&segment)
+            || (in_reading && segment.suits_reader() && segment.route == Route::Read && segment.ended);
+        let mut flow = Flow::new(&segment, again && repeatable);
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         flow.segment = Some(segment);
@@ -258,9 +262,10 @@ impl Client {
             Err(error) => return Err(End::ClientProtocol(error)),
         }
         let segment = std::mem::take(&mut self.segment);
+        let in_reading = self.session.tx_node().is_some() || flow.batch.opens;
         let fits = server.role != Role::Standby
-            || segment.route != Route::Primary
-            || self.session.tx_node().is_some()
+            || segment.suits_reader()
+            || (segment.route != Route::Primary && !in_reading)
             || flow.reply.failed();
         if fits {
             flow.batch.extend(&segment);
@@ -379,6 +384,7 @@ impl Client {
             self.shared.cluster.avoid(server.node);
         }
         if flow.reply.is_replaceable()
+            && self.session.tx_node().is_none()
             && let Some(segment) = flow.segment.take()
         {
             return Ok(Outcome::Elsewhere(segment));

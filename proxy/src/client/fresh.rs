@@ -17,7 +17,7 @@ const PAUSE_MIN: Duration = Duration::from_micros(250);
 const PAUSE_MAX: Duration = Duration::from_millis(5);
 
 impl Client {
-    fn consistency(&self) -> Consistency {
+    pub(super) fn consistency(&self) -> Consistency {
         self.session.consistency(self.shared.config.read_consistency)
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use pgherd_common::NodeId;
 
-use crate::session::{Segment, Wanted};
+use crate::session::{Consistency, Segment, Wanted};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
 
@@ -58,8 +58,17 @@ impl Client {
     }
 
     async fn run_somewhere(&mut self, segment: Segment) -> Result<(), Gone> {
-        let (mut segment, mut runs, mut on_primary) = (segment, 0, false);
+        // Each of its statements would have to see what was committed just before.
+        let at_once = segment.opens() && self.consistency() == Consistency::Global;
+        let (mut segment, mut runs, mut on_primary) = (segment, 0, at_once);
         loop {
+            if let Some(node) = self.reading_transaction()
+                && (on_primary || self.must_move(&segment))
+                && let Err(trouble) = self.move_transaction(node).await?
+            {
+                self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
+                return Ok(());
+            }
             let wanted = match self.session.wanted(&segment) {
                 Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,

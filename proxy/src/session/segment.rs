@@ -49,6 +49,10 @@ pub struct Segment {
     pub(super) may_commit: bool,
     /// Whether a rollback is among the statements.
     pub(super) ends_tx: bool,
+    /// A transaction block is opened in it.
+    pub(super) opens: bool,
+    /// Something in it is neither a read nor the end of a transaction, or leaves something behind in it.
+    impure: bool,
     /// Whether all statements so far only open a transaction block; `None` before the first.
     begins: Option<bool>,
     /// Whether all statements so far only roll back; `None` before the first.
@@ -78,6 +82,8 @@ impl Default for Segment {
             uses: vec![],
             may_commit: false,
             ends_tx: false,
+            opens: false,
+            impure: false,
             begins: None,
             rolls_back: None,
             show: None,
@@ -139,6 +145,16 @@ impl Segment {
         self.ended && (self.parts.len() == 1 || self.ends_with_sync())
     }
 
+    /// Whether a transaction on a standby can hold it, and still go on elsewhere behind it.
+    pub fn suits_reader(&self) -> bool {
+        !self.impure && self.route != Route::Primary
+    }
+
+    /// Whether a transaction block is opened in it.
+    pub fn opens(&self) -> bool {
+        self.opens
+    }
+
     /// Whether all it does is to open a transaction block.
     pub(super) fn only_begins(&self) -> bool {
         self.begins == Some(true)
@@ -153,6 +169,10 @@ impl Segment {
         // What stands beside a rollback is not undone by it.
         self.may_commit |= self.rolls_back.is_some() && (self.ends_tx || verdict.rolls_back);
         self.ends_tx |= verdict.rolls_back;
+        self.opens |= verdict.begins;
+        let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
+        let reads = verdict.route == Route::Read && verdict.effects.is_empty();
+        self.impure |= !reads && (verdict.effects.is_empty() || !verdict.effects.iter().all(ends));
         self.begins = Some(verdict.begins && self.begins.unwrap_or(true));
         self.rolls_back = Some(verdict.rolls_back && self.rolls_back.unwrap_or(true));
         self.route = self.route.together(verdict.route);
@@ -228,7 +248,9 @@ impl Session {
             }
             b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
             b'B' => {
-                let (_, name) = frontend::bind(payload).map_err(malformed)?;
+                let (portal, name) = frontend::bind(payload).map_err(malformed)?;
+                // It may be asked for more rows later.
+                segment.impure |= !portal.is_empty();
                 let name = name.to_owned();
                 match self.statements.find(&name) {
                     Some(definition) => {

@@ -2,6 +2,7 @@
 
 use sqlparser::ast::{
     ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, Reset, Set, Statement,
+    TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -53,7 +54,9 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
         statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect();
     let mut all = Verdict::plain(Route::Neutral);
     for verdict in verdicts {
-        all.route = all.route.together(verdict.route);
+        // What comes behind BEGIN in one text is not looked at one by one.
+        let route = if verdict.begins { Route::Primary } else { verdict.route };
+        all.route = all.route.together(route);
         all.effects.extend(verdict.effects);
         all.uses.extend(verdict.uses);
         if let Some(names) = verdict.defines {
@@ -155,10 +158,9 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
             let effects = Walk::through(statement, facts).lasting_effects();
             Verdict { effects, ..Verdict::plain(route) }
         }
-        // Read-only ones, too: what comes in it may be more than a read, and a standby has no
-        // serializable transactions, no locks that others see, and no way back.
-        Statement::StartTransaction { statements, .. } if statements.is_empty() => {
-            Verdict { begins: true, ..Verdict::plain(Route::Primary) }
+        Statement::StartTransaction { modes, statements, modifier: None, .. } if statements.is_empty() => {
+            let route = if may_run_on_a_standby(modes) { Route::Read } else { Route::Primary };
+            Verdict { begins: true, ..Verdict::plain(route) }
         }
         Statement::Commit { .. } => Verdict { may_commit: true, ..neutral(Effect::Commit) },
         Statement::Rollback { savepoint: None, .. } => {
@@ -210,6 +212,22 @@ fn keeps_connection(statement: &Statement) -> bool {
         Statement::Declare { stmts } => stmts.iter().any(|cursor| cursor.hold == Some(true)),
         _ => false,
     }
+}
+
+/// Read-only transactions that see what was committed before each of their statements: such a one can go
+/// on elsewhere when a standby cannot serve it any further. One with a snapshot of its own cannot.
+fn may_run_on_a_standby(modes: &[TransactionMode]) -> bool {
+    const READ_ONLY: TransactionMode = TransactionMode::AccessMode(TransactionAccessMode::ReadOnly);
+    let fits = |mode: &TransactionMode| match mode {
+        TransactionMode::AccessMode(access) => *access == TransactionAccessMode::ReadOnly,
+        TransactionMode::IsolationLevel(level) => {
+            matches!(
+                level,
+                TransactionIsolationLevel::ReadCommitted | TransactionIsolationLevel::ReadUncommitted
+            )
+        }
+    };
+    modes.contains(&READ_ONLY) && modes.iter().all(fits)
 }
 
 fn neutral(effect: Effect) -> Verdict {

@@ -201,12 +201,24 @@ fn what_touches_no_data_may_run_anywhere() {
 }
 
 #[test]
-fn read_only_transactions_run_on_the_primary() {
+fn read_only_transactions_run_on_standbys_unless_they_keep_a_snapshot() {
     for sql in [
         "BEGIN READ ONLY",
         "START TRANSACTION READ ONLY",
+        "BEGIN WORK READ ONLY;",
+        "BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY",
+    ] {
+        assert_eq!(route(sql), Route::Read, "{sql}");
+        assert!(verdict(sql).begins, "{sql}");
+    }
+    for sql in [
+        "BEGIN",
+        "BEGIN READ ONLY, READ WRITE",
         "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
+        "BEGIN READ ONLY DEFERRABLE",
         "BEGIN READ ONLY; SELECT 1; COMMIT",
+        "SELECT 1; BEGIN READ ONLY",
     ] {
         assert_eq!(route(sql), Route::Primary, "{sql}");
     }

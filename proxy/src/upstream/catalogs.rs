@@ -9,7 +9,7 @@ use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeName, Topology};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 
 use crate::config::{Auth, ServerTls};
 use crate::control::{Cluster, lock};
@@ -37,7 +37,7 @@ const DATABASES_MAX: usize = 200;
 /// A database with more functions, or more views and the like, is not looked into.
 const ROWS_MAX: usize = 50_000;
 
-/// Texts above this size are not looked into.
+/// Long texts of functions are not looked into.
 const FUNCTIONS: &str = "SELECT p.oid, n.nspname, p.proname, p.provolatile, l.lanname, \
      CASE WHEN n.nspname = 'pg_catalog' THEN '' \
           WHEN length(p.prosrc) > 65536 OR to_jsonb(p) ->> 'prosqlbody' IS NOT NULL THEN NULL \
@@ -262,14 +262,28 @@ impl Catalogs {
         config.application_name("pgherd_proxy");
         config.options("-c search_path=pg_catalog -c statement_timeout=10s");
         let (client, connection) = line.log_in(&mut config).await?;
-        let answers =
-            futures_util::future::try_join(client.query(FUNCTIONS, &[]), client.query(RELATIONS, &[])).await;
+        let rows = read_rows(&client).await;
         drop(client);
         connection.abort();
-        let (functions, relations) = answers?;
-        let functions = functions.iter().map(function).collect::<Result<_, _>>()?;
-        Ok((functions, relations.iter().map(relation).collect::<Result<_, _>>()?))
+        rows
     }
+}
+
+async fn read_rows(client: &Client) -> Result<(Vec<FunctionRow>, Vec<RelationRow>), tokio_postgres::Error> {
+    let (functions, relations) =
+        futures_util::future::try_join(client.query(FUNCTIONS, &[]), client.query(RELATIONS, &[])).await?;
+    let functions = functions.iter().map(function).collect::<Result<_, _>>()?;
+    Ok((functions, relations.iter().map(relation).collect::<Result<_, _>>()?))
+}
+
+/// What the catalogs of the database that `client` is connected to say, as the proxy reads them.
+///
+/// # Errors
+///
+/// The server's, or the connection's.
+pub async fn read_facts(client: &Client) -> Result<Facts, tokio_postgres::Error> {
+    let (functions, relations) = read_rows(client).await?;
+    Ok(Facts::of(&functions, &relations))
 }
 
 fn function(row: &Row) -> Result<FunctionRow, tokio_postgres::Error> {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Route, Verdict};
+use crate::sql::{Effect, Route, Verdict, Why};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
@@ -91,6 +91,7 @@ pub struct Session {
     pinned: bool,
     /// Something is on its primary connection that only it may have.
     kept: bool,
+    why_kept: Option<Why>,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -149,6 +150,11 @@ impl Session {
     /// Whether its connection to the primary is for it alone.
     pub fn is_kept(&self) -> bool {
         self.kept || self.pinned
+    }
+
+    /// Why that is so; the first reason counts.
+    pub fn why_kept(&self) -> Option<Why> {
+        self.is_kept().then(|| self.why_kept.unwrap_or(Why::Unknown))
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -422,6 +428,7 @@ impl Session {
             match effect {
                 Effect::Pin => self.pinned = true,
                 Effect::Keep => self.kept = true,
+                Effect::Because(why) => self.why_kept = self.why_kept.or(Some(*why)),
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
@@ -449,7 +456,7 @@ impl Session {
             Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
             Effect::Keep => self.kept = true,
-            Effect::Terminate | Effect::LazyCommits | Effect::Logins(_) => {}
+            Effect::Terminate | Effect::LazyCommits | Effect::Because(_) | Effect::Logins(_) => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -464,6 +471,7 @@ impl Session {
                 self.settings.discard_all();
                 self.pinned = false;
                 self.kept = false;
+                self.why_kept = None;
             }
         }
     }

@@ -1,11 +1,14 @@
 //! The proxy's own answers to `SHOW`: tables of texts.
 
+mod pools;
+
 use std::sync::atomic::Ordering;
 
 use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeId, Topology};
 
 use crate::control::{Cluster, LinkState};
+use crate::pool::Pool;
 use crate::routing::{self, Shares};
 use crate::sql::Show;
 
@@ -53,13 +56,21 @@ const POOL_NODES: &[&str] = &[
 ];
 
 /// Answers `show` for a session whose last read went to `last_read`.
-pub(crate) fn answer(show: Show, cluster: &Cluster, shares: &Shares, last_read: Option<NodeId>) -> Table {
+pub(crate) fn answer(
+    show: Show,
+    cluster: &Cluster,
+    pool: &Pool,
+    shares: &Shares,
+    last_read: Option<NodeId>,
+) -> Table {
     let topology = cluster.topology();
     match show {
         Show::PoolVersion => {
             let version = format!("pgherd-proxy {}", env!("CARGO_PKG_VERSION"));
             Table { columns: &["pool_version"], rows: vec![vec![version]] }
         }
+        Show::Clients => pools::clients(pool),
+        Show::Pools => pools::pools(pool),
         Show::Topology => {
             Table { columns: &["item", "value"], rows: topology_rows(cluster, topology.as_deref()) }
         }
@@ -220,7 +231,17 @@ fn topology_rows(cluster: &Cluster, topology: Option<&Topology>) -> Vec<Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{PoolMode, Pooling};
+    use crate::pool::Account;
     use crate::routing::tests::{topology, up};
+    use crate::upstream::Login;
+
+    fn pool() -> Pool {
+        let long = std::time::Duration::from_secs(60);
+        let (queue_timeout, server_idle_timeout, server_lifetime) = (long, long, long);
+        let mode = PoolMode::Auto;
+        Pool::new(Pooling { mode, size: 2, queue_timeout, server_idle_timeout, server_lifetime })
+    }
 
     #[test]
     fn pool_nodes_has_pgpools_columns() {
@@ -229,7 +250,7 @@ mod tests {
         detached.attached = false;
         cluster.offer(topology(1, Some(1), vec![up(1), detached, up(3)]));
         let shares = Shares { primary_weight: 2, ..Shares::default() };
-        let table = answer(Show::PoolNodes, &cluster, &shares, Some(NodeId(3)));
+        let table = answer(Show::PoolNodes, &cluster, &pool(), &shares, Some(NodeId(3)));
         assert_eq!((table.columns.len(), table.rows.len()), (14, 3));
         assert!(table.rows.iter().all(|row| row.len() == 14));
         let column = |name: &str| table.columns.iter().position(|column| *column == name).unwrap();
@@ -245,8 +266,14 @@ mod tests {
     fn every_table_is_as_wide_as_its_head() {
         let cluster = Cluster::new("demo".parse().unwrap());
         cluster.offer(topology(1, None, vec![up(1)]));
-        for show in [Show::Nodes, Show::PoolNodes, Show::PoolVersion, Show::Topology] {
-            let table = answer(show, &cluster, &Shares::default(), None);
+        let pool = pool();
+        let account = std::sync::Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None }));
+        pool.enter(&account);
+        pool.place(NodeId(1), &account);
+        let every =
+            [Show::Nodes, Show::PoolNodes, Show::PoolVersion, Show::Topology, Show::Clients, Show::Pools];
+        for show in every {
+            let table = answer(show, &cluster, &pool, &Shares::default(), None);
             assert!(!table.rows.is_empty());
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{show:?}");
         }

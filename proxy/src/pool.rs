@@ -6,6 +6,7 @@
 
 mod keep;
 mod shelf;
+mod view;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,6 +25,7 @@ use crate::wire::password::Credentials;
 pub(crate) use keep::keep;
 pub(crate) use shelf::ClientId;
 use shelf::{Found, Resting, Shelf};
+pub(crate) use view::{ClientRow, ClientState, PlaceRow};
 
 /// As whom connections are opened. Connections are shared only where all of it is the same: it decides
 /// what `RESET` gives back.
@@ -53,6 +55,9 @@ impl Account {
         &self.database
     }
 }
+
+/// What a place is known by: a node, a user and a database.
+type Key = (NodeId, String, String);
 
 /// What makes connections of one place interchangeable.
 type Kind = (Role, Arc<Account>);
@@ -141,10 +146,11 @@ impl Place {
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) limits: Pooling,
-    places: Mutex<BTreeMap<(NodeId, String, String), Arc<Place>>>,
+    places: Mutex<BTreeMap<Key, Arc<Place>>>,
     /// How often it changed what a login gets.
     epoch: AtomicU64,
-    clients: AtomicU64,
+    last_client: AtomicU64,
+    clients: Mutex<BTreeMap<ClientId, (Arc<Account>, ClientState)>>,
     /// Statements that run and want no connection to a database they name.
     evictions: Mutex<Vec<Arc<str>>>,
 }
@@ -168,15 +174,18 @@ impl Pool {
             limits,
             places: Mutex::default(),
             epoch: AtomicU64::new(0),
-            clients: AtomicU64::new(0),
+            last_client: AtomicU64::new(0),
+            clients: Mutex::default(),
             evictions: Mutex::default(),
         }
     }
 
     /// A client comes.
-    pub(crate) fn enter(&self) -> ClientId {
+    pub(crate) fn enter(&self, account: &Arc<Account>) -> ClientId {
         // 0 is nobody.
-        self.clients.fetch_add(1, Ordering::Relaxed) + 1
+        let id = self.last_client.fetch_add(1, Ordering::Relaxed) + 1;
+        lock(&self.clients).insert(id, (account.clone(), ClientState::default()));
+        id
     }
 
     /// Whether connections go from client to client between transactions.
@@ -267,6 +276,7 @@ impl Pool {
 
     /// A client is gone: what it claimed is for everybody, once nothing of it is left there.
     pub(crate) fn leave(self: &Arc<Self>, client: ClientId, topology: Option<&Arc<Topology>>) {
+        lock(&self.clients).remove(&client);
         for place in self.all() {
             let left = lock(&place.shelf).remove(|resting| resting.claim == Some(client));
             for mut server in left {

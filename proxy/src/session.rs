@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Facts, Route, Standing, Verdict};
+use crate::sql::{Effect, Facts, Route, Standing, Verdict, Why};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
@@ -95,6 +95,7 @@ pub struct Session {
     redefined: bool,
     /// Something is on its primary connection that only it may have.
     kept: bool,
+    why_kept: Option<Why>,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -171,6 +172,11 @@ impl Session {
     /// Whether its connection to the primary is for it alone.
     pub fn is_kept(&self) -> bool {
         self.kept || self.is_pinned()
+    }
+
+    /// Why that is so; the first reason counts.
+    pub fn why_kept(&self) -> Option<Why> {
+        self.is_kept().then(|| self.why_kept.unwrap_or(Why::Unknown))
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -456,6 +462,7 @@ impl Session {
                 Effect::Pin => self.pinned = true,
                 Effect::Suspect(name) => self.suspect(name),
                 Effect::Keep => self.kept = true,
+                Effect::Because(why) => self.why_kept = self.why_kept.or(Some(*why)),
                 Effect::Commit if was_failed => self.settings.rollback(),
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
@@ -484,7 +491,7 @@ impl Session {
             Effect::Pin => self.pinned = true,
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
-            Effect::Terminate | Effect::LazyCommits | Effect::Logins(_) => {}
+            Effect::Terminate | Effect::LazyCommits | Effect::Because(_) | Effect::Logins(_) => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -500,6 +507,7 @@ impl Session {
                 self.pinned = false;
                 self.suspects.clear();
                 self.kept = false;
+                self.why_kept = None;
             }
         }
     }

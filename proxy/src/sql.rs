@@ -12,11 +12,13 @@ mod logins;
 mod settings;
 mod show;
 mod walk;
+mod why;
 
 pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
 pub use show::Show;
+pub use why::Why;
 
 /// Where a text may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub enum Effect {
     Terminate,
     /// State came to be on this connection that only this session may have; reads may still go elsewhere.
     Keep,
+    /// The likely reason for [`Effect::Keep`] or [`Effect::Pin`] beside it.
+    Because(Why),
     /// What a login gets changes. The text is given where it concerns whole databases.
     Logins(Option<String>),
     /// State came to be that cannot be had on another server: the session stays with the primary.

@@ -11,7 +11,8 @@ impl Client {
     /// Answers a segment that asks for `show`.
     pub(super) fn answer(&mut self, show: Show, segment: &Segment) {
         let shares = &self.shared.config.shares;
-        let table = admin::answer(show, &self.shared.cluster, shares, self.session.last_read());
+        let (cluster, pool) = (&self.shared.cluster, &self.shared.pool);
+        let table = admin::answer(show, cluster, pool, shares, self.session.last_read());
         self.session.on_answered(segment);
         for (tag, about_statement) in segment.messages() {
             self.answer_message(tag, about_statement, &table);

@@ -27,7 +27,7 @@ impl Client {
         if self.segment.is_empty() {
             self.pipe.shrink();
         }
-        self.give_back();
+        self.rest();
         if *self.stopping.borrow() && self.segment.is_empty() {
             return Err(Gone::Trouble(Trouble::ShuttingDown));
         }

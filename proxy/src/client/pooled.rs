@@ -4,11 +4,12 @@ use pgherd_common::NodeId;
 use pgherd_common::topology::Backend;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::pool::{Lease, Taken, Turn};
+use crate::pool::{ClientState, Lease, Taken, Turn};
 use crate::session::LARGE;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, Server, connect};
+use crate::wire::backend::TxStatus;
 
 use super::state::{Client, Gone};
 
@@ -51,6 +52,7 @@ impl Client {
         }
         // Two that wait for each other's would wait for good.
         self.let_go().await;
+        self.note("waiting");
         self.pipe.flush().await?;
         let (begun, patience) = (Instant::now(), self.shared.pool.limits.queue_timeout);
         let slot = self.slot.clone();
@@ -75,6 +77,7 @@ impl Client {
             }
         };
         *deadline += begun.elapsed();
+        self.note("active");
         Ok(queued)
     }
 
@@ -144,6 +147,19 @@ impl Client {
         None
     }
 
+    /// Tells people what it is at.
+    pub(super) fn note(&self, phase: &'static str) {
+        let (connections, kept_by) = (self.servers.len(), self.session.why_kept());
+        self.shared.pool.note(self.id, ClientState { phase, connections, kept_by });
+    }
+
+    /// It comes to rest until the client says something.
+    pub(super) fn rest(&mut self) {
+        self.give_back();
+        let open = self.session.status() != TxStatus::Idle;
+        self.note(if open { "idle in transaction" } else { "idle" });
+    }
+
     /// Gives back what this client can do without until its next statement.
     pub(super) fn give_back(&mut self) {
         if !self.shared.pool.is_shared() {
@@ -162,7 +178,7 @@ impl Client {
     fn may_give_back(&self, server: &Server) -> bool {
         let pinned = self.session.is_kept() && matches!(server.role, Role::Primary(_));
         let owed = self.owed.is_some_and(|(node, _)| node == server.node);
-        let busy = server.position_asked || !server.pipe.input.is_empty() || !server.pipe.output.is_empty();
+        let busy = server.position_asked || !server.pipe.input.is_empty() || server.pipe.has_output();
         server.at_rest && !pinned && !owed && !busy && self.session.tx_node() != Some(server.node)
     }
 

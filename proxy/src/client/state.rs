@@ -67,10 +67,10 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
-        let account = Account::new(&admitted.user, &admitted.login);
+        let account = Arc::new(Account::new(&admitted.user, &admitted.login));
         Self {
-            id: shared.pool.enter(),
-            account: Arc::new(account),
+            id: shared.pool.enter(&account),
+            account,
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
             shared,

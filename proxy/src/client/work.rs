@@ -18,6 +18,7 @@ impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
     pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
         self.reap();
+        self.note("active");
         if self.is_envied() && self.session.tx_node().is_none() {
             self.let_go().await;
         }

@@ -57,6 +57,11 @@ impl<T, K: PartialEq> Shelf<T, K> {
         self.resting.len()
     }
 
+    /// How many of them somebody claims.
+    pub(crate) fn claimed(&self) -> usize {
+        self.resting.iter().filter(|resting| resting.claim.is_some()).count()
+    }
+
     /// What `client` gets. `room`: another connection may be opened without closing one.
     pub(crate) fn take(&mut self, client: ClientId, kind: &K, room: bool) -> Found<T> {
         let own = |resting: &Resting<T, K>| resting.kind == *kind && resting.claim == Some(client);

@@ -12,6 +12,7 @@ use super::logins;
 use super::settings::same_everywhere;
 use super::show::Show;
 use super::walk::{Walk, only_sets_config, relation_reads};
+use super::why;
 use super::{Effect, Route, Verdict};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
@@ -27,6 +28,9 @@ pub fn classify(sql: &[u8], facts: &Facts) -> Verdict {
     }
     if let Ok(text) = std::str::from_utf8(sql) {
         verdict.effects.extend(logins::changed_by(text));
+        if verdict.effects.iter().any(|effect| matches!(effect, Effect::Pin | Effect::Keep)) {
+            verdict.effects.push(Effect::Because(why::why(text)));
+        }
     }
     verdict
 }

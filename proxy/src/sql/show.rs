@@ -9,6 +9,10 @@ pub enum Show {
     PoolNodes,
     /// The proxy's version, as Pgpool-II words it.
     PoolVersion,
+    /// Clients with what they are at.
+    Clients,
+    /// Server connections by node, user and database.
+    Pools,
     /// The topology in effect and where it comes from.
     Topology,
 }
@@ -28,6 +32,8 @@ impl Show {
             "nodes" => Some(Self::Nodes),
             "pool_nodes" => Some(Self::PoolNodes),
             "pool_version" => Some(Self::PoolVersion),
+            "clients" => Some(Self::Clients),
+            "pools" => Some(Self::Pools),
             "topology" => Some(Self::Topology),
             _ => None,
         }

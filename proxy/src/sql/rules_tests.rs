@@ -77,7 +77,7 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("SELECT * FROM pg_prepared_xacts", Primary, &[]),
     ("SELECT * FROM pg_stat_replication", Primary, &[Effect::Pin]),
     ("SELECT last_value FROM s", Primary, &[]),
-    ("SELECT nextval('s'), setval('s', 1), currval('s')", Primary, &[]),
+    ("SELECT nextval('s'), setval('s', 1), currval('s')", Primary, &[Effect::Keep]),
     ("SELECT now(), version(), current_setting('work_mem')", Read, &[]),
     ("SELECT current_setting('port')", Primary, &[]),
     ("SELECT * FROM t TABLESAMPLE BERNOULLI (1) REPEATABLE (2)", Read, &[]),
@@ -91,7 +91,7 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("SELECT pg_try_advisory_lock_shared(1)", Primary, &[Effect::Pin]),
     ("SELECT pg_advisory_xact_lock(1)", Primary, &[]),
     ("SELECT pg_notify('a', 'b')", Primary, &[]),
-    ("LISTEN a", Primary, &[]),
+    ("LISTEN a", Primary, &[Effect::Keep]),
     ("UNLISTEN *", Primary, &[]),
     ("NOTIFY a, 'b'", Primary, &[]),
     // Several statements in one text run where the most demanding one has to.
@@ -99,12 +99,12 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("SELECT 1; INSERT INTO t VALUES (1)", Primary, &[]),
     ("SELECT 1; BEGIN; SELECT 2; COMMIT", Primary, &[Effect::Commit]),
     // Prepared statements and cursors of SQL.
-    ("PREPARE x AS SELECT 1", Primary, &[]),
-    ("PREPARE x AS DELETE FROM t", Primary, &[]),
+    ("PREPARE x AS SELECT 1", Primary, &[Effect::Keep]),
+    ("PREPARE x AS DELETE FROM t", Primary, &[Effect::Keep]),
     ("EXECUTE x", Primary, &[]),
     ("DEALLOCATE PREPARE ALL", Primary, &[Effect::DeallocateAll]),
     ("DECLARE c CURSOR FOR SELECT 1", Primary, &[]),
-    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Primary, &[]),
+    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Primary, &[Effect::Keep]),
     ("FETCH ALL FROM c", Primary, &[]),
     ("MOVE FORWARD 2 FROM c", Primary, &[]),
     ("CLOSE ALL", Primary, &[]),
@@ -154,7 +154,12 @@ const RULES: &[(&str, Route, &[Effect])] = &[
 fn every_kind_of_statement_goes_where_it_belongs() {
     let wrong: Vec<String> = RULES
         .iter()
-        .map(|(sql, route, effects)| (sql, route, effects, verdict(sql)))
+        .map(|(sql, route, effects)| {
+            let mut found = verdict(sql);
+            // Why it pins or keeps is told, and tested, elsewhere.
+            found.effects.retain(|effect| !matches!(effect, Effect::Because(_)));
+            (sql, route, effects, found)
+        })
         .filter(|(_, route, effects, found)| found.route != **route || found.effects != **effects)
         .map(|(sql, route, effects, found)| {
             format!("{sql}: {:?} {:?} instead of {route:?} {effects:?}", found.route, found.effects)

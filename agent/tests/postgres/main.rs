@@ -437,6 +437,7 @@ async fn what_an_unfinished_promotion_left_is_not_followed() {
     n1.instance.fence().await.unwrap();
     n3.instance.fence().await.unwrap();
     n2.instance.promote().await.unwrap();
+    n2.instance.align_slots(&["n3".parse().unwrap()].into(), false).await.unwrap();
     // n3 was being promoted, to the same number, and died before it was a primary.
     let left = n3.settings.data_dir.join("pg_wal/00000002.history");
     std::fs::write(&left, "1\t0/1000028\tno recovery target specified\n").unwrap();

@@ -1,11 +1,14 @@
 //! A connection to a server, logged in.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Buf;
 use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
+use tokio::time::timeout;
 
 use crate::control::Counts;
 use crate::pipe::Pipe;
@@ -146,8 +149,17 @@ impl Server {
         self.pipe.output.clear();
         frontend::put_terminate(&mut self.pipe.output);
         tokio::spawn(async move {
+            let goodbye = async {
+                self.pipe.flush().await?;
+                // What it still answers is heard to its end: a broken pipe would be fatal to it, and logged.
+                loop {
+                    self.pipe.input.clear();
+                    self.pipe.fill().await?;
+                }
+            };
+            let heard: Result<io::Result<Infallible>, _> = timeout(Duration::from_secs(1), goodbye).await;
             // A server that is gone needs no goodbye.
-            drop(tokio::time::timeout(std::time::Duration::from_secs(1), self.pipe.flush()).await);
+            drop(heard);
         });
     }
 }

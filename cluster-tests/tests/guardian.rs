@@ -76,7 +76,8 @@ async fn a_killed_worker_costs_nothing() -> TestResult {
         assert_eq!(cluster.node(node).postmaster(), postmaster);
     }
     assert_eq!(cluster.status().await?.generation, generation, "nobody changed the primary");
-    Ok(cluster.finish(&["panicked", "RUST_BACKTRACE"])?)
+    // The session of a worker that was killed while it asked something.
+    Ok(cluster.finish(&["panicked", "RUST_BACKTRACE", "connection to client lost"])?)
 }
 
 #[tokio::test]
@@ -138,7 +139,8 @@ async fn a_worker_killed_with_its_postmaster_leads_to_a_failover() -> TestResult
     figure("outage after SIGKILL of worker and postmaster", outcome.longest_gap);
     assert!(outcome.longest_gap < Duration::from_millis(1500), "{outcome:?}");
     assert_eq!(cluster.status().await?.generation, generation + 1);
-    Ok(cluster.finish(&[])?)
+    // The session of the worker, killed while it asked something.
+    Ok(cluster.finish(&["connection to client lost"])?)
 }
 
 #[tokio::test]
@@ -178,7 +180,7 @@ async fn without_agent_and_guardian_the_primary_stays_and_is_called_unguarded() 
     cluster.node_mut("server1").agent.start()?;
     cluster.until_healthy(SOON).await?;
     assert_eq!(postmaster(&cluster, "server1")?, primary);
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&["connection to client lost"])?)
 }
 
 fn guardian(cluster: &Cluster, node: &str) -> Result<u32, Failure> {
@@ -216,7 +218,7 @@ async fn a_guardian_that_hangs_alone_changes_nothing() -> TestResult {
     assert_eq!(postmaster(&cluster, "server1")?, primary);
     assert_eq!(cluster.node("server1").worker(), Some(worker));
     assert_eq!(cluster.status().await?.generation, generation);
-    Ok(cluster.finish(&["the guardian of this agent hangs"])?)
+    Ok(cluster.finish(&["the guardian of this agent hangs", "connection to client lost"])?)
 }
 
 #[tokio::test]
@@ -256,7 +258,7 @@ async fn an_agent_that_hangs_as_a_whole_never_makes_two_primaries() -> TestResul
     let outcome = writer.finish(&cluster).await?;
     assert_undisturbed(&outcome, "agent hung");
     figure("outage after a whole agent hung", outcome.longest_gap);
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&["connection to client lost"])?)
 }
 
 /// What the kernel was asked for: who is to die for want of memory, and who runs first.
@@ -355,5 +357,5 @@ async fn an_agent_whose_disk_breaks_hands_its_primary_to_nobody() -> TestResult 
     assert!(told, "the agent says why");
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.duplicated.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
-    Ok(cluster.finish(&["Read-only file system", "raft has stopped"])?)
+    Ok(cluster.finish(&["Read-only file system", "raft has stopped", "connection to client lost"])?)
 }

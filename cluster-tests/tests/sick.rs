@@ -155,7 +155,8 @@ async fn servers_that_hang_storm_or_promote_themselves_are_dealt_with() -> TestR
     assert_eq!(cluster.writable().await, [next]);
     assert_eq!(cluster.status().await?.generation, generation + 2);
     ends_at_each_start(&mut cluster, next).await?;
-    let expected = ["contains errors", "cannot rewind", "ended during its start"];
+    let expected =
+        ["connection to client lost", "contains errors", "cannot rewind", "ended during its start"];
     Ok(cluster.finish(&expected)?)
 }
 
@@ -252,5 +253,5 @@ async fn a_disk_that_is_full_or_broken_costs_the_primary_its_role() -> TestResul
     assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
     // The broken disk, the rejoins that it refused, and sessions of the servers that were killed.
     let expected = ["Read-only file system", "No space left on device", "cannot rewind this node"];
-    Ok(cluster.finish(&expected)?)
+    Ok(cluster.finish(&[&expected[..], &["connection to client lost"]].concat())?)
 }

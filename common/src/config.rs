@@ -5,6 +5,7 @@
 //! them: what nobody asked for is unknown, and the record is what `docs/configuration.md` is checked
 //! against.
 
+mod setting;
 mod value;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+pub use setting::Setting;
 pub use value::{ByteSize, ConfigValue, Millis, Secret};
 
 /// Everything that is wrong with a configuration. Never empty when it is returned as an error.
@@ -64,6 +66,7 @@ pub struct KnownKey {
 pub struct Reader {
     problems: Problems,
     known: Vec<KnownKey>,
+    settings: Vec<Setting>,
 }
 
 /// One table of it. Ask for all keys, then call [`Section::finish`].
@@ -96,9 +99,20 @@ impl Reader {
         self.problems.add(path, what);
     }
 
+    fn know(&mut self, known: KnownKey) {
+        if !self.known.contains(&known) {
+            self.known.push(known);
+        }
+    }
+
     /// All keys that were asked for, for the documentation test.
     pub fn known_keys(&self) -> &[KnownKey] {
         &self.known
+    }
+
+    /// What was asked for, with what it came to, in the order in which it was asked for.
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
     }
 
     /// The result, if nothing is wrong.
@@ -116,7 +130,7 @@ impl Reader {
 impl Section {
     /// A value that must be there; `None` after the problem was reported.
     pub fn required<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
-        self.note(reader, key, T::KIND, None);
+        self.note::<T>(reader, key, None);
         if !self.values.contains_key(key) {
             reader.problems.add(&self.path_of(key), format!("missing; expected {}", T::KIND));
             return None;
@@ -126,13 +140,13 @@ impl Section {
 
     /// A value that may be left out.
     pub fn optional<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
-        self.note(reader, key, T::KIND, Some(String::new()));
+        self.note::<T>(reader, key, Some(String::new()));
         self.take(reader, key)
     }
 
     /// A value with a default, given as it would be written in TOML.
     pub fn or<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str, default: &str) -> Option<T> {
-        self.note(reader, key, T::KIND, Some(default.to_owned()));
+        self.note::<T>(reader, key, Some(default.to_owned()));
         if self.values.contains_key(key) {
             return self.take(reader, key);
         }
@@ -206,12 +220,53 @@ impl Section {
         }
     }
 
+    /// Tables whose names are free (`[databases.app]`), by their names.
+    pub fn named_tables(&mut self, reader: &mut Reader, key: &str) -> Vec<(String, Section)> {
+        let Some(section) = self.optional_table(reader, key) else { return Vec::new() };
+        let mut sections = Vec::new();
+        for (name, value) in section.values {
+            let path = format!("{}.{}", section.path, quoted(&name));
+            match value {
+                Value::Table(values) => {
+                    let pattern = format!("{}.NAME", section.pattern);
+                    sections.push((name, Section { path, pattern, values, asked: Vec::new() }));
+                }
+                other => {
+                    let found = other.type_str();
+                    reader.problems.add(&path, format!("expected a table [{path}], found a {found}"));
+                }
+            }
+        }
+        sections
+    }
+
+    /// A section like those of [`Self::named_tables`] that holds nothing.
+    pub fn blank_named(&self, key: &str) -> Section {
+        Section {
+            path: format!("{}.NAME", join(&self.path, key)),
+            pattern: format!("{}.NAME", join(&self.pattern, key)),
+            values: Table::new(),
+            asked: Vec::new(),
+        }
+    }
+
     /// Names and values of a table whose keys are free (`weights.NODE = 2`).
     pub fn map<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> BTreeMap<String, T> {
-        self.note(reader, &format!("{key}.NAME"), T::KIND, Some(String::new()));
+        let known = format!("{key}.NAME");
+        self.asked.push(known.clone());
+        reader.know(KnownKey {
+            path: join(&self.pattern, &known),
+            kind: T::KIND,
+            default: Some(String::new()),
+        });
         let Some(mut section) = self.optional_table(reader, key) else { return BTreeMap::new() };
         let names: Vec<String> = section.values.keys().cloned().collect();
-        names.into_iter().filter_map(|name| Some((name.clone(), section.take(reader, &name)?))).collect()
+        let mut values = BTreeMap::new();
+        for name in names {
+            section.note_value::<T>(reader, &name, join(&self.pattern, &known), None);
+            values.extend(section.take(reader, &name).map(|value| (name, value)));
+        }
+        values
     }
 
     /// The key's full path, for messages about its value.
@@ -234,12 +289,23 @@ impl Section {
         Section { path: self.path_of(key), pattern: join(&self.pattern, key), values, asked: Vec::new() }
     }
 
-    fn note(&mut self, reader: &mut Reader, key: &str, kind: &'static str, default: Option<String>) {
+    fn note<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str, default: Option<String>) {
         self.asked.push(key.to_owned());
-        let known = KnownKey { path: join(&self.pattern, key), kind, default };
-        if !reader.known.contains(&known) {
-            reader.known.push(known);
-        }
+        let pattern = join(&self.pattern, key);
+        self.note_value::<T>(reader, key, pattern.clone(), default.clone());
+        reader.know(KnownKey { path: pattern, kind: T::KIND, default });
+    }
+
+    fn note_value<T: ConfigValue>(
+        &self,
+        reader: &mut Reader,
+        key: &str,
+        pattern: String,
+        default: Option<String>,
+    ) {
+        let given = self.values.get(key).map(Value::to_string);
+        let path = format!("{}.{}", self.path, quoted(key));
+        reader.settings.push(Setting::new(path, pattern, given, default, T::SECRET));
     }
 
     fn take<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {
@@ -250,6 +316,12 @@ impl Section {
             })
             .ok()
     }
+}
+
+/// A key as it stands in a file.
+fn quoted(key: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if !key.is_empty() && key.chars().all(plain) { key.to_owned() } else { format!("{key:?}") }
 }
 
 fn join(path: &str, key: &str) -> String {
@@ -327,6 +399,27 @@ mod tests {
             "timings.probe_interval: ",
         ] {
             assert!(text.contains(part), "{part} not in {text}");
+        }
+    }
+
+    #[test]
+    fn tables_have_whatever_names() {
+        let (mut reader, mut root) =
+            Reader::parse("[users.ann]\nage = 1\n[users.\"o'neil & co\"]\nage = 'x'\n[users]\nbob = 3\n");
+        let mut ages = Vec::new();
+        for (name, mut section) in root.named_tables(&mut reader, "users") {
+            let age: Option<u32> = section.optional(&mut reader, "age");
+            ages.push((name, age));
+            section.finish(&mut reader);
+        }
+        root.finish(&mut reader);
+        assert_eq!(ages, [("ann".to_owned(), Some(1)), ("o'neil & co".to_owned(), None)]);
+        assert_eq!(reader.known_keys()[0].path, "users.NAME.age");
+        let paths: Vec<&str> = reader.settings().iter().map(Setting::path).collect();
+        assert_eq!(paths, ["users.ann.age", "users.\"o'neil & co\".age"]);
+        let problems = reader.finish::<()>(None).unwrap_err().to_string();
+        for part in ["users.bob: expected a table", "users.\"o'neil & co\".age: found string"] {
+            assert!(problems.contains(part), "{part} not in {problems}");
         }
     }
 

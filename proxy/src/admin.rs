@@ -1,15 +1,21 @@
-//! The proxy's own answers to `SHOW`: tables of texts.
+//! What the proxy says of itself, and what administrators may do with it: tables of texts, and commands.
 
+pub(crate) mod command;
 mod pools;
+pub(crate) mod reload;
+mod settings;
 
 use std::sync::atomic::Ordering;
 
 use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeId, Topology};
 
+use crate::clients::Clients;
+use crate::config::{Change, Config};
 use crate::control::{Cluster, LinkState};
+use crate::pauses::Pauses;
 use crate::pool::Pool;
-use crate::routing::{self, Shares};
+use crate::routing;
 use crate::sql::Show;
 
 /// An answer.
@@ -55,34 +61,85 @@ const POOL_NODES: &[&str] = &[
     "last_status_change",
 ];
 
-/// Answers `show` for a session whose last read went to `last_read`.
-pub(crate) fn answer(
-    show: Show,
-    cluster: &Cluster,
-    pool: &Pool,
-    shares: &Shares,
-    last_read: Option<NodeId>,
-) -> Table {
-    let topology = cluster.topology();
+const TOPOLOGY: &[&str] = &["item", "value"];
+
+const HELP: &[&str] = &["command", "meaning"];
+
+const HELP_ROWS: &[(&str, &str)] = &[
+    ("SHOW NODES", "the nodes, with what was sent to them"),
+    ("SHOW POOL_NODES", "the same in the columns of Pgpool-II"),
+    ("SHOW TOPOLOGY", "the topology in effect, and the links to the agents"),
+    ("SHOW CLIENTS", "who is connected, and what each of them is at"),
+    ("SHOW SERVERS", "the connections to servers"),
+    ("SHOW POOLS", "how many of them there are by node, user and database"),
+    ("SHOW STATS", "what was done, by database and user"),
+    ("SHOW CONFIG", "every key of the configuration"),
+    ("SHOW DATABASES", "what holds for databases"),
+    ("SHOW USERS", "what holds for users"),
+    ("SHOW VERSION", "the version of the proxy"),
+    ("SHOW POOL_VERSION", "the same in the words of Pgpool-II"),
+    ("SHOW HELP", "this list"),
+    ("PAUSE [database]", "waits until nothing runs, closes server connections; new work waits"),
+    ("RESUME [database]", "ends a pause"),
+    ("RELOAD", "reads the configuration file again; the answer tells what changed"),
+    ("KILL client_id", "ends a client's session; the number is that of SHOW CLIENTS"),
+];
+
+/// What answers are made of.
+pub(crate) struct Scope<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) pool: &'a Pool,
+    pub(crate) clients: &'a Clients,
+    pub(crate) pauses: &'a Pauses,
+    pub(crate) config: &'a Config,
+    /// Changes of the file that wait for a restart.
+    pub(crate) waiting: &'a [Change],
+    /// Where the session's last read went.
+    pub(crate) last_read: Option<NodeId>,
+}
+
+/// The columns of the answer to `show`.
+pub(crate) fn columns(show: Show) -> &'static [&'static str] {
     match show {
-        Show::PoolVersion => {
-            let version = format!("pgherd-proxy {}", env!("CARGO_PKG_VERSION"));
-            Table { columns: &["pool_version"], rows: vec![vec![version]] }
-        }
-        Show::Clients => pools::clients(pool),
-        Show::Pools => pools::pools(pool),
-        Show::Topology => {
-            Table { columns: &["item", "value"], rows: topology_rows(cluster, topology.as_deref()) }
-        }
-        Show::Nodes => Table {
-            columns: NODES,
-            rows: each_node(cluster, topology.as_deref(), shares, last_read, node_row),
-        },
-        Show::PoolNodes => Table {
-            columns: POOL_NODES,
-            rows: each_node(cluster, topology.as_deref(), shares, last_read, pool_row),
-        },
+        Show::Nodes => NODES,
+        Show::PoolNodes => POOL_NODES,
+        Show::PoolVersion => &["pool_version"],
+        Show::Version => &["version"],
+        Show::Clients => pools::CLIENTS,
+        Show::Servers => pools::SERVERS,
+        Show::Pools => pools::POOLS,
+        Show::Stats => pools::STATS,
+        Show::Config => settings::CONFIG,
+        Show::Databases => settings::DATABASES,
+        Show::Users => settings::USERS,
+        Show::Topology => TOPOLOGY,
+        Show::Help => HELP,
     }
+}
+
+/// Answers `show`.
+pub(crate) fn answer(show: Show, scope: &Scope<'_>) -> Table {
+    let topology = scope.cluster.topology();
+    let topology = topology.as_deref();
+    let rows = match show {
+        Show::PoolVersion | Show::Version => {
+            vec![vec![format!("pgherd-proxy {}", env!("CARGO_PKG_VERSION"))]]
+        }
+        Show::Clients => return pools::clients(scope),
+        Show::Servers => return pools::servers(scope),
+        Show::Pools => return pools::pools(scope),
+        Show::Stats => return pools::stats(scope),
+        Show::Config => return settings::config(scope),
+        Show::Databases => return settings::databases(scope),
+        Show::Users => return settings::users(scope),
+        Show::Topology => topology_rows(scope, topology),
+        Show::Nodes => each_node(scope, topology, node_row),
+        Show::PoolNodes => each_node(scope, topology, pool_row),
+        Show::Help => {
+            HELP_ROWS.iter().map(|(command, meaning)| vec![(*command).into(), (*meaning).into()]).collect()
+        }
+    };
+    Table { columns: columns(show), rows }
 }
 
 /// Everything about one node.
@@ -97,13 +154,12 @@ struct NodeView<'a> {
 }
 
 fn each_node(
-    cluster: &Cluster,
+    scope: &Scope<'_>,
     topology: Option<&Topology>,
-    shares: &Shares,
-    last_read: Option<NodeId>,
     row: fn(&NodeView<'_>) -> Vec<String>,
 ) -> Vec<Vec<String>> {
     let Some(topology) = topology else { return Vec::new() };
+    let (cluster, shares, last_read) = (scope.cluster, &scope.config.shares, scope.last_read);
     let primary = topology.primary().map(|primary| primary.id);
     let weight = |backend: &Backend| routing::weight_of(shares, primary, backend);
     let weight_sum = topology.backends().iter().map(|backend| u64::from(weight(backend))).sum();
@@ -136,9 +192,9 @@ impl NodeView<'_> {
         self.backend.availability == Availability::Up
     }
 
-    /// `YYYY-MM-DD HH:MM:SS`, as Pgpool-II prints it.
+    /// As Pgpool-II prints it.
     fn changed(&self) -> String {
-        self.backend.changed.to_string().chars().take(19).collect()
+        pools::to_the_second(self.backend.changed)
     }
 
     fn reads(&self) -> String {
@@ -207,7 +263,8 @@ fn pool_row(node: &NodeView<'_>) -> Vec<String> {
     ]
 }
 
-fn topology_rows(cluster: &Cluster, topology: Option<&Topology>) -> Vec<Vec<String>> {
+fn topology_rows(scope: &Scope<'_>, topology: Option<&Topology>) -> Vec<Vec<String>> {
+    let cluster = scope.cluster;
     let row = |item: &str, value: String| vec![item.to_owned(), value];
     let none = || "none".to_owned();
     let primary = topology.and_then(Topology::primary);
@@ -217,6 +274,7 @@ fn topology_rows(cluster: &Cluster, topology: Option<&Topology>) -> Vec<Vec<Stri
         row("primary", primary.map_or_else(none, |primary| primary.name.to_string())),
         row("change", change.map_or_else(none, |change| change.to_string())),
         row("refused", cluster.refused().to_string()),
+        row("paused", scope.pauses.told().join(", ")),
     ];
     for (agent, state) in cluster.links() {
         let state = match state {
@@ -230,52 +288,102 @@ fn topology_rows(cluster: &Cluster, topology: Option<&Topology>) -> Vec<Vec<Stri
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
     use super::*;
-    use crate::config::{PoolMode, Pooling};
+    use crate::clients::Guest;
     use crate::pool::Account;
     use crate::routing::tests::{topology, up};
     use crate::upstream::Login;
 
-    fn pool() -> Pool {
-        let long = std::time::Duration::from_secs(60);
-        let (queue_timeout, server_idle_timeout, server_lifetime) = (long, long, long);
-        let mode = PoolMode::Auto;
-        Pool::new(Pooling { mode, size: 2, queue_timeout, server_idle_timeout, server_lifetime })
+    struct World {
+        cluster: Cluster,
+        pool: Pool,
+        clients: Arc<Clients>,
+        pauses: Pauses,
+        config: Arc<Config>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let text = "[cluster]\nname = 'demo'\n[proxy]\nname = 'p'\n[agents]\naddresses = ['h:1']
+                 [auth]\nmethod = 'trust'\npassword = 'hunter2'\n[routing]\nprimary_weight = 2\n[users.bob]\npool_size = 3";
+            let config = Arc::new(Config::parse(text).unwrap());
+            let pool = Pool::new(watch::Sender::new(config.clone()).subscribe());
+            let cluster = Cluster::new("demo".parse().unwrap());
+            Self { cluster, pool, clients: Arc::default(), pauses: Pauses::default(), config }
+        }
+
+        fn answer(&self, show: Show) -> Table {
+            let Self { cluster, pool, clients, pauses, config } = self;
+            let last_read = Some(NodeId(3));
+            answer(show, &Scope { cluster, pool, clients, pauses, config, waiting: &[], last_read })
+        }
+    }
+
+    fn values<'a>(table: &'a Table, name: &str) -> Vec<&'a str> {
+        let column = table.columns.iter().position(|column| *column == name).unwrap();
+        table.rows.iter().map(|row| row[column].as_str()).collect()
     }
 
     #[test]
     fn pool_nodes_has_pgpools_columns() {
-        let cluster = Cluster::new("demo".parse().unwrap());
+        let world = World::new();
         let mut detached = up(2);
         detached.attached = false;
-        cluster.offer(topology(1, Some(1), vec![up(1), detached, up(3)]));
-        let shares = Shares { primary_weight: 2, ..Shares::default() };
-        let table = answer(Show::PoolNodes, &cluster, &pool(), &shares, Some(NodeId(3)));
+        world.cluster.offer(topology(1, Some(1), vec![up(1), detached, up(3)]));
+        let table = world.answer(Show::PoolNodes);
         assert_eq!((table.columns.len(), table.rows.len()), (14, 3));
         assert!(table.rows.iter().all(|row| row.len() == 14));
-        let column = |name: &str| table.columns.iter().position(|column| *column == name).unwrap();
-        let values = |name: &str| table.rows.iter().map(|row| row[column(name)].as_str()).collect::<Vec<_>>();
-        assert_eq!(values("node_id"), ["0", "1", "2"]);
-        assert_eq!(values("status"), ["up", "down", "up"]);
-        assert_eq!(values("role"), ["primary", "standby", "standby"]);
-        assert_eq!(values("lb_weight"), ["0.500000", "0.250000", "0.250000"]);
-        assert_eq!(values("load_balance_node"), ["false", "false", "true"]);
+        assert_eq!(values(&table, "node_id"), ["0", "1", "2"]);
+        assert_eq!(values(&table, "status"), ["up", "down", "up"]);
+        assert_eq!(values(&table, "role"), ["primary", "standby", "standby"]);
+        assert_eq!(values(&table, "lb_weight"), ["0.500000", "0.250000", "0.250000"]);
+        assert_eq!(values(&table, "load_balance_node"), ["false", "false", "true"]);
     }
 
     #[test]
     fn every_table_is_as_wide_as_its_head() {
-        let cluster = Cluster::new("demo".parse().unwrap());
-        cluster.offer(topology(1, None, vec![up(1)]));
-        let pool = pool();
-        let account = std::sync::Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None }));
-        pool.enter(&account);
-        pool.place(NodeId(1), &account);
-        let every =
-            [Show::Nodes, Show::PoolNodes, Show::PoolVersion, Show::Topology, Show::Clients, Show::Pools];
-        for show in every {
-            let table = answer(show, &cluster, &pool, &Shares::default(), None);
-            assert!(!table.rows.is_empty());
+        let world = World::new();
+        world.cluster.offer(topology(1, None, vec![up(1)]));
+        let account = Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None }));
+        world.pool.place(NodeId(1), &account);
+        let (user, database) = ("ann".to_owned(), "app".to_owned());
+        let _ann = world.clients.enter(Guest { user, database, ..Guest::default() }, &world.config).unwrap();
+        for show in Show::ALL {
+            let table = world.answer(show);
+            assert_eq!(table.columns, columns(show));
+            assert!(!table.rows.is_empty() || show == Show::Servers, "{show:?}");
             assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{show:?}");
+        }
+        assert_eq!(values(&world.answer(Show::Users), "pool_size"), ["20", "3"]);
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let table = World::new().answer(Show::Config);
+        assert!(!format!("{table:?}").contains("hunter2"));
+        let position = values(&table, "key").iter().position(|key| *key == "auth.password").unwrap();
+        assert_eq!(values(&table, "value")[position], "***");
+    }
+
+    #[test]
+    fn every_column_is_documented_and_no_other() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/administration.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        for show in Show::ALL {
+            let title = format!("\n### `SHOW {}`\n", show.word().to_uppercase());
+            let part = page.split_once(&title).unwrap_or_else(|| panic!("no part {title:?}")).1;
+            let part = part.split_once("\n#").map_or(part, |(part, _)| part);
+            let rows = part.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+            let documented: Vec<&str> = rows.map(|(column, _)| column).collect();
+            assert_eq!(documented, columns(show), "{show:?}");
+        }
+        for (command, _) in HELP_ROWS {
+            let word = command.split(' ').next().unwrap();
+            assert!(page.contains(&format!("`{word}")), "{command}");
         }
     }
 }

@@ -2,6 +2,8 @@
 //! session machine says.
 
 mod answer;
+mod calls;
+mod console;
 mod exchange;
 mod fresh;
 mod idle;
@@ -18,11 +20,13 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use crate::admin::command::DATABASE;
 use crate::pipe::Pipe;
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
 use crate::wire::backend::Severity;
 
+use console::Console;
 use login::{Admission, Refusal};
 use state::Client;
 
@@ -34,6 +38,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     };
     match login::admit(&shared, &mut pipe).await {
         Ok(Admission::Done) => {}
+        Ok(Admission::Session(admitted)) if admitted.login.database() == DATABASE => {
+            Console::new(shared, pipe, *admitted).run().await;
+        }
         Ok(Admission::Session(admitted)) => {
             Client::new(shared, pipe, *admitted).run().await;
         }

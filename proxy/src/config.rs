@@ -1,22 +1,28 @@
-//! The proxy's configuration: read, checked as a whole, and never changed afterwards.
+//! The proxy's configuration: read and checked as a whole. A reload puts another one in its place, but for
+//! what only a restart can change.
 //!
 //! Names no backend: those come from the agents.
 
 mod hba;
+mod own;
 mod pool;
+mod reload;
 mod tls;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret, Section};
+use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Secret, Section, Setting};
 use pgherd_common::{ClusterName, HostPort, NodeName};
 
 use crate::hba::Rule;
 use crate::routing::Shares;
 use crate::session::Consistency;
 
+pub use own::{Effective, Own};
 pub use pool::{PoolMode, Pooling};
+pub use reload::{Change, needs_restart};
 pub use tls::{ServerTls, ServerTlsMode, Tls};
 
 /// How clients prove who they are.
@@ -77,6 +83,16 @@ pub struct Config {
     pub advertise: HostPort,
     /// Clients above this are refused.
     pub max_client_connections: u32,
+    /// So many more are let in if they are administrators.
+    pub reserve: u32,
+    /// Who may look at and act on the proxy itself.
+    pub admins: Vec<String>,
+    /// What holds where neither the database nor the user has something of its own.
+    pub general: Effective,
+    /// What databases have of their own.
+    pub databases: BTreeMap<String, Own>,
+    /// What users have of their own.
+    pub users: BTreeMap<String, Own>,
     /// How long work is held while no server can take it.
     pub hold_timeout: Duration,
     /// How long a server may take to accept a connection, and again to log it in.
@@ -95,12 +111,14 @@ pub struct Config {
     pub server_tls: ServerTls,
     /// How reads are shared out.
     pub shares: Shares,
-    /// What reads on standbys are sure to see.
-    pub read_consistency: Consistency,
     /// How long a standby that is behind is waited for before the primary serves.
     pub causal_wait: Duration,
     /// Who shares server connections, and how many there are.
     pub pool: Pooling,
+    /// The file it was read from, if it was.
+    pub file: Option<PathBuf>,
+    /// Every key with what it came to.
+    pub settings: Vec<Setting>,
 }
 
 const DEFAULT_QUERY: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin";
@@ -110,7 +128,8 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, Problems> {
         let (mut reader, root) = Reader::parse(text);
         let config = read(&mut reader, root);
-        reader.finish(config)
+        let settings = reader.settings().to_vec();
+        reader.finish(config.map(|config| Self { settings, ..config }))
     }
 }
 
@@ -119,8 +138,10 @@ pub fn known_keys() -> Vec<KnownKey> {
     let (mut reader, root) = Reader::parse("");
     // The empty configuration is refused; reading it is what makes the keys known.
     let mut rule = root.blank_entry("hba");
+    let mut named = [root.blank_named("databases"), root.blank_named("users")];
     drop(read(&mut reader, root));
     drop(hba::read_rule(&mut reader, &mut rule));
+    named.iter_mut().for_each(|section| drop(own::read_own(&mut reader, section)));
     reader.known_keys().to_vec()
 }
 
@@ -128,6 +149,17 @@ pub fn known_keys() -> Vec<KnownKey> {
 fn one_of<T: Copy>(r: &mut Reader, section: &mut Section, key: &str, words: &[(&str, T)]) -> Option<T> {
     let default = words.first().map_or("", |(word, _)| word);
     let text: String = section.or(r, key, &format!("\"{default}\""))?;
+    meaning(r, section, key, &text, words)
+}
+
+/// What a text stands for that must be one of these words.
+fn meaning<T: Copy>(
+    r: &mut Reader,
+    section: &Section,
+    key: &str,
+    text: &str,
+    words: &[(&str, T)],
+) -> Option<T> {
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
     if found.is_none() {
         let known: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
@@ -143,6 +175,10 @@ struct Front {
     listen: Option<Vec<HostPort>>,
     advertise: Option<HostPort>,
     max_client_connections: Option<u32>,
+    reserve: Option<u32>,
+    admins: Option<Vec<String>>,
+    idle_timeout: Option<Millis>,
+    idle_in_transaction_timeout: Option<Millis>,
     hold_timeout: Option<Millis>,
     connect_timeout: Option<Millis>,
     startup_timeout: Option<Millis>,
@@ -162,6 +198,8 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let server_tls = tls::read_servers(r, &mut root);
     let routing = read_routing(r, &mut root);
     let pool = pool::read(r, &mut root);
+    let databases = own::read(r, &mut root, "databases");
+    let users = own::read(r, &mut root, "users");
     root.finish(r);
     check(r, &front, agents.as_deref());
     let by_certificate = match (&auth, hba.is_empty()) {
@@ -172,13 +210,25 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         r.problem("tls.ca", "missing; method \"cert\" needs TLS and the authorities of clients");
     }
 
-    let listen = front.listen?;
+    let (listen, pool) = (front.listen?, pool?);
+    let general = Effective {
+        read_consistency: routing.read_consistency?,
+        pool_mode: pool.mode,
+        pool_size: pool.size,
+        idle_timeout: own::limit(front.idle_timeout?),
+        idle_in_transaction_timeout: own::limit(front.idle_in_transaction_timeout?),
+    };
     Some(Config {
         cluster: cluster?,
         name: front.name?,
         advertise: front.advertise.or_else(|| listen.first().cloned())?,
         listen,
         max_client_connections: front.max_client_connections?,
+        reserve: front.reserve?,
+        admins: front.admins?,
+        general,
+        databases,
+        users,
         hold_timeout: front.hold_timeout?.0,
         connect_timeout: front.connect_timeout?.0,
         startup_timeout: front.startup_timeout?.0,
@@ -188,9 +238,10 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         tls: tls?,
         server_tls: server_tls?,
         shares: routing.shares?,
-        read_consistency: routing.read_consistency?,
         causal_wait: routing.causal_wait?.0,
-        pool: pool?,
+        pool,
+        file: None,
+        settings: Vec::new(),
     })
 }
 
@@ -201,6 +252,10 @@ fn read_front(r: &mut Reader, root: &mut Section) -> Front {
         listen: section.or(r, "listen", "[\"0.0.0.0:6432\"]"),
         advertise: section.optional(r, "advertise"),
         max_client_connections: section.or(r, "max_client_connections", "1000"),
+        reserve: section.or(r, "reserve", "3"),
+        admins: section.or(r, "admins", "[]"),
+        idle_timeout: section.or(r, "idle_timeout", "\"0s\""),
+        idle_in_transaction_timeout: section.or(r, "idle_in_transaction_timeout", "\"0s\""),
         hold_timeout: section.or(r, "hold_timeout", "\"10s\""),
         connect_timeout: section.or(r, "connect_timeout", "\"2s\""),
         startup_timeout: section.or(r, "startup_timeout", "\"10s\""),
@@ -241,23 +296,10 @@ struct Routing {
 
 fn read_routing(r: &mut Reader, root: &mut Section) -> Routing {
     let mut section = root.table(r, "routing");
-    let read_consistency = read_consistency(r, &mut section);
+    let read_consistency = one_of(r, &mut section, "read_consistency", own::CONSISTENCIES);
     let causal_wait = section.or(r, "causal_wait", "\"100ms\"");
     let shares = read_shares(r, section);
     Routing { shares, read_consistency, causal_wait }
-}
-
-fn read_consistency(r: &mut Reader, section: &mut Section) -> Option<Consistency> {
-    let text: String = section.or(r, "read_consistency", "\"session\"")?;
-    match Consistency::named(&text) {
-        Some(consistency) => Some(consistency),
-        None => {
-            let path = section.path_of("read_consistency");
-            let what = "expected \"eventual\", \"session\" or \"global\"";
-            r.problem(&path, format!("unknown consistency {text:?}; {what}"));
-            None
-        }
-    }
 }
 
 fn read_shares(r: &mut Reader, mut section: Section) -> Option<Shares> {
@@ -284,6 +326,9 @@ fn check(r: &mut Reader, front: &Front, agents: Option<&[HostPort]>) {
     }
     if front.listen.as_ref().is_some_and(Vec::is_empty) {
         r.problem("proxy.listen", "empty; at least one address is needed");
+    }
+    if front.admins.as_ref().is_some_and(|admins| admins.iter().any(String::is_empty)) {
+        r.problem("proxy.admins", "an empty name");
     }
     if front.max_client_connections == Some(0) {
         r.problem("proxy.max_client_connections", "0 would refuse every client");

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::HostPort;
+use pgherd_common::errors::Chain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::admin::reload;
 use crate::client;
+use crate::clients::send_idle_away;
 use crate::config::Config;
 use crate::control::{Cluster, keep_link};
 use crate::pool;
@@ -94,6 +97,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     background.spawn(keep_certificates(shared.clone(), hangup));
     background.spawn(pool::keep(shared.clone()));
+    background.spawn(send_idle_away(shared.clone()));
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
     for listener in listeners {
@@ -105,19 +109,29 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     background.abort_all();
     while background.join_next().await.is_some() {}
     stopping.send_replace(true);
+    shared.clients.wake();
     if timeout(GRACE, all_over.recv()).await.is_err() {
         tracing::warn!(grace = ?GRACE, "sessions still at work are ended now");
     }
     Ok(())
 }
 
-/// Reads certificates again when their files changed, and on SIGHUP. Never returns.
+/// Reads certificates again when their files changed, and the whole configuration on SIGHUP. Never returns.
 async fn keep_certificates(shared: Arc<Shared>, mut hangup: Signal) {
     loop {
         let asked = timeout(CERTIFICATES_LOOK, hangup.recv()).await.is_ok();
         let shared = shared.clone();
+        let look = move || match asked.then(|| reload::reload(&shared)) {
+            Some(Err(error)) => {
+                let error = Chain(&error);
+                tracing::error!(%error, "nothing but certificates was read again");
+                shared.refresh_certificates(true);
+            }
+            Some(Ok(_)) => {}
+            None => shared.refresh_certificates(false),
+        };
         // The disk must not hold up clients.
-        drop(tokio::task::spawn_blocking(move || shared.refresh_certificates(asked)).await);
+        drop(tokio::task::spawn_blocking(look).await);
     }
 }
 

@@ -7,10 +7,12 @@
 
 mod admin;
 mod client;
+mod clients;
 pub mod config;
 mod control;
 mod driver;
 pub mod hba;
+mod pauses;
 mod pipe;
 mod pool;
 pub mod routing;

@@ -50,7 +50,10 @@ fn main() -> ExitCode {
 fn read(path: &Path) -> Result<Config, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
-    Config::parse(&text).map_err(|problems| format!("{}: {problems}", path.display()))
+    let config = Config::parse(&text).map_err(|problems| format!("{}: {problems}", path.display()))?;
+    // As seen from wherever the process is when it reads it again.
+    let file = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok(Config { file: Some(file), ..config })
 }
 
 fn say(out: &mut dyn Write, text: &str) {

@@ -29,6 +29,10 @@ enum Stream {
 #[derive(Debug)]
 pub(crate) struct Pipe {
     stream: Stream,
+    /// Bytes that came.
+    pub(crate) received: u64,
+    /// Bytes that went.
+    pub(crate) sent: u64,
     /// TLS took bytes that the socket has not taken yet.
     unflushed: bool,
     /// Read, not yet used.
@@ -51,7 +55,8 @@ impl Pipe {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, unflushed: false, input: BytesMut::new(), output: BytesMut::new() }
+        let (input, output) = (BytesMut::new(), BytesMut::new());
+        Self { stream, received: 0, sent: 0, unflushed: false, input, output }
     }
 
     /// From here on everything is encrypted. Nothing may be left in the buffers.
@@ -106,7 +111,10 @@ impl Pipe {
         };
         read.map(|result| match result {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(()),
+            Ok(count) => {
+                self.received += u64::try_from(count).unwrap_or(0);
+                Ok(())
+            }
             Err(error) => Err(error),
         })
     }
@@ -142,6 +150,7 @@ impl Pipe {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.sent += u64::try_from(written).unwrap_or(0);
         let own = written.min(self.output.len());
         self.output.advance(own);
         Poll::Ready(Ok(written - own))

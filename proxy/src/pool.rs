@@ -6,6 +6,7 @@
 
 mod keep;
 mod shelf;
+mod tag;
 mod view;
 
 use std::collections::BTreeMap;
@@ -14,18 +15,20 @@ use std::sync::{Arc, Mutex};
 
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, MonoTime, NodeId, Topology};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::config::{PoolMode, Pooling};
+use crate::clients::ClientId;
+use crate::config::Config;
 use crate::control::lock;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{Login, Server};
 use crate::wire::password::Credentials;
 
 pub(crate) use keep::keep;
-pub(crate) use shelf::ClientId;
 use shelf::{Found, Resting, Shelf};
-pub(crate) use view::{ClientRow, ClientState, PlaceRow};
+pub(crate) use tag::Facts as ServerFacts;
+use tag::{Tag, Tags};
+pub(crate) use view::PlaceRow;
 
 /// As whom connections are opened. Connections are shared only where all of it is the same: it decides
 /// what `RESET` gives back.
@@ -65,8 +68,15 @@ type Kind = (Role, Arc<Account>);
 /// All connections to one node as one user to one database.
 #[derive(Debug)]
 pub(crate) struct Place {
+    node: NodeId,
     permits: Arc<Semaphore>,
-    size: usize,
+    /// So many permits there are, with those that have yet to be taken back.
+    size: AtomicUsize,
+    /// So many there are to be.
+    wanted: AtomicUsize,
+    /// For administrators, when there is no other.
+    reserve: Arc<Semaphore>,
+    reserve_size: usize,
     waiting: AtomicUsize,
     shelf: Mutex<Shelf<Server, Kind>>,
 }
@@ -76,6 +86,8 @@ pub(crate) struct Place {
 pub(crate) struct Turn {
     place: Arc<Place>,
     permit: OwnedSemaphorePermit,
+    /// It is one of the reserve.
+    reserved: bool,
 }
 
 /// The same, bound to a connection.
@@ -83,8 +95,11 @@ pub(crate) struct Turn {
 pub(crate) struct Lease {
     /// `None` while the connection rests.
     permit: Option<OwnedSemaphorePermit>,
+    /// The permit is one of the reserve: the connection does not come to rest.
+    reserved: bool,
     place: Arc<Place>,
     account: Arc<Account>,
+    pub(crate) tag: Tag,
     /// How often the logins had changed when it was opened.
     epoch: u64,
     born: MonoTime,
@@ -94,6 +109,7 @@ impl Lease {
     /// The connection is in use again.
     pub(crate) fn renew(&mut self, turn: Turn) {
         self.permit = Some(turn.permit);
+        self.reserved = turn.reserved;
     }
 
     /// Whether somebody waits for a connection like this.
@@ -128,29 +144,67 @@ impl Place {
         // Fails when it is closed, which nobody does.
         let permit = self.permits.clone().acquire_owned().await.ok()?;
         drop(waiting);
-        Some(Turn { place: self, permit })
+        Some(Turn { place: self, permit, reserved: false })
     }
 
-    /// A turn, if nobody has to be waited for.
-    pub(crate) fn turn_now(self: &Arc<Self>) -> Option<Turn> {
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(Turn { place: self.clone(), permit })
+    /// A turn, if nobody has to be waited for. `admin`: one of the reserve will do.
+    pub(crate) fn turn_now(self: &Arc<Self>, admin: bool) -> Option<Turn> {
+        let turn = |permit, reserved| Turn { place: self.clone(), permit, reserved };
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Some(turn(permit, false));
+        }
+        let permit = self.reserve.clone().try_acquire_owned().ok().filter(|_| admin)?;
+        Some(turn(permit, true))
+    }
+
+    /// How many wait for a turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn size(&self) -> usize {
+        self.size.load(Ordering::Relaxed)
     }
 
     fn in_use(&self) -> usize {
-        self.size.saturating_sub(self.permits.available_permits())
+        self.size().saturating_sub(self.permits.available_permits())
+    }
+
+    /// How many of the reserve are in use.
+    fn reserved(&self) -> usize {
+        self.reserve_size.saturating_sub(self.reserve.available_permits())
+    }
+
+    /// There are to be `size` permits. Those that are too many are taken back in their turn.
+    fn resize(self: &Arc<Self>, size: usize) {
+        let before = self.wanted.swap(size, Ordering::Relaxed);
+        if size > before {
+            self.size.fetch_add(size - before, Ordering::Relaxed);
+            self.permits.add_permits(size - before);
+        }
+        if size < before {
+            let place = self.clone();
+            tokio::spawn(async move {
+                for _ in size..before {
+                    if let Ok(permit) = place.permits.acquire().await {
+                        permit.forget();
+                        place.size.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    pub(crate) limits: Pooling,
+    config: watch::Receiver<Arc<Config>>,
     places: Mutex<BTreeMap<Key, Arc<Place>>>,
+    /// All connections that are open.
+    pub(crate) servers: Arc<Tags>,
     /// How often it changed what a login gets.
     epoch: AtomicU64,
-    last_client: AtomicU64,
-    clients: Mutex<BTreeMap<ClientId, (Arc<Account>, ClientState)>>,
     /// Statements that run and want no connection to a database they name.
     evictions: Mutex<Vec<Arc<str>>>,
 }
@@ -169,41 +223,43 @@ impl Drop for Eviction {
 }
 
 impl Pool {
-    pub(crate) fn new(limits: Pooling) -> Self {
+    pub(crate) fn new(config: watch::Receiver<Arc<Config>>) -> Self {
         Self {
-            limits,
+            config,
             places: Mutex::default(),
+            servers: Arc::default(),
             epoch: AtomicU64::new(0),
-            last_client: AtomicU64::new(0),
-            clients: Mutex::default(),
             evictions: Mutex::default(),
         }
-    }
-
-    /// A client comes.
-    pub(crate) fn enter(&self, account: &Arc<Account>) -> ClientId {
-        // 0 is nobody.
-        let id = self.last_client.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.clients).insert(id, (account.clone(), ClientState::default()));
-        id
-    }
-
-    /// Whether connections go from client to client between transactions.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.limits.mode == PoolMode::Auto
     }
 
     /// Where the connections to `node` as `account` are.
     pub(crate) fn place(&self, node: NodeId, account: &Account) -> Arc<Place> {
         let key = (node, account.user.clone(), account.database.clone());
-        let size = usize::try_from(self.limits.size).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let new = || Place {
+        lock(&self.places).entry(key).or_insert_with_key(|key| Arc::new(self.new_place(key))).clone()
+    }
+
+    fn new_place(&self, (node, user, database): &Key) -> Place {
+        let config = self.config.borrow();
+        let (size, reserve_size) = (size_of(&config, user, database), permits(config.pool.reserve));
+        Place {
+            node: *node,
             permits: Arc::new(Semaphore::new(size)),
-            size,
+            size: AtomicUsize::new(size),
+            wanted: AtomicUsize::new(size),
+            reserve: Arc::new(Semaphore::new(reserve_size)),
+            reserve_size,
             waiting: AtomicUsize::new(0),
             shelf: Mutex::default(),
-        };
-        lock(&self.places).entry(key).or_insert_with(|| Arc::new(new())).clone()
+        }
+    }
+
+    /// Another configuration is in effect.
+    pub(crate) fn resize(&self) {
+        let config = self.config.borrow().clone();
+        for ((_, user, database), place) in lock(&self.places).iter() {
+            place.resize(size_of(&config, user, database));
+        }
     }
 
     /// Uses a turn.
@@ -214,19 +270,19 @@ impl Pool {
         role: Role,
         account: &Arc<Account>,
     ) -> Taken {
-        let Turn { place, permit } = turn;
+        let Turn { place, permit, reserved } = turn;
         loop {
             let found = {
                 let mut shelf = lock(&place.shelf);
                 // The turn is one of those in use.
-                let room = shelf.len() + place.in_use() <= place.size;
+                let room = reserved || shelf.len() + place.in_use() <= place.size();
                 shelf.take(client, &(role, account.clone()), room)
             };
             match found {
                 Found::Ready(mut server) => {
                     // A connection at rest has nothing to say, unless it is the end.
                     if server.is_silent().await {
-                        return Taken::Rested(Box::new(server), Turn { place, permit });
+                        return Taken::Rested(Box::new(server), Turn { place, permit, reserved });
                     }
                     server.close();
                 }
@@ -235,8 +291,10 @@ impl Pool {
                         evicted.close();
                     }
                     let (epoch, born) = (self.epoch.load(Ordering::Relaxed), RealClock.now());
-                    let account = account.clone();
-                    return Taken::Open(Lease { permit: Some(permit), place, account, epoch, born });
+                    let (tag, account) =
+                        (self.servers.tag(place.node, &account.user, &account.database), account.clone());
+                    let permit = Some(permit);
+                    return Taken::Open(Lease { permit, reserved, place, account, tag, epoch, born });
                 }
             }
         }
@@ -256,12 +314,14 @@ impl Pool {
         }
         let stale = server.lease.epoch < self.epoch.load(Ordering::Relaxed);
         let now = RealClock.now();
-        let old = now.since(server.lease.born) >= self.limits.server_lifetime;
+        let old = now.since(server.lease.born) >= self.config.borrow().pool.server_lifetime;
         let kept = topology.is_some_and(|topology| fate(&topology, server.node, server.role) == Fate::Keep);
+        let old = old || server.lease.reserved;
         if old || !kept || !server.at_rest || server.gate.is_doubtful() || (stale && claim.is_none()) {
             return server.close();
         }
         server.pipe.shrink();
+        server.lease.tag.is_with(0);
         let (permit, place) = (server.lease.permit.take(), server.lease.place.clone());
         let (kind, born) = ((server.role, server.lease.account.clone()), server.lease.born);
         let mut shelf = lock(&place.shelf);
@@ -276,11 +336,10 @@ impl Pool {
 
     /// A client is gone: what it claimed is for everybody, once nothing of it is left there.
     pub(crate) fn leave(self: &Arc<Self>, client: ClientId, topology: Option<&Arc<Topology>>) {
-        lock(&self.clients).remove(&client);
         for place in self.all() {
             let left = lock(&place.shelf).remove(|resting| resting.claim == Some(client));
             for mut server in left {
-                match place.turn_now() {
+                match place.turn_now(false) {
                     Some(turn) => {
                         server.lease.renew(turn);
                         self.clean(server, topology.cloned());
@@ -296,7 +355,8 @@ impl Pool {
         let pool = self.clone();
         tokio::spawn(async move {
             server.gate.passed().await;
-            match tokio::time::timeout(pool.limits.queue_timeout, server.become_nobodys()).await {
+            let limit = pool.config.borrow().pool.queue_timeout;
+            match tokio::time::timeout(limit, server.become_nobodys()).await {
                 Ok(Ok(())) => pool.put(server, None, topology),
                 Ok(Err(_)) | Err(_) => server.close(),
             }
@@ -328,18 +388,32 @@ impl Pool {
         eviction
     }
 
+    /// Closes what is at rest of one database, or of all.
+    pub(crate) fn close_resting(&self, database: Option<&str>) {
+        for ((_, _, own), place) in lock(&self.places).iter() {
+            if database.is_none_or(|database| database == own) {
+                lock(&place.shelf).remove(|_| true).into_iter().for_each(Server::close);
+            }
+        }
+    }
+
     fn all(&self) -> Vec<Arc<Place>> {
         lock(&self.places).values().cloned().collect()
     }
 
     /// Closes what the topology has no use for, and what is too old.
     fn sweep(&self, topology: Option<&Topology>) {
-        let (now, limits) = (RealClock.now(), &self.limits);
+        let (now, config) = (RealClock.now(), self.config.borrow().clone());
+        let limits = &config.pool;
         lock(&self.places).retain(|_, place| {
             let mut shelf = lock(&place.shelf);
+            let mut surplus = (shelf.len() + place.in_use()).saturating_sub(place.size());
             let closed = shelf.remove(|resting| {
+                let too_many = surplus > 0;
+                surplus = surplus.saturating_sub(1);
                 let server = &resting.connection;
-                topology.is_none_or(|topology| fate(topology, server.node, server.role) != Fate::Keep)
+                too_many
+                    || topology.is_none_or(|topology| fate(topology, server.node, server.role) != Fate::Keep)
                     || now.since(resting.since) >= limits.server_idle_timeout
                     || now.since(resting.born) >= limits.server_lifetime
             });
@@ -348,4 +422,13 @@ impl Pool {
             shelf.len() > 0 || Arc::strong_count(place) > 1
         });
     }
+}
+
+/// As many permits as a semaphore can have.
+fn permits(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
+}
+
+fn size_of(config: &Config, user: &str, database: &str) -> usize {
+    permits(config.effective(user, database).pool_size)
 }

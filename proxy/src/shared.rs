@@ -2,12 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Semaphore, watch};
+use pgherd_common::NodeId;
+use tokio::sync::watch;
 
-use crate::config::{Config, ServerTls, Tls};
+use crate::admin::{self, Scope, Table};
+use crate::clients::Clients;
+use crate::config::{Change, Config, ServerTls, Tls};
 use crate::control::{Cluster, lock};
+use crate::pauses::Pauses;
 use crate::pool::Pool;
-use crate::sql::{Verdict, VerdictCache};
+use crate::sql::{Show, Verdict, VerdictCache};
 use crate::tls::{Kept, TlsError};
 use crate::upstream::{Cancels, Catalogs, Verifiers};
 
@@ -17,7 +21,8 @@ const VERDICTS_BYTES: usize = 16 << 20;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: Arc<Config>,
+    /// What is in effect; another one after a reload.
+    pub(crate) config: watch::Sender<Arc<Config>>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) verifiers: Verifiers,
     pub(crate) catalogs: Arc<Catalogs>,
@@ -27,8 +32,12 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<Kept<Tls>>,
     /// TLS to servers.
     pub(crate) server_tls: Arc<Kept<ServerTls>>,
-    /// One permit for each client that may be logged in.
-    pub(crate) places: Arc<Semaphore>,
+    /// Who is connected.
+    pub(crate) clients: Arc<Clients>,
+    /// What administrators have paused.
+    pub(crate) pauses: Pauses,
+    /// Changes of the configuration file that wait for a restart.
+    pub(crate) waiting: Mutex<Vec<Change>>,
     /// Turns true when the process is to end.
     pub(crate) stopping: watch::Receiver<bool>,
     verdicts: Mutex<VerdictCache>,
@@ -40,21 +49,36 @@ impl Shared {
         cluster: Arc<Cluster>,
         stopping: watch::Receiver<bool>,
     ) -> Result<Self, TlsError> {
-        let places = usize::try_from(config.max_client_connections).unwrap_or(usize::MAX);
         let server_tls = Arc::new(Kept::new(config.server_tls.clone())?);
+        let current = watch::Sender::new(config.clone());
         Ok(Self {
             tls: config.tls.clone().map(Kept::new).transpose()?,
             catalogs: Arc::new(Catalogs::new(config.auth.clone(), server_tls.clone())),
             verifiers: Verifiers::new(config.auth.clone(), config.connect_timeout, server_tls.clone()),
             cancels: Cancels::default(),
-            pool: Arc::new(Pool::new(config.pool.clone())),
-            places: Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS))),
+            pool: Arc::new(Pool::new(current.subscribe())),
+            clients: Arc::default(),
+            pauses: Pauses::default(),
+            waiting: Mutex::default(),
             stopping,
             verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),
             server_tls,
-            config,
+            config: current,
             cluster,
         })
+    }
+
+    /// Answers `show` for somebody whose last read went to `last_read`.
+    pub(crate) fn answer(&self, show: Show, last_read: Option<NodeId>) -> Table {
+        let (config, waiting) = (self.config(), lock(&self.waiting).clone());
+        let (config, waiting) = (&config, waiting.as_slice());
+        let Self { cluster, pool, clients, pauses, .. } = self;
+        admin::answer(show, &Scope { cluster, pool, clients, pauses, config, waiting, last_read })
+    }
+
+    /// What is in effect now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
     }
 
     /// Reads certificates again where the files changed, or where that is `asked` for. Blocks.
@@ -62,7 +86,7 @@ impl Shared {
         if let Some(tls) = &self.tls {
             tls.refresh(asked);
         }
-        if self.config.server_tls.root.is_some() {
+        if self.config().server_tls.root.is_some() {
             self.server_tls.refresh(asked);
         }
     }

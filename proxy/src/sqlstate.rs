@@ -18,7 +18,37 @@ pub enum Trouble {
     /// The client connected without TLS, which it must use.
     TlsRequired,
     /// Too many clients.
-    TooManyClients,
+    TooManyClients(ClientLimit),
+    /// Too many others wait for a server connection.
+    QueueFull {
+        /// To which server.
+        server: NodeName,
+        /// As whom.
+        user: String,
+        /// To which database.
+        database: String,
+        /// So many connections there may be.
+        size: u32,
+        /// So many clients may wait for one.
+        queue: u32,
+    },
+    /// The client has said nothing for too long.
+    IdleSession,
+    /// The same, with a transaction open.
+    IdleInTransaction,
+    /// An administrator sends the client away.
+    Killed,
+    /// Something about the proxy that only administrators may see or do.
+    AdminsOnly {
+        /// What.
+        what: String,
+    },
+    /// What an administrator said has no meaning.
+    NotUnderstood(String),
+    /// What an administrator wants cannot be done as things are.
+    NotNow(String),
+    /// The configuration file could not be read again.
+    NotReloaded(String),
     /// All server connections that there may be were in use.
     PoolExhausted {
         /// To which server.
@@ -113,25 +143,39 @@ impl Trouble {
             | Self::ServerProtocol { .. } => "08P01",
             Self::TlsRequired | Self::Unauthorized(_) => "28000",
             Self::NotOffered(_) => "0A000",
-            Self::TooManyClients | Self::PoolExhausted { .. } => "53300",
+            Self::TooManyClients(_) | Self::PoolExhausted { .. } | Self::QueueFull { .. } => "53300",
+            Self::IdleSession => "57P05",
+            Self::IdleInTransaction => "25P03",
+            Self::AdminsOnly { .. } => "42501",
+            Self::NotUnderstood(_) => "42601",
+            Self::NotNow(_) => "55000",
+            Self::NotReloaded(_) => "F0000",
             Self::WrongPassword { .. } => "28P01",
             Self::NoVerifiers | Self::NoServer { .. } => "57P03",
             Self::OutcomeUnknown { .. } => "08007",
             Self::RolledBack { .. } => "40001",
             Self::ServerLogin { .. } => "08001",
             Self::Cancelled => "57014",
-            Self::ShuttingDown => "57P01",
+            Self::ShuttingDown | Self::Killed => "57P01",
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => &error.code,
         }
     }
 
     fn message(&self) -> String {
         match self {
-            Self::Protocol(what) | Self::Unauthorized(what) => what.clone(),
+            Self::Protocol(what)
+            | Self::Unauthorized(what)
+            | Self::NotUnderstood(what)
+            | Self::NotNow(what)
+            | Self::NotReloaded(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
             Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
             Self::TlsRequired => "the connection must use TLS".to_owned(),
-            Self::TooManyClients => "sorry, too many clients already".to_owned(),
+            Self::TooManyClients(limit) => limit.message(),
+            Self::QueueFull { .. } => "too many clients wait for a server connection".to_owned(),
+            Self::IdleSession => "terminating connection due to idle-session timeout".to_owned(),
+            Self::IdleInTransaction => "terminating connection due to idle-in-transaction timeout".to_owned(),
+            Self::AdminsOnly { what } => format!("permission denied for {what}"),
             Self::PoolExhausted { .. } => "no server connection became free in time".to_owned(),
             Self::LoginTimeout => "the login was not completed in time".to_owned(),
             Self::WrongPassword { user } => format!("password authentication failed for user \"{user}\""),
@@ -150,7 +194,9 @@ impl Trouble {
             Self::ServerLogin { server, why } => format!("cannot log in to server {server}: {why}"),
             Self::ServerProtocol { server } => format!("server {server} broke the protocol"),
             Self::Cancelled => "canceling statement due to user request".to_owned(),
-            Self::ShuttingDown => "terminating connection due to administrator command".to_owned(),
+            Self::ShuttingDown | Self::Killed => {
+                "terminating connection due to administrator command".to_owned()
+            }
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.message.clone(),
         }
     }
@@ -164,6 +210,12 @@ impl Trouble {
             Self::PoolExhausted { server, user, database, size, waited_ms } => Some(format!(
                 "All {size} connections to server {server} as user \"{user}\" to database \"{database}\" were in use for {waited_ms} ms."
             )),
+            Self::QueueFull { server, user, database, size, queue } => Some(format!(
+                "All {size} connections to server {server} as user \"{user}\" to database \"{database}\" are in use, and {queue} clients wait for one, as many as pool.queue_size lets."
+            )),
+            Self::TooManyClients(limit) => Some(limit.detail()),
+            Self::Killed => Some("The session was ended at the proxy by KILL.".to_owned()),
+            Self::AdminsOnly { .. } => Some("It shows or changes what is other people's.".to_owned()),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.detail.clone(),
             Self::ClearBehindRequest => Some(
                 "This is a defect of the client, or somebody in between put something into the connection."
@@ -173,7 +225,11 @@ impl Trouble {
             | Self::NotOffered(_)
             | Self::TlsRequired
             | Self::Unauthorized(_)
-            | Self::TooManyClients
+            | Self::IdleSession
+            | Self::IdleInTransaction
+            | Self::NotUnderstood(_)
+            | Self::NotNow(_)
+            | Self::NotReloaded(_)
             | Self::LoginTimeout
             | Self::WrongPassword { .. }
             | Self::NoVerifiers
@@ -186,9 +242,19 @@ impl Trouble {
 
     fn hint(&self) -> Option<&str> {
         match self {
-            Self::TooManyClients => Some("The proxy's max_client_connections is reached."),
-            Self::PoolExhausted { .. } => Some(
-                "Raise pool.size in the proxy's configuration, or end transactions and sessions that hold connections.",
+            Self::TooManyClients(limit) => Some(limit.hint()),
+            Self::PoolExhausted { .. } | Self::QueueFull { .. } => Some(
+                "Raise pool.size (pool_size of the database or of the user) in the proxy's configuration, or end transactions and sessions that hold connections.",
+            ),
+            Self::IdleInTransaction => Some(
+                "The transaction was rolled back. The limit is idle_in_transaction_timeout in the proxy's configuration.",
+            ),
+            Self::NotUnderstood(_) => Some("SHOW HELP lists what is understood here."),
+            Self::NotNow(_) => Some("SHOW TOPOLOGY and SHOW DATABASES tell what is paused."),
+            Self::NotReloaded(_) => Some("Nothing was changed: what was in effect still is."),
+            Self::IdleSession => Some("The limit is idle_timeout in the proxy's configuration."),
+            Self::AdminsOnly { .. } => Some(
+                "Connect as one of the users in proxy.admins of the proxy's configuration, best to database \"pgherd\".",
             ),
             Self::NoVerifiers => Some(
                 "Try again in a moment. If it persists, check [auth] in the proxy's configuration, and its log.",
@@ -216,7 +282,75 @@ impl Trouble {
             | Self::WrongPassword { .. }
             | Self::ServerProtocol { .. }
             | Self::Cancelled
-            | Self::ShuttingDown => None,
+            | Self::ShuttingDown
+            | Self::Killed => None,
+        }
+    }
+}
+
+/// Which limit of clients is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientLimit {
+    /// Of all clients.
+    All {
+        /// As configured.
+        max: u32,
+    },
+    /// Of one database.
+    Database {
+        /// Which.
+        name: String,
+        /// As configured.
+        max: u32,
+    },
+    /// Of one user.
+    User {
+        /// Which.
+        name: String,
+        /// As configured.
+        max: u32,
+    },
+    /// Of those that are being logged in.
+    Logins {
+        /// As many as there may be clients, administrators included.
+        max: u32,
+    },
+}
+
+impl ClientLimit {
+    fn message(&self) -> String {
+        match self {
+            Self::All { .. } | Self::Logins { .. } => "sorry, too many clients already".to_owned(),
+            Self::Database { name, .. } => format!("too many connections for database \"{name}\""),
+            Self::User { name, .. } => format!("too many connections for role \"{name}\""),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::All { max } => {
+                format!("The proxy's limit proxy.max_client_connections, {max}, is reached.")
+            }
+            Self::Database { name, max } => {
+                format!(
+                    "The proxy's limit max_client_connections of [databases.{name:?}], {max}, is reached."
+                )
+            }
+            Self::User { name, max } => {
+                format!("The proxy's limit max_client_connections of [users.{name:?}], {max}, is reached.")
+            }
+            Self::Logins { max } => format!(
+                "{max} clients are being logged in, as many as proxy.max_client_connections and proxy.reserve let in."
+            ),
+        }
+    }
+
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Logins { .. } => "Try again in a moment.",
+            Self::All { .. } | Self::Database { .. } | Self::User { .. } => {
+                "Close connections that nobody uses, or raise the limit and have the proxy RELOAD its configuration."
+            }
         }
     }
 }
@@ -240,7 +374,24 @@ mod tests {
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
             Trouble::Unauthorized("no".into()),
-            Trouble::TooManyClients,
+            Trouble::TooManyClients(ClientLimit::All { max: 7 }),
+            Trouble::TooManyClients(ClientLimit::Database { name: "shop".into(), max: 7 }),
+            Trouble::TooManyClients(ClientLimit::User { name: "ann".into(), max: 7 }),
+            Trouble::TooManyClients(ClientLimit::Logins { max: 7 }),
+            Trouble::QueueFull {
+                server: server.clone(),
+                user: "ann".into(),
+                database: "shop".into(),
+                size: 20,
+                queue: 7,
+            },
+            Trouble::IdleSession,
+            Trouble::IdleInTransaction,
+            Trouble::Killed,
+            Trouble::AdminsOnly { what: "SHOW CLIENTS".into() },
+            Trouble::NotUnderstood("x".into()),
+            Trouble::NotNow("x".into()),
+            Trouble::NotReloaded("x".into()),
             Trouble::PoolExhausted {
                 server: server.clone(),
                 user: "ann".into(),

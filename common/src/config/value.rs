@@ -14,6 +14,9 @@ pub trait ConfigValue: Sized {
     /// What is expected, with an example where that helps.
     const KIND: &'static str;
 
+    /// Whether it is shown to nobody.
+    const SECRET: bool = false;
+
     /// The value, or what is wrong with it (without repeating what was expected).
     fn from_value(value: &Value) -> Result<Self, String>;
 }
@@ -62,6 +65,7 @@ impl ConfigValue for String {
 
 impl ConfigValue for Secret {
     const KIND: &'static str = "text (kept secret)";
+    const SECRET: bool = true;
 
     fn from_value(value: &Value) -> Result<Self, String> {
         value.as_str().map(|text| Self(text.to_owned())).ok_or_else(|| format!("found {}", value.type_str()))

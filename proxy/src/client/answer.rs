@@ -1,21 +1,36 @@
 //! Answers that the proxy gives itself, in either protocol.
 
-use crate::admin::{self, Table};
+use crate::admin::Table;
 use crate::session::Segment;
 use crate::sql::Show;
-use crate::wire::backend;
+use crate::sqlstate::Trouble;
+use crate::wire::backend::{self, Severity};
 
 use super::state::Client;
 
 impl Client {
     /// Answers a segment that asks for `show`.
     pub(super) fn answer(&mut self, show: Show, segment: &Segment) {
-        let shares = &self.shared.config.shares;
-        let (cluster, pool) = (&self.shared.cluster, &self.shared.pool);
-        let table = admin::answer(show, cluster, pool, shares, self.session.last_read());
+        if !show.is_for_everybody() && !self.config.is_admin(&self.user) {
+            let what = format!("SHOW {}", show.word().to_uppercase());
+            return self.deny(&Trouble::AdminsOnly { what }, segment);
+        }
+        let table = self.shared.answer(show, self.session.last_read());
         self.session.on_answered(segment);
         for (tag, about_statement) in segment.messages() {
             self.answer_message(tag, about_statement, &table);
+        }
+    }
+
+    /// Unlike a refusal of what a server would run, this leaves a transaction as it is.
+    fn deny(&mut self, trouble: &Trouble, segment: &Segment) {
+        self.presence.badge.counts.errors.add(1);
+        trouble.response(Severity::Error).put(&mut self.pipe.output);
+        self.discard = segment.rest;
+        if segment.ends_when_refused() {
+            backend::put_ready(&mut self.pipe.output, self.session.status());
+        } else {
+            self.skipping = true;
         }
     }
 

@@ -17,6 +17,7 @@ use crate::upstream::Server;
 use crate::wire::backend::{self, ServerError, Severity, TxStatus};
 use crate::wire::{frame, frontend};
 
+use super::calls::unless_killed;
 use super::state::{Client, Gone, protocol};
 
 /// How the batch ended, for whoever runs it.
@@ -43,6 +44,8 @@ enum End {
     ClientGone(io::Error),
     ClientLeft,
     ClientProtocol(TakeError),
+    /// An administrator sends the client away.
+    Killed,
 }
 
 /// What the client may send while the batch runs.
@@ -128,6 +131,9 @@ impl Client {
                 biased;
                 _ = topology.changed() => {
                     let current = topology.borrow_and_update().clone();
+                    if self.presence.badge.is_killed() {
+                        return End::Killed;
+                    }
                     // A host that vanished never says so: the topology has to be enough.
                     if current.is_some_and(|current| fate(&current, server.node, server.role) == Fate::Cut) {
                         return End::Lost("the cluster declared the server out of service".to_owned());
@@ -218,6 +224,7 @@ impl Client {
             if flow.reply.skips_to_sync() {
                 flow.input = Input::UntilSync;
             }
+            self.presence.badge.counts.errors.add(1);
             flow.release(&mut server.pipe.input, out);
             flow.clear(len, &mut server.pipe.input, out);
         }
@@ -308,7 +315,8 @@ impl Client {
             End::Ready(status) => {
                 let was_open = self.session.tx_node().is_some();
                 self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
-                let flushed = flow.flush(&mut self.pipe, &mut server.pipe).await;
+                let flush = flow.flush(&mut self.pipe, &mut server.pipe);
+                let flushed = unless_killed(&self.presence.badge, flush).await;
                 self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
                 self.note_writes(&flow.batch, was_open, &mut server).await;
                 server.pipe.shrink();
@@ -356,6 +364,10 @@ impl Client {
             End::ClientGone(error) => Err(error.into()),
             End::ClientLeft => Err(Gone::Left),
             End::ClientProtocol(error) => Err(protocol(&error)),
+            End::Killed => {
+                flow.settle(&mut server.pipe.input, &mut self.pipe.output);
+                Err(self.on_killed(server, flow.reply.is_mid_message()))
+            }
         }
     }
 

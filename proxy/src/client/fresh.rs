@@ -18,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(5);
 
 impl Client {
     pub(super) fn consistency(&self) -> Consistency {
-        self.session.consistency(self.shared.config.read_consistency)
+        self.session.consistency(self.own.read_consistency)
     }
 
     /// Something may have been committed on the primary: asks it how far that is. The answer is taken in
@@ -47,7 +47,7 @@ impl Client {
     /// Waits for the position that a server was asked for. Notices and notifications that come with it
     /// go to the client.
     pub(super) async fn settle_position(&mut self, node: NodeId) {
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.config.connect_timeout;
         while self.servers.get(&node).is_some_and(|server| server.position_asked) {
             let Some(server) = self.servers.get_mut(&node) else { return };
             match timeout(limit, server.pipe.fill()).await {
@@ -100,7 +100,7 @@ impl Client {
     /// Whether `node` has all that the session must see; a standby that has not is given some time.
     pub(super) async fn is_fresh(&mut self, node: NodeId) -> bool {
         let begun = Instant::now();
-        let (limit, patience) = (self.shared.config.connect_timeout, self.shared.config.causal_wait);
+        let (limit, patience) = (self.config.connect_timeout, self.config.causal_wait);
         let mut pause = PAUSE_MIN;
         loop {
             let generation = self.generation();

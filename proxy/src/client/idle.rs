@@ -23,11 +23,12 @@ enum News {
 impl Client {
     /// Waits until something happens; what servers say on their own is passed on.
     pub(super) async fn idle(&mut self) -> Result<(), Gone> {
-        self.pipe.flush().await?;
+        self.flush_or_go().await?;
         if self.segment.is_empty() {
             self.pipe.shrink();
         }
         self.rest();
+        self.heed()?;
         if *self.stopping.borrow() && self.segment.is_empty() {
             return Err(Gone::Trouble(Trouble::ShuttingDown));
         }
@@ -56,7 +57,7 @@ impl Client {
                 self.reap();
                 Ok(())
             }
-            _ = self.stopping.changed() => Ok(()),
+            () = self.presence.badge.called.notified() => self.answer_call(),
         }
     }
 

@@ -1,14 +1,13 @@
 //! From the first byte to `AuthenticationOk`, and the first server connection.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::errors::Chain;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use crate::config::AuthMethod;
+use crate::clients::{Guest, Presence};
+use crate::config::{AuthMethod, Config};
 use crate::hba::{self, Facts};
 use crate::pipe::Pipe;
 use crate::shared::Shared;
@@ -25,8 +24,8 @@ use super::prove::{self, Claim};
 pub(super) struct Admitted {
     pub(super) login: Login,
     pub(super) user: String,
-    /// Frees the client's place when it is dropped.
-    pub(super) place: OwnedSemaphorePermit,
+    /// It counts among the clients for as long as this lives.
+    pub(super) presence: Presence,
 }
 
 /// What a connection turned out to be.
@@ -59,12 +58,13 @@ impl From<Trouble> for Refusal {
 
 /// Reads the startup packet and has the client prove who it is.
 pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission, Refusal> {
-    let limit = shared.config.startup_timeout;
+    let config = shared.config();
+    let limit = config.startup_timeout;
     let opening = timeout(limit, first_packet(shared, pipe)).await.map_err(|_| Trouble::LoginTimeout)??;
     let start = match opening.startup {
         Startup::Start(start) => start,
         Startup::Cancel(key) => {
-            shared.cancels.cancel(key, shared.config.connect_timeout, &shared.server_tls).await;
+            shared.cancels.cancel(key, config.connect_timeout, &shared.server_tls).await;
             return Ok(Admission::Done);
         }
         Startup::Ssl | Startup::Gss => return Ok(Admission::Done),
@@ -76,35 +76,52 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
         )
         .into());
     }
-    let place = Arc::clone(&shared.places).try_acquire_owned().map_err(|_| Trouble::TooManyClients)?;
+    let arrival = shared.clients.arrive(&config)?;
     let unknown = start.protocol_options();
     if start.minor > 0 || !unknown.is_empty() {
         backend::put_negotiate(&mut pipe.output, &unknown);
     }
     let user = start.parameter("user").unwrap_or_default().to_owned();
     let claim = Claim { user: &user, end_point: opening.end_point.as_deref() };
-    let keys = match method(shared, pipe, &start)? {
+    let keys = match method(&config, pipe, &start)? {
         AuthMethod::Trust => None,
         AuthMethod::Cert => {
             prove::by_certificate(pipe, &user)?;
             None
         }
         method @ (AuthMethod::ScramSha256 | AuthMethod::Md5 | AuthMethod::Reject) => {
-            let stored = stored(shared, &user).await?;
+            let stored = stored(shared, &config, &user).await?;
             let proof = prove::by_password(shared, pipe, &claim, method, stored);
             Some(timeout(limit, proof).await.map_err(|_| Trouble::LoginTimeout)??)
         }
     };
+    // Only who has proven who it is takes anybody's place.
+    let presence = shared.clients.enter(guest(&config, pipe, &start), &config)?;
+    drop(arrival);
     backend::put_auth_ok(&mut pipe.output);
     let login = Login { parameters: start.parameters, keys };
-    Ok(Admission::Session(Box::new(Admitted { login, user, place })))
+    Ok(Admission::Session(Box::new(Admitted { login, user, presence })))
+}
+
+/// Who it is, for the proxy's own records.
+fn guest(config: &Config, pipe: &Pipe, start: &Start) -> Guest {
+    let user = start.parameter("user").unwrap_or_default().to_owned();
+    let database = start.parameter("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
+    Guest {
+        admin: config.is_admin(&user),
+        application: start.parameter("application_name").unwrap_or_default().to_owned(),
+        address: pipe.peer().map(|address| address.to_string()).unwrap_or_default(),
+        encrypted: pipe.tls().is_some(),
+        user,
+        database,
+    }
 }
 
 /// How the client has to prove who it is.
-fn method(shared: &Shared, pipe: &Pipe, start: &Start) -> Result<AuthMethod, Refusal> {
-    let rules = &shared.config.hba;
+fn method(config: &Config, pipe: &Pipe, start: &Start) -> Result<AuthMethod, Refusal> {
+    let rules = &config.hba;
     if rules.is_empty() {
-        return Ok(shared.config.auth.method);
+        return Ok(config.auth.method);
     }
     let user = start.parameter("user").unwrap_or_default();
     let database = start.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
@@ -119,7 +136,7 @@ fn method(shared: &Shared, pipe: &Pipe, start: &Start) -> Result<AuthMethod, Ref
 }
 
 /// Looks the role up, waiting for a server that knows it.
-async fn stored(shared: &Shared, user: &str) -> Result<Stored, Trouble> {
+async fn stored(shared: &Shared, config: &Config, user: &str) -> Result<Stored, Trouble> {
     let mut topology = shared.cluster.follow();
     let attempts = async {
         loop {
@@ -136,7 +153,7 @@ async fn stored(shared: &Shared, user: &str) -> Result<Stored, Trouble> {
             drop(timeout(RETRY, topology.changed()).await);
         }
     };
-    timeout(shared.config.hold_timeout, attempts).await.map_err(|_| Trouble::NoVerifiers)
+    timeout(config.hold_timeout, attempts).await.map_err(|_| Trouble::NoVerifiers)
 }
 
 const RETRY: Duration = Duration::from_millis(250);

@@ -28,7 +28,7 @@ impl Client {
 
     /// Ends the transaction on the standby `from` and begins it anew on the primary.
     pub(super) async fn move_transaction(&mut self, from: NodeId) -> Result<Result<(), Trouble>, Gone> {
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.config.connect_timeout;
         let Some(server) = self.servers.get_mut(&from) else { return Ok(Ok(())) };
         let name = server.name.clone();
         server.known.forget_unnamed();

@@ -48,7 +48,7 @@ pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Ope
             }
             Some((Startup::Start(start), len)) => {
                 pipe.input.advance(len);
-                let required = shared.config.tls.as_ref().is_some_and(|tls| tls.required);
+                let required = shared.config().tls.as_ref().is_some_and(|tls| tls.required);
                 if required && pipe.tls().is_none() {
                     return Err(Trouble::TlsRequired.into());
                 }

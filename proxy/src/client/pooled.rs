@@ -4,7 +4,9 @@ use pgherd_common::NodeId;
 use pgherd_common::topology::Backend;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::pool::{ClientState, Lease, Taken, Turn};
+use crate::clients::Phase;
+use crate::config::PoolMode;
+use crate::pool::{Lease, Taken, Turn};
 use crate::session::LARGE;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
@@ -47,14 +49,17 @@ impl Client {
             return Ok(Queued::Open);
         }
         let place = self.shared.pool.place(node, &self.account);
-        if let Some(turn) = place.turn_now() {
+        if let Some(turn) = place.turn_now(self.presence.badge.guest.admin) {
             return Ok(Queued::Turn(turn));
+        }
+        if place.waiting() >= usize::try_from(self.config.pool.queue_size).unwrap_or(usize::MAX) {
+            return Ok(Queued::Trouble(self.queue_full(backend)));
         }
         // Two that wait for each other's would wait for good.
         self.let_go().await;
-        self.note("waiting");
+        self.note(Phase::Waiting);
         self.pipe.flush().await?;
-        let (begun, patience) = (Instant::now(), self.shared.pool.limits.queue_timeout);
+        let (begun, patience) = (Instant::now(), self.config.pool.queue_timeout);
         let slot = self.slot.clone();
         let turn = place.turn();
         tokio::pin!(turn);
@@ -65,7 +70,8 @@ impl Client {
                 turn = &mut turn => break turn.map_or(Queued::Changed, Queued::Turn),
                 _ = self.topology.changed() => {
                     let current = self.topology.borrow_and_update().clone();
-                    if current.is_none_or(|current| fate(&current, node, role) != Fate::Keep) {
+                    let killed = self.presence.badge.is_killed();
+                    if killed || current.is_none_or(|current| fate(&current, node, role) != Fate::Keep) {
                         break Queued::Changed;
                     }
                 }
@@ -77,7 +83,10 @@ impl Client {
             }
         };
         *deadline += begun.elapsed();
-        self.note("active");
+        let counts = &self.presence.badge.counts;
+        counts.waits.add(1);
+        counts.waited_us.add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.note(Phase::Active);
         Ok(queued)
     }
 
@@ -86,8 +95,18 @@ impl Client {
             server: backend.name.clone(),
             user: self.user.clone(),
             database: self.account.database().to_owned(),
-            size: self.shared.pool.limits.size,
+            size: self.own.pool_size,
             waited_ms,
+        }
+    }
+
+    fn queue_full(&self, backend: &Backend) -> Trouble {
+        Trouble::QueueFull {
+            server: backend.name.clone(),
+            user: self.user.clone(),
+            database: self.account.database().to_owned(),
+            size: self.own.pool_size,
+            queue: self.config.pool.queue_size,
         }
     }
 
@@ -112,7 +131,7 @@ impl Client {
 
     async fn open_new(&mut self, backend: &Backend, role: Role, lease: Lease) -> Result<(), ConnectError> {
         let counts = self.shared.cluster.counts(backend.id);
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.config.connect_timeout;
         let socket = (&*self.shared.server_tls, limit);
         let opening = connect(backend, role, &self.login, self.session.fresh(), counts, lease, socket);
         let mut topology = self.topology.clone();
@@ -124,6 +143,8 @@ impl Client {
             _ = pointless => return Err(ConnectError::Io(std::io::ErrorKind::HostUnreachable.into())),
         };
         server.owner = self.id;
+        server.lease.tag.is_process(server.key.pid);
+        server.lease.tag.is_with(self.id);
         self.servers.insert(backend.id, server);
         Ok(())
     }
@@ -131,7 +152,7 @@ impl Client {
     /// Makes a connection this client's own. The turn comes back when that cannot be done.
     async fn adopt(&mut self, mut server: Server, turn: Turn) -> Option<Turn> {
         if server.owner != self.id {
-            let limit = self.shared.config.connect_timeout;
+            let limit = self.config.connect_timeout;
             match timeout(limit, server.become_nobodys()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => {
@@ -143,26 +164,39 @@ impl Client {
             server.owner = self.id;
         }
         server.lease.renew(turn);
+        server.lease.tag.is_with(self.id);
         self.servers.insert(server.node, server);
         None
     }
 
     /// Tells people what it is at.
-    pub(super) fn note(&self, phase: &'static str) {
-        let (connections, kept_by) = (self.servers.len(), self.session.why_kept());
-        self.shared.pool.note(self.id, ClientState { phase, connections, kept_by });
+    pub(super) fn note(&mut self, phase: Phase) {
+        let (badge, kept_by) = (&self.presence.badge, self.session.why_kept());
+        badge.is_at(phase, self.servers.len());
+        if kept_by != self.kept_by {
+            self.kept_by = kept_by;
+            badge.is_kept_by(kept_by);
+        }
     }
 
     /// It comes to rest until the client says something.
     pub(super) fn rest(&mut self) {
         self.give_back();
         let open = self.session.status() != TxStatus::Idle;
-        self.note(if open { "idle in transaction" } else { "idle" });
+        self.note(if open { Phase::IdleInTransaction } else { Phase::Idle });
+        if self.shared.pauses.any() {
+            self.shared.pauses.settled.notify_waiters();
+        }
+    }
+
+    /// Whether server connections go from client to client between transactions.
+    fn shares_connections(&self) -> bool {
+        self.own.pool_mode == PoolMode::Auto
     }
 
     /// Gives back what this client can do without until its next statement.
     pub(super) fn give_back(&mut self) {
-        if !self.shared.pool.is_shared() {
+        if !self.shares_connections() {
             return;
         }
         let free = self.servers.values().filter(|server| self.may_give_back(server));
@@ -184,7 +218,7 @@ impl Client {
 
     /// The same, and waits for positions that were asked for.
     pub(super) async fn let_go(&mut self) {
-        if self.shared.pool.is_shared() {
+        if self.shares_connections() {
             for node in self.servers.keys().copied().collect::<Vec<_>>() {
                 self.settle_position(node).await;
             }
@@ -204,7 +238,7 @@ impl Client {
             let pinned = self.session.is_pinned() && matches!(server.role, Role::Primary(_));
             let owed = self.owed.is_some_and(|(owing, _)| owing == node);
             // What pins it is not always known, so it is not always undone by DISCARD ALL.
-            if server.at_rest && !owed && !(pinned && pool.is_shared()) {
+            if server.at_rest && !owed && !(pinned && self.shares_connections()) {
                 pool.clean(server, topology.clone());
             } else {
                 server.close();

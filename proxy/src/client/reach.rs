@@ -46,9 +46,17 @@ impl Client {
         wanted: Wanted,
     ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
-        let mut deadline = begun + self.shared.config.hold_timeout;
+        let mut deadline = begun + self.config.hold_timeout;
         let mut closed = BTreeSet::new();
         loop {
+            self.heed()?;
+            if !matches!(wanted, Wanted::Stay(_)) && self.shared.pauses.holds(self.account.database()) {
+                let begun = Instant::now();
+                if let Some(trouble) = self.wait_for_resume().await? {
+                    return Ok(Err(trouble));
+                }
+                deadline += begun.elapsed();
+            }
             self.reap();
             // It may have turned out meanwhile that standbys cannot serve this session.
             let wanted = match wanted {
@@ -88,7 +96,7 @@ impl Client {
         let lag_bytes = self.shared.cluster.lag_bytes();
         let mut avoided = self.shared.cluster.avoided();
         avoided.extend(closed);
-        let shares = &self.shared.config.shares;
+        let shares = &self.config.shares;
         let backed = self.shared.cluster.is_backed();
         let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided, backed };
         let generation = topology.version().generation;
@@ -156,7 +164,7 @@ impl Client {
                 Ok(Err(error)) => return self.on_connect_error(backend, error),
             }
         }
-        match timeout(self.shared.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
+        match timeout(self.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
             // The topology may have changed while the connection was opened and prepared.
             Ok(Ok(())) => self.is_of_use(node).then_some(Ok(node)),
             Ok(Err(QueryError::Refused(error))) if error.severity != Severity::Fatal => {

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use bytes::Buf;
 use pgherd_common::{NodeId, Topology};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
+use crate::clients::{ClientId, Presence};
+use crate::config::{Config, Effective};
 use crate::pipe::Pipe;
-use crate::pool::{Account, ClientId};
+use crate::pool::Account;
 use crate::session::{Segment, Session, TakeError, Taken};
 use crate::shared::Shared;
+use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::upstream::{CancelSlot, Login, Server};
 use crate::wire::backend::{self, Severity};
@@ -61,15 +64,29 @@ pub(super) struct Client {
     pub(super) discard: usize,
     /// So many bytes of the client's are still part of a message that this server has the beginning of.
     pub(super) owed: Option<(NodeId, usize)>,
+    /// What is in effect, as of the last statement.
+    pub(super) config: Arc<Config>,
+    /// What of it holds for this user in this database.
+    pub(super) own: Effective,
+    pub(super) configured: watch::Receiver<Arc<Config>>,
+    pub(super) presence: Presence,
+    /// What the badge says keeps it on its connection.
+    pub(super) kept_by: Option<Why>,
     key: Option<CancelKey>,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
         let account = Arc::new(Account::new(&admitted.user, &admitted.login));
+        let mut configured = shared.config.subscribe();
+        let config = configured.borrow_and_update().clone();
         Self {
-            id: shared.pool.enter(&account),
+            id: admitted.presence.badge.id,
+            own: config.effective(&admitted.user, account.database()),
+            config,
+            configured,
+            presence: admitted.presence,
+            kept_by: None,
             account,
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
@@ -86,7 +103,6 @@ impl Client {
             discard: 0,
             owed: None,
             key: None,
-            _place: admitted.place,
         }
     }
 
@@ -108,6 +124,11 @@ impl Client {
             self.shared.cancels.forget(key);
         }
         self.part();
+        let shared = self.shared.clone();
+        drop(self);
+        if shared.pauses.any() {
+            shared.pauses.settled.notify_waiters();
+        }
     }
 
     /// Opens a server connection, so that the settings reported to the client are real, and a refusal of
@@ -203,6 +224,7 @@ impl Client {
     /// Answers a segment with an error instead of running it.
     pub(super) fn refuse(&mut self, trouble: &Trouble, ended: bool, rest: usize) {
         tracing::info!(user = self.user, ?trouble, "statement not run or lost");
+        self.presence.badge.counts.errors.add(1);
         trouble.response(Severity::Error).put(&mut self.pipe.output);
         self.session.abandon_tx();
         self.discard = rest;

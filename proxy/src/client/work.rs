@@ -7,6 +7,7 @@ use pgherd_common::NodeId;
 use crate::session::{Consistency, Segment, Wanted};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
+use crate::topology::Role;
 
 use super::exchange::Outcome;
 use super::state::{Client, Gone};
@@ -18,7 +19,7 @@ impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
     pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
         self.reap();
-        self.note("active");
+        self.begin_turn(&segment);
         if self.is_envied() && self.session.tx_node().is_none() {
             self.let_go().await;
         }
@@ -47,7 +48,9 @@ impl Client {
             self.session.acquit(&self.shared.catalogs.edition(self.login.database()).facts);
         }
         let Some(databases) = segment.changes_logins().cloned() else {
-            return self.run_somewhere(segment).await;
+            let done = self.run_somewhere(segment).await;
+            self.end_turn();
+            return done;
         };
         // Before it connections stand in its way; those that came in between are older than the change.
         let eviction = databases.map(|text| self.shared.pool.evict(&text));
@@ -104,7 +107,13 @@ impl Client {
         match route {
             Route::Read => server.counts.reads.fetch_add(1, Ordering::Relaxed),
             Route::Primary => server.counts.writes.fetch_add(1, Ordering::Relaxed),
-            Route::Neutral => 0,
+            Route::Neutral => return,
         };
+        let (counts, standby) = (&self.presence.badge.counts, server.role == Role::Standby);
+        match (route, standby) {
+            (Route::Read, true) => counts.standby_reads.add(1),
+            (Route::Read, false) => counts.primary_reads.add(1),
+            (Route::Primary | Route::Neutral, _) => counts.writes.add(1),
+        }
     }
 }

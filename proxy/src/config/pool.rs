@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use pgherd_common::config::{Millis, Reader, Section};
 
+use super::one_of;
+
 /// When a client gives its server connections back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
@@ -13,6 +15,9 @@ pub enum PoolMode {
     Session,
 }
 
+/// The words for it, the default first.
+pub(super) const MODES: &[(&str, PoolMode)] = &[("auto", PoolMode::Auto), ("session", PoolMode::Session)];
+
 /// The checked table.
 #[derive(Debug, Clone)]
 pub struct Pooling {
@@ -20,6 +25,10 @@ pub struct Pooling {
     pub mode: PoolMode,
     /// Connections to one node as one user to one database.
     pub size: u32,
+    /// So many more for administrators.
+    pub reserve: u32,
+    /// So many clients wait for one of them at most.
+    pub queue_size: u32,
     /// How long a client waits for one of them.
     pub queue_timeout: Duration,
     /// A connection that nobody used for so long is closed.
@@ -31,20 +40,13 @@ pub struct Pooling {
 /// Reads the table.
 pub(super) fn read(r: &mut Reader, root: &mut Section) -> Option<Pooling> {
     let mut section = root.table(r, "pool");
-    let mode: Option<String> = section.or(r, "mode", "\"auto\"");
+    let mode = one_of(r, &mut section, "mode", MODES);
     let size: Option<u32> = section.or(r, "size", "20");
+    let reserve: Option<u32> = section.or(r, "reserve", "1");
+    let queue_size: Option<u32> = section.or(r, "queue_size", "1000");
     let queue_timeout: Option<Millis> = section.or(r, "queue_timeout", "\"30s\"");
     let server_idle_timeout: Option<Millis> = section.or(r, "server_idle_timeout", "\"10min\"");
     let server_lifetime: Option<Millis> = section.or(r, "server_lifetime", "\"60min\"");
-    let mode = match mode?.as_str() {
-        "auto" => Some(PoolMode::Auto),
-        "session" => Some(PoolMode::Session),
-        other => {
-            let path = section.path_of("mode");
-            r.problem(&path, format!("unknown mode {other:?}; expected \"auto\" or \"session\""));
-            None
-        }
-    };
     if size == Some(0) {
         let path = section.path_of("size");
         r.problem(&path, "0 would let nobody reach a server");
@@ -53,6 +55,8 @@ pub(super) fn read(r: &mut Reader, root: &mut Section) -> Option<Pooling> {
     Some(Pooling {
         mode: mode?,
         size: size?,
+        reserve: reserve?,
+        queue_size: queue_size?,
         queue_timeout: queue_timeout?.0,
         server_idle_timeout: server_idle_timeout?.0,
         server_lifetime: server_lifetime?.0,

@@ -102,6 +102,11 @@ impl Cluster {
         verdict
     }
 
+    /// Has every session look up, whatever it is at.
+    pub(crate) fn nudge(&self) {
+        self.topology.send_modify(|_| {});
+    }
+
     /// Follows the topology.
     pub(crate) fn follow(&self) -> watch::Receiver<Option<Arc<Topology>>> {
         self.topology.subscribe()

@@ -20,5 +20,9 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         }
         let current = topology.borrow_and_update().clone();
         shared.pool.sweep(current.as_deref());
+        // What was on its way back when it was paused.
+        for database in shared.pauses.held() {
+            shared.pool.close_resting(database.as_deref());
+        }
     }
 }

@@ -6,8 +6,7 @@
 
 use pgherd_common::MonoTime;
 
-/// Tells clients apart, for as long as the process lives.
-pub(crate) type ClientId = u64;
+use crate::clients::ClientId;
 
 /// A connection at rest.
 #[derive(Debug)]

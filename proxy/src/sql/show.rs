@@ -9,34 +9,81 @@ pub enum Show {
     PoolNodes,
     /// The proxy's version, as Pgpool-II words it.
     PoolVersion,
+    /// The proxy's version.
+    Version,
     /// Clients with what they are at.
     Clients,
-    /// Server connections by node, user and database.
+    /// Connections to servers, one by one.
+    Servers,
+    /// The same, counted by node, user and database.
     Pools,
+    /// What was done, by database and user.
+    Stats,
+    /// Every key of the configuration.
+    Config,
+    /// What holds for databases.
+    Databases,
+    /// What holds for users.
+    Users,
     /// The topology in effect and where it comes from.
     Topology,
+    /// What may be asked and done.
+    Help,
 }
 
 impl Show {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Nodes,
+        Self::PoolNodes,
+        Self::PoolVersion,
+        Self::Version,
+        Self::Clients,
+        Self::Servers,
+        Self::Pools,
+        Self::Stats,
+        Self::Config,
+        Self::Databases,
+        Self::Users,
+        Self::Topology,
+        Self::Help,
+    ];
+
+    /// The word behind `SHOW`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::PoolNodes => "pool_nodes",
+            Self::PoolVersion => "pool_version",
+            Self::Version => "version",
+            Self::Clients => "clients",
+            Self::Servers => "servers",
+            Self::Pools => "pools",
+            Self::Stats => "stats",
+            Self::Config => "config",
+            Self::Databases => "databases",
+            Self::Users => "users",
+            Self::Topology => "topology",
+            Self::Help => "help",
+        }
+    }
+
+    /// Whether everybody may ask: it tells of nodes, and of nobody's sessions or settings.
+    pub fn is_for_everybody(self) -> bool {
+        matches!(self, Self::Nodes | Self::PoolNodes | Self::PoolVersion | Self::Version)
+    }
+
     /// Recognises the question, in any case and with or without a semicolon.
     pub fn parse(sql: &str) -> Option<Self> {
         let mut words = sql.trim().trim_end_matches(';').split_ascii_whitespace();
         if !words.next()?.eq_ignore_ascii_case("show") {
             return None;
         }
-        let what = words.next()?.to_ascii_lowercase();
+        let what = words.next()?;
         if words.next().is_some() {
             return None;
         }
-        match what.as_str() {
-            "nodes" => Some(Self::Nodes),
-            "pool_nodes" => Some(Self::PoolNodes),
-            "pool_version" => Some(Self::PoolVersion),
-            "clients" => Some(Self::Clients),
-            "pools" => Some(Self::Pools),
-            "topology" => Some(Self::Topology),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|show| show.word().eq_ignore_ascii_case(what))
     }
 }
 

@@ -112,6 +112,13 @@ impl Cancels {
     }
 }
 
+impl super::Server {
+    /// Interrupts what runs on it.
+    pub(crate) async fn interrupt(&self, tls: &Kept<ServerTls>) -> Result<(), DialError> {
+        forward(&self.address, self.key, tls).await
+    }
+}
+
 /// Encrypted like any other connection: the key would let others interrupt the session, too.
 async fn forward(address: &HostPort, key: CancelKey, tls: &Kept<ServerTls>) -> Result<(), DialError> {
     let mut pipe = dial(address, tls).await?.into_pipe()?;

@@ -10,9 +10,10 @@ use bytes::Buf;
 use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
 use tokio::time::timeout;
 
+use crate::clients::ClientId;
 use crate::control::Counts;
 use crate::pipe::Pipe;
-use crate::pool::{ClientId, Lease};
+use crate::pool::Lease;
 use crate::session::Known;
 use crate::topology::Role;
 use crate::wire::backend::{self, ServerError, Severity};

@@ -232,6 +232,19 @@ pub fn put_parameter(out: &mut BytesMut, name: &str, value: &str) {
     });
 }
 
+/// Appends a `NoticeResponse`.
+pub fn put_notice(out: &mut BytesMut, message: &str, hint: &str) {
+    frame::put(out, b'N', |out| {
+        for (tag, text) in
+            [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', message), (b'H', hint)]
+        {
+            out.put_u8(tag);
+            frame::put_text(out, text);
+        }
+        out.put_u8(0);
+    });
+}
+
 /// Appends `BackendKeyData`.
 pub fn put_key(out: &mut BytesMut, key: CancelKey) {
     frame::put(out, b'K', |out| {

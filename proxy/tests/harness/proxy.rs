@@ -11,6 +11,7 @@ use super::{Access, Agent, free_port, soon};
 /// Serves on a port of its own.
 pub struct Proxy {
     port: u16,
+    directory: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -34,6 +35,7 @@ impl Proxy {
             [proxy]
             name = 'proxy1'
             listen = ['127.0.0.1:{port}']
+            admins = ['postgres']
             {lines}
             [agents]
             addresses = ['{agent}']
@@ -43,14 +45,25 @@ impl Proxy {
             password = 'secret'",
             agent = agent.address()
         );
-        let config = Config::parse(&text).unwrap();
+        let directory = tempfile::Builder::new().prefix("pgherd-proxy-test").tempdir().unwrap();
+        let file = directory.path().join("proxy.toml");
+        std::fs::write(&file, &text).unwrap();
+        let config = Config { file: Some(file), ..Config::parse(&text).unwrap() };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             pgherd_proxy::serve(config, async { drop(stopped.await) }).await.unwrap();
         });
         let hello = agent.hear().await;
         assert!(matches!(&hello, ToAgent::Hello { proxy, .. } if proxy == "proxy1"), "{hello:?}");
-        Self { port, stop: Some(stop), task }
+        Self { port, directory, stop: Some(stop), task }
+    }
+
+    /// Puts `new` in the place of `old` in its configuration file, which it has yet to read again.
+    pub fn rewrite(&self, old: &str, new: &str) {
+        let file = self.directory.path().join("proxy.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(old), "{old} is not in {text}");
+        std::fs::write(&file, text.replace(old, new)).unwrap();
     }
 
     pub fn port(&self) -> u16 {

@@ -23,7 +23,7 @@ use crate::session::Consistency;
 pub use own::{Effective, Own};
 pub use pool::{PoolMode, Pooling};
 pub use reload::{Change, needs_restart};
-pub use tls::{ServerTls, ServerTlsMode, Tls};
+pub use tls::{Pair, ServerTls, ServerTlsMode, Tls};
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -86,7 +86,9 @@ impl Shared {
         if let Some(tls) = &self.tls {
             tls.refresh(asked);
         }
-        if self.config().server_tls.root.is_some() {
+        let config = self.config();
+        let servers = &config.server_tls;
+        if servers.root.is_some() || servers.own.is_some() {
             self.server_tls.refresh(asked);
         }
     }

@@ -59,7 +59,7 @@ async fn passwords_are_checked_against_the_clusters_own_verifiers() {
 async fn strangers_are_told_why_and_do_no_harm() {
     let primary = Postgres::primary(Access::Trust);
     let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
-    let lines = "max_client_connections = 2\nstartup_timeout = '500ms'";
+    let lines = "max_client_connections = 2\nreserve = 0\nstartup_timeout = '500ms'";
     let proxy = Proxy::start_with(&mut agent, Access::Trust, lines).await;
     let say = async |bytes: &[u8]| {
         let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();

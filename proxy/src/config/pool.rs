@@ -42,7 +42,7 @@ pub(super) fn read(r: &mut Reader, root: &mut Section) -> Option<Pooling> {
     let mut section = root.table(r, "pool");
     let mode = one_of(r, &mut section, "mode", MODES);
     let size: Option<u32> = section.or(r, "size", "20");
-    let reserve: Option<u32> = section.or(r, "reserve", "1");
+    let reserve: Option<u32> = section.or(r, "reserve", "0");
     let queue_size: Option<u32> = section.or(r, "queue_size", "1000");
     let queue_timeout: Option<Millis> = section.or(r, "queue_timeout", "\"30s\"");
     let server_idle_timeout: Option<Millis> = section.or(r, "server_idle_timeout", "\"10min\"");

@@ -76,11 +76,21 @@ async def together():
         check("reads of own writes", found, [f"by {n}" for n in range(100)])
 
 
+async def console():
+    """The proxy's own database, through a pool, which resets what is given back to it."""
+    async with asyncpg.create_pool(DSN, database="pgherd", min_size=1, max_size=2) as pool:
+        for _ in range(3):
+            rows = await pool.fetch("SHOW CLIENTS")
+            check("who asks", "pgherd" in [row["database"] for row in rows], True)
+            check("its version", (await pool.fetchval("SHOW VERSION")).split()[0], "pgherd-proxy")
+
+
 async def main():
     conn = await asyncpg.connect(DSN)
     await alone(conn)
     await conn.close()
     await together()
+    await console()
     print(f"{checks} checks with asyncpg {asyncpg.__version__}")
 
 

@@ -156,9 +156,22 @@ def two_phase(conn):
     check("a prepared transaction", conn.execute("SELECT val FROM driver WHERE id = 70").fetchone(), ("two-phase",))
 
 
+def console():
+    """The proxy's own database. The driver begins a transaction by itself."""
+    with psycopg.connect(f"{DSN} dbname=pgherd") as conn:
+        check("SHOW VERSION", conn.execute("SHOW VERSION").fetchone()[0].split()[0], "pgherd-proxy")
+        named = conn.execute("SHOW CLIENTS", prepare=True)
+        check("a column", named.description[0].name, "client_id")
+        check("who asks", "pgherd" in [row[2] for row in named], True)
+        fails("what it is not for", errors.SyntaxError, lambda: conn.execute("SELECT * FROM driver"))
+        conn.rollback()
+        check("after it", conn.execute("SELECT 1").fetchone(), ("1",))
+
+
 with psycopg.connect(DSN, autocommit=True) as connection:
     connection.execute("DROP TABLE IF EXISTS driver")
     connection.execute("CREATE TABLE driver (id int PRIMARY KEY, val text)")
     for part in (prepared, transactions, pipelines, copies, cursors, two_phase, cancels, session):
         part(connection)
+console()
 print(f"{checks} checks with psycopg {psycopg.__version__}, libpq {psycopg.pq.version()}")

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::node::Node;
 use crate::postgres::{
-    AGENT_PASSWORD, AGENT_USER, AUTH_PASSWORD, AUTH_USER, REPLICATION_PASSWORD, REPLICATION_USER,
+    AGENT_PASSWORD, AGENT_USER, APP, AUTH_PASSWORD, AUTH_USER, REPLICATION_PASSWORD, REPLICATION_USER,
 };
 
 /// The text of a node's `agent.toml`. `extra` is appended as it is, for timings and the like.
@@ -57,7 +57,7 @@ pub fn proxy(cluster: &str, name: &str, listen: &str, members: &[Node], extra: &
     let agents: Vec<String> =
         members.iter().map(|member| format!("\"{}\"", member.agent_address())).collect();
     format!(
-        "[cluster]\nname = \"{cluster}\"\n\n[proxy]\nname = \"{name}\"\nlisten = [\"{listen}\"]\n\n\
+        "[cluster]\nname = \"{cluster}\"\n\n[proxy]\nname = \"{name}\"\nlisten = [\"{listen}\"]\nadmins = [\"{APP}\"]\n\n\
          [agents]\naddresses = [{}]\n\n[auth]\nuser = \"{AUTH_USER}\"\npassword = \"{AUTH_PASSWORD}\"\n\n{extra}\n",
         agents.join(", ")
     )

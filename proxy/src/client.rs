@@ -11,6 +11,7 @@ mod opening;
 mod pooled;
 mod prove;
 mod reach;
+mod refusal;
 mod state;
 mod work;
 

@@ -4,6 +4,7 @@
 
 use pgherd_common::NodeName;
 
+use crate::sql::Why;
 use crate::wire::backend::{ServerError, Severity};
 
 /// Everything that the proxy itself tells a client, besides answers.
@@ -13,6 +14,8 @@ pub enum Trouble {
     Protocol(String),
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
+    /// Something that needs a server connection of the client's own, in a pool mode without such.
+    NeedsConnection(Why),
     /// Bytes in clear came behind a request for encryption.
     ClearBehindRequest,
     /// The client connected without TLS, which it must use.
@@ -112,7 +115,7 @@ impl Trouble {
             | Self::LoginTimeout
             | Self::ServerProtocol { .. } => "08P01",
             Self::TlsRequired | Self::Unauthorized(_) => "28000",
-            Self::NotOffered(_) => "0A000",
+            Self::NotOffered(_) | Self::NeedsConnection(_) => "0A000",
             Self::TooManyClients | Self::PoolExhausted { .. } => "53300",
             Self::WrongPassword { .. } => "28P01",
             Self::NoVerifiers | Self::NoServer { .. } => "57P03",
@@ -129,6 +132,9 @@ impl Trouble {
         match self {
             Self::Protocol(what) | Self::Unauthorized(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
+            Self::NeedsConnection(why) => {
+                format!("pool mode \"transaction\" does not allow this: {why}")
+            }
             Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
             Self::TlsRequired => "the connection must use TLS".to_owned(),
             Self::TooManyClients => "sorry, too many clients already".to_owned(),
@@ -169,6 +175,9 @@ impl Trouble {
                 "This is a defect of the client, or somebody in between put something into the connection."
                     .to_owned(),
             ),
+            Self::NeedsConnection(_) => Some(
+                "It would have to stay on the server connection, which other clients get after each transaction.".to_owned(),
+            ),
             Self::Protocol(_)
             | Self::NotOffered(_)
             | Self::TlsRequired
@@ -207,6 +216,20 @@ impl Trouble {
             Self::ServerLogin { .. } => Some(
                 "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
             ),
+            Self::NeedsConnection(why) => Some(match why {
+                Why::Temporary => {
+                    "Say ON COMMIT DROP, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::AdvisoryLock => {
+                    "Use pg_advisory_xact_lock, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::Sequence => {
+                    "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Unknown => {
+                    "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+            }),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Protocol(_)
             | Self::NotOffered(_)
@@ -237,6 +260,7 @@ mod tests {
         vec![
             Trouble::Protocol("bad".into()),
             Trouble::NotOffered("replication"),
+            Trouble::NeedsConnection(Why::Listen),
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
             Trouble::Unauthorized("no".into()),

@@ -9,6 +9,8 @@ use pgherd_common::config::{Millis, Reader, Section};
 pub enum PoolMode {
     /// After each transaction, unless the connection holds something that only this client may have.
     Auto,
+    /// After each transaction, always: what needs a connection of its own is refused.
+    Transaction,
     /// When it leaves.
     Session,
 }
@@ -38,10 +40,12 @@ pub(super) fn read(r: &mut Reader, root: &mut Section) -> Option<Pooling> {
     let server_lifetime: Option<Millis> = section.or(r, "server_lifetime", "\"60min\"");
     let mode = match mode?.as_str() {
         "auto" => Some(PoolMode::Auto),
+        "transaction" => Some(PoolMode::Transaction),
         "session" => Some(PoolMode::Session),
         other => {
             let path = section.path_of("mode");
-            r.problem(&path, format!("unknown mode {other:?}; expected \"auto\" or \"session\""));
+            let expected = "expected \"auto\", \"transaction\" or \"session\"";
+            r.problem(&path, format!("unknown mode {other:?}; {expected}"));
             None
         }
     };

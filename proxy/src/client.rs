@@ -13,6 +13,7 @@ mod opening;
 mod pooled;
 mod prove;
 mod reach;
+mod refusal;
 mod state;
 mod work;
 

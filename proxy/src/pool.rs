@@ -9,7 +9,7 @@ mod shelf;
 mod tag;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -205,20 +205,20 @@ pub(crate) struct Pool {
     pub(crate) servers: Arc<Tags>,
     /// How often it changed what a login gets.
     epoch: AtomicU64,
-    /// Statements that run and want no connection to a database they name.
-    evictions: Mutex<Vec<Arc<str>>>,
+    /// Statements that run and want no connection to databases of these names.
+    evictions: Mutex<Vec<Arc<[String]>>>,
 }
 
-/// A statement that wants no connection to a database it names, while it runs.
+/// A statement that wants no connection to databases that it names, while it runs.
 #[derive(Debug)]
 pub(crate) struct Eviction {
     pool: Arc<Pool>,
-    text: Arc<str>,
+    names: Arc<[String]>,
 }
 
 impl Drop for Eviction {
     fn drop(&mut self) {
-        lock(&self.pool.evictions).retain(|text| !Arc::ptr_eq(text, &self.text));
+        lock(&self.pool.evictions).retain(|names| !Arc::ptr_eq(names, &self.names));
     }
 }
 
@@ -262,13 +262,14 @@ impl Pool {
         }
     }
 
-    /// Uses a turn.
+    /// Uses a turn. `customs`: custom settings that the client has named.
     pub(crate) async fn take(
         &self,
         turn: Turn,
         client: ClientId,
         role: Role,
         account: &Arc<Account>,
+        customs: &BTreeSet<String>,
     ) -> Taken {
         let Turn { place, permit, reserved } = turn;
         loop {
@@ -276,7 +277,7 @@ impl Pool {
                 let mut shelf = lock(&place.shelf);
                 // The turn is one of those in use.
                 let room = reserved || shelf.len() + place.in_use() <= place.size();
-                shelf.take(client, &(role, account.clone()), room)
+                shelf.take(client, &(role, account.clone()), room, |server| server.known.suits(customs))
             };
             match found {
                 Found::Ready(mut server) => {
@@ -301,7 +302,7 @@ impl Pool {
     }
 
     /// A client has no more use for a connection for now, on which nothing runs. `claim`: what it did there
-    /// may have left something behind that is its own.
+    /// may have left something behind that is its own and worth keeping.
     pub(crate) fn put(
         self: &Arc<Self>,
         mut server: Server,
@@ -325,10 +326,11 @@ impl Pool {
         let (permit, place) = (server.lease.permit.take(), server.lease.place.clone());
         let (kind, born) = ((server.role, server.lease.account.clone()), server.lease.born);
         let mut shelf = lock(&place.shelf);
-        if lock(&self.evictions).iter().any(|text| text.contains(kind.1.database())) {
+        if lock(&self.evictions).iter().any(|names| names_one(names, kind.1.database())) {
             return server.close();
         }
-        shelf.put(Resting { connection: server, kind, claim, since: now, born, stale });
+        let owner = server.owner;
+        shelf.put(Resting { connection: server, kind, claim, owner, since: now, born, stale });
         drop(shelf);
         // Only now the next one may look.
         drop(permit);
@@ -352,6 +354,9 @@ impl Pool {
 
     /// Takes back a connection of a client that is gone, in whatever state, but outside of a transaction.
     pub(crate) fn clean(self: &Arc<Self>, mut server: Server, topology: Option<Arc<Topology>>) {
+        if server.known.is_indelible() {
+            return server.close();
+        }
         let pool = self.clone();
         tokio::spawn(async move {
             server.gate.passed().await;
@@ -375,13 +380,13 @@ impl Pool {
         }
     }
 
-    /// Connections to databases that `text` names do not come to rest until the eviction is over, and those
+    /// Connections to databases of these names do not come to rest until the eviction is over, and those
     /// at rest are closed, whoever claims them.
-    pub(crate) fn evict(self: &Arc<Self>, text: &str) -> Eviction {
-        let eviction = Eviction { pool: self.clone(), text: text.into() };
-        lock(&self.evictions).push(eviction.text.clone());
+    pub(crate) fn evict(self: &Arc<Self>, names: Vec<String>) -> Eviction {
+        let eviction = Eviction { pool: self.clone(), names: names.into() };
+        lock(&self.evictions).push(eviction.names.clone());
         for ((_, _, database), place) in lock(&self.places).iter() {
-            if text.contains(database.as_str()) {
+            if names_one(&eviction.names, database) {
                 lock(&place.shelf).remove(|_| true).into_iter().for_each(Server::close);
             }
         }
@@ -431,4 +436,9 @@ fn permits(number: u32) -> usize {
 
 fn size_of(config: &Config, user: &str, database: &str) -> usize {
     permits(config.effective(user, database).pool_size)
+}
+
+/// Whether one of the names is the database's.
+fn names_one(names: &[String], database: &str) -> bool {
+    names.iter().any(|name| name == database)
 }

@@ -5,23 +5,25 @@
 //! repeatable is never offered for a second run.
 
 mod floor;
+mod known;
 mod reply;
 mod segment;
 mod settings;
 mod statements;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Facts, Route, Standing, Verdict, Why};
+use crate::sql::{Effect, Facts, Route, Standing, Traces, Verdict, Why};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
 pub use floor::{Consistency, Floor, Freshness};
+pub use known::{Introductions, Known};
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};
@@ -52,37 +54,6 @@ pub enum Wanted {
     Any,
 }
 
-/// What one server connection knows of the session.
-#[derive(Debug, Clone, Default)]
-pub struct Known {
-    /// Prepared statements by name; 0 when it is uncertain what the name stands for there.
-    statements: BTreeMap<String, u64>,
-    /// Settings.
-    seen: Seen,
-    /// More than reads ran there: there may be state that is not known of.
-    soiled: bool,
-}
-
-impl Known {
-    /// Whether a client that comes to it now would not find anything of those before, but for what the
-    /// unnamed statement was.
-    pub fn is_clean(&self) -> bool {
-        !self.soiled && self.statements.keys().all(String::is_empty)
-    }
-
-    /// Of a connection that served others before: who knows what the unnamed statement is there.
-    #[must_use]
-    pub fn behind_others(mut self) -> Self {
-        self.statements.insert(String::new(), 0);
-        self
-    }
-
-    /// The proxy ran a query of its own, which does away with the unnamed statement.
-    pub fn forget_unnamed(&mut self) {
-        self.statements.remove("");
-    }
-}
-
 /// The session.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -93,6 +64,8 @@ pub struct Session {
     suspects: BTreeSet<String>,
     /// Functions, views or the like got another meaning, once that is committed.
     redefined: bool,
+    /// Custom settings that it named so far.
+    customs: BTreeSet<String>,
     /// Something is on its primary connection that only it may have.
     kept: bool,
     why_kept: Option<Why>,
@@ -177,6 +150,25 @@ impl Session {
     /// Why that is so; the first reason counts.
     pub fn why_kept(&self) -> Option<Why> {
         self.is_kept().then(|| self.why_kept.unwrap_or(Why::Unknown))
+    }
+
+    /// Whatever only one connection had is gone with it.
+    pub fn shed(&mut self) {
+        self.pinned = false;
+        self.suspects.clear();
+        self.kept = false;
+        self.why_kept = None;
+    }
+
+    /// Custom settings that it knows of, as far as texts tell.
+    pub fn customs(&self) -> &BTreeSet<String> {
+        &self.customs
+    }
+
+    /// The open transaction failed on its server, for a reason of the proxy's.
+    pub fn fail_tx(&mut self) {
+        self.tx = self.tx.map(|tx| Tx { failed: true, ..tx });
+        self.statements.forget_pending();
     }
 
     /// A new server connection refused the session's settings: they are void, as the client is told.
@@ -291,33 +283,16 @@ impl Session {
 
     /// The replay was done.
     pub fn on_replayed(&self, known: &mut Known) {
-        known.soiled |= known.seen != self.settings.newest();
+        if known.seen != self.settings.newest() {
+            known.soiled = true;
+            known.customs.extend(self.customs.iter().cloned());
+        }
         known.seen = self.settings.newest();
     }
 
     /// What a new connection knows.
     pub fn fresh(&self) -> Known {
         Known { seen: self.settings.beginning(), ..Known::default() }
-    }
-
-    /// Statements that SQL in `segment` uses by name and the connection does not know: `Parse`
-    /// messages with a `Sync` behind them, or nothing.
-    pub fn introduce(&self, segment: &Segment, known: &mut Known) -> BytesMut {
-        let mut out = BytesMut::new();
-        for name in &segment.uses {
-            let Some(definition) = self.statements.confirmed(name) else { continue };
-            if let Some(body) = &definition.body
-                && known.statements.get(name) != Some(&definition.id)
-            {
-                frontend::put_close_statement(&mut out, name);
-                frontend::put_parse(&mut out, name, body);
-                known.statements.insert(name.clone(), definition.id);
-            }
-        }
-        if !out.is_empty() {
-            frontend::put_sync(&mut out);
-        }
-        out
     }
 
     /// What is encoded next is the beginning of a batch on a server of its own.
@@ -328,7 +303,8 @@ impl Session {
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
     /// answers to expect.
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        known.soiled |= segment.leaves_traces();
+        known.soiled |= segment.soils;
+        self.note_traces(segment, known);
         let mut at = 0;
         for part in &segment.parts {
             if matches!(part.tag, b'Q' | b'F') && reply.is_unsynced() {
@@ -390,7 +366,8 @@ impl Session {
         };
         let there = known.statements.get(name).copied();
         let Some(body) = &definition.body else { return };
-        if there == Some(definition.id) {
+        // What SQL prepared was introduced before.
+        if there == Some(definition.id) || definition.by_sql {
             return;
         }
         if there.is_some() && !name.is_empty() {
@@ -457,6 +434,7 @@ impl Session {
             TxStatus::Failed => Some(Tx { node, failed: true }),
         };
         self.redefined |= batch.redefines;
+        self.on_traces(batch, reply.failed(), known);
         for effect in &batch.effects {
             match effect {
                 Effect::Pin => self.pinned = true,
@@ -504,10 +482,7 @@ impl Session {
                 self.statements.clear();
                 known.statements.clear();
                 self.settings.discard_all();
-                self.pinned = false;
-                self.suspects.clear();
-                self.kept = false;
-                self.why_kept = None;
+                self.shed();
             }
         }
     }
@@ -538,6 +513,8 @@ pub struct Batch {
     pub opens: bool,
     redefines: bool,
     effects: Vec<Effect>,
+    traces: Traces,
+    statements: usize,
     may_commit: bool,
     ends_tx: bool,
 }
@@ -550,6 +527,8 @@ impl Batch {
             opens: segment.opens,
             redefines: segment.redefines,
             effects: segment.effects.clone(),
+            traces: segment.traces.clone(),
+            statements: segment.statements,
             may_commit: segment.may_commit,
             ends_tx: segment.ends_tx,
         }
@@ -566,6 +545,8 @@ impl Batch {
         self.opens |= segment.opens;
         self.redefines |= segment.redefines;
         self.effects.extend(segment.effects.iter().cloned());
+        self.traces.add(&segment.traces);
+        self.statements += segment.statements;
         self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
         self.ends_tx |= segment.ends_tx;
     }

@@ -11,6 +11,7 @@ mod functions;
 mod logins;
 mod settings;
 mod show;
+mod traces;
 mod walk;
 mod why;
 
@@ -18,6 +19,7 @@ pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
 pub use show::Show;
+pub use traces::Traces;
 pub use why::Why;
 
 /// Where a text may run.
@@ -77,8 +79,9 @@ pub enum Effect {
     Keep,
     /// The likely reason for [`Effect::Keep`] or [`Effect::Pin`] beside it.
     Because(Why),
-    /// What a login gets changes. The text is given where it concerns whole databases.
-    Logins(Option<String>),
+    /// What a login gets changes. Names, some of them of databases, are given where it concerns whole
+    /// databases.
+    Logins(Option<Vec<String>>),
     /// State came to be that cannot be had on another server: the session stays with the primary.
     Pin,
     /// A function of this name, of which nothing is known yet, may have brought such state about.
@@ -104,6 +107,8 @@ pub struct Verdict {
     pub defines: Option<Vec<String>>,
     /// The proxy's own answer is asked for.
     pub show: Option<Show>,
+    /// What it leaves behind on its connection.
+    pub traces: Traces,
 }
 
 impl Verdict {
@@ -118,11 +123,13 @@ impl Verdict {
             rolls_back: false,
             defines: None,
             show: None,
+            traces: Traces::default(),
         }
     }
 
     /// Of a text that could do anything, to the session, too.
     pub fn unknown() -> Self {
-        Self { may_commit: true, effects: vec![Effect::Pin], ..Self::plain(Route::Primary) }
+        let traces = Traces { indelible: true, uses_all: true, ..Traces::default() };
+        Self { may_commit: true, effects: vec![Effect::Pin], traces, ..Self::plain(Route::Primary) }
     }
 }

@@ -4,6 +4,7 @@
 
 use pgherd_common::NodeName;
 
+use crate::sql::Why;
 use crate::wire::backend::{ServerError, Severity};
 
 /// Everything that the proxy itself tells a client, besides answers.
@@ -13,6 +14,8 @@ pub enum Trouble {
     Protocol(String),
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
+    /// Something that needs a server connection of the client's own, in a pool mode without such.
+    NeedsConnection(Why),
     /// Bytes in clear came behind a request for encryption.
     ClearBehindRequest,
     /// The client connected without TLS, which it must use.
@@ -142,7 +145,7 @@ impl Trouble {
             | Self::LoginTimeout
             | Self::ServerProtocol { .. } => "08P01",
             Self::TlsRequired | Self::Unauthorized(_) => "28000",
-            Self::NotOffered(_) => "0A000",
+            Self::NotOffered(_) | Self::NeedsConnection(_) => "0A000",
             Self::TooManyClients(_) | Self::PoolExhausted { .. } | Self::QueueFull { .. } => "53300",
             Self::IdleSession => "57P05",
             Self::IdleInTransaction => "25P03",
@@ -169,6 +172,9 @@ impl Trouble {
             | Self::NotNow(what)
             | Self::NotReloaded(what) => what.clone(),
             Self::NotOffered(what) => (*what).to_owned(),
+            Self::NeedsConnection(why) => {
+                format!("pool mode \"transaction\" does not allow this: {why}")
+            }
             Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
             Self::TlsRequired => "the connection must use TLS".to_owned(),
             Self::TooManyClients(limit) => limit.message(),
@@ -220,6 +226,9 @@ impl Trouble {
             Self::ClearBehindRequest => Some(
                 "This is a defect of the client, or somebody in between put something into the connection."
                     .to_owned(),
+            ),
+            Self::NeedsConnection(_) => Some(
+                "It would have to stay on the server connection, which other clients get after each transaction.".to_owned(),
             ),
             Self::Protocol(_)
             | Self::NotOffered(_)
@@ -273,6 +282,20 @@ impl Trouble {
             Self::ServerLogin { .. } => Some(
                 "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
             ),
+            Self::NeedsConnection(why) => Some(match why {
+                Why::Temporary => {
+                    "Say ON COMMIT DROP, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::AdvisoryLock => {
+                    "Use pg_advisory_xact_lock, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::Sequence => {
+                    "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+                Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Unknown => {
+                    "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+                }
+            }),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Protocol(_)
             | Self::NotOffered(_)
@@ -371,6 +394,7 @@ mod tests {
         vec![
             Trouble::Protocol("bad".into()),
             Trouble::NotOffered("replication"),
+            Trouble::NeedsConnection(Why::Listen),
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
             Trouble::Unauthorized("no".into()),

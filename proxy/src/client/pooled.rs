@@ -119,7 +119,7 @@ impl Client {
     ) -> Result<(), ConnectError> {
         let pool = self.shared.pool.clone();
         loop {
-            match pool.take(turn, self.id, role, &self.account).await {
+            match pool.take(turn, self.id, role, &self.account, self.session.customs()).await {
                 Taken::Open(lease) => return self.open_new(backend, role, lease).await,
                 Taken::Rested(server, rest) => match self.adopt(*server, rest).await {
                     None => return Ok(()),
@@ -160,7 +160,7 @@ impl Client {
                     return Some(turn);
                 }
             }
-            server.known = self.session.fresh().behind_others();
+            server.known = self.session.fresh().behind_others(&server.known);
             server.owner = self.id;
         }
         server.lease.renew(turn);
@@ -191,7 +191,12 @@ impl Client {
 
     /// Whether server connections go from client to client between transactions.
     fn shares_connections(&self) -> bool {
-        self.own.pool_mode == PoolMode::Auto
+        self.own.pool_mode != PoolMode::Session
+    }
+
+    /// Whether that is so whatever may be left on them.
+    pub(super) fn shares_always(&self) -> bool {
+        self.own.pool_mode == PoolMode::Transaction
     }
 
     /// Gives back what this client can do without until its next statement.
@@ -203,14 +208,20 @@ impl Client {
         let free: Vec<NodeId> = free.map(|server| server.node).collect();
         for server in free.iter().filter_map(|node| self.servers.remove(node)).collect::<Vec<_>>() {
             // Reads leave nothing behind; what may be on the primary is better kept for its owner.
-            let claim = matches!(server.role, Role::Primary(_)).then_some(self.id);
+            let kept = matches!(server.role, Role::Primary(_)) && !self.shares_always();
+            let claim = kept.then_some(self.id);
             let topology = self.topology.borrow().clone();
             self.shared.pool.put(server, claim, topology);
+        }
+        if self.shares_always() && self.servers.is_empty() && self.session.is_kept() {
+            self.session.shed();
+            self.note_parsing();
         }
     }
 
     fn may_give_back(&self, server: &Server) -> bool {
-        let pinned = self.session.is_kept() && matches!(server.role, Role::Primary(_));
+        let kept = self.session.is_kept() && matches!(server.role, Role::Primary(_));
+        let pinned = kept && !self.shares_always();
         let owed = self.owed.is_some_and(|(node, _)| node == server.node);
         let busy = server.position_asked || !server.pipe.input.is_empty() || server.pipe.has_output();
         server.at_rest && !pinned && !owed && !busy && self.session.tx_node() != Some(server.node)
@@ -235,10 +246,8 @@ impl Client {
     pub(super) fn part(&mut self) {
         let (pool, topology) = (self.shared.pool.clone(), self.topology.borrow().clone());
         for (node, server) in std::mem::take(&mut self.servers) {
-            let pinned = self.session.is_pinned() && matches!(server.role, Role::Primary(_));
             let owed = self.owed.is_some_and(|(owing, _)| owing == node);
-            // What pins it is not always known, so it is not always undone by DISCARD ALL.
-            if server.at_rest && !owed && !(pinned && self.shares_connections()) {
+            if server.at_rest && !owed {
                 pool.clean(server, topology.clone());
             } else {
                 server.close();

@@ -17,6 +17,7 @@ use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, QueryError};
 
 use crate::wire::backend::Severity;
+use crate::wire::frontend;
 
 use super::pooled::Queued;
 use super::state::{Client, Gone};
@@ -220,13 +221,27 @@ impl Client {
         let Some(server) = self.servers.get_mut(&node) else { return Ok(()) };
         let replay = self.session.replay(&server.known);
         for sql in &replay {
-            server.query(sql).await?;
+            frontend::put_query(&mut server.pipe.output, sql);
+        }
+        for _ in &replay {
+            server.ask().await?;
         }
         self.session.on_replayed(&mut server.known);
         let introductions = self.session.introduce(segment, &mut server.known);
-        if !introductions.is_empty() {
-            server.pipe.output.extend_from_slice(&introductions);
+        if !introductions.messages.is_empty() {
+            server.pipe.output.extend_from_slice(&introductions.messages);
             server.ask().await?;
+        }
+        for introduction in &introductions.by_sql {
+            match server.query(&introduction.sql).await {
+                Ok(_) => server.known.learn(introduction),
+                // What it names is gone: to the client the statement is, too.
+                Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
+                    tracing::info!(server = %server.name, error = error.message, "a statement cannot be prepared again");
+                    server.known.forget_unnamed();
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

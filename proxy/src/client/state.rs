@@ -258,7 +258,7 @@ impl Client {
     }
 
     /// With backslashes in plain strings, texts mean something else than the classifier reads.
-    fn note_parsing(&mut self) {
+    pub(super) fn note_parsing(&mut self) {
         if self.told.get("standard_conforming_strings").is_some_and(|value| value == "off") {
             self.session.pin();
         }

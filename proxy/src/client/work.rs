@@ -40,6 +40,9 @@ impl Client {
             self.refuse(&Trouble::NotOffered(what), segment.ends_when_refused(), segment.rest);
             return Ok(());
         }
+        if let Some(why) = self.refused_by_mode(&segment) {
+            return self.refuse_in_place(&Trouble::NeedsConnection(why), &segment).await;
+        }
         if let Some(show) = segment.show {
             self.answer(show, &segment);
             return Ok(());
@@ -53,7 +56,7 @@ impl Client {
             return done;
         };
         // Before it connections stand in its way; those that came in between are older than the change.
-        let eviction = databases.map(|text| self.shared.pool.evict(&text));
+        let eviction = databases.map(|names| self.shared.pool.evict(names));
         self.shared.pool.give_way();
         let done = self.run_somewhere(segment).await;
         self.shared.pool.give_way();

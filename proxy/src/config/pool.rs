@@ -11,12 +11,15 @@ use super::one_of;
 pub enum PoolMode {
     /// After each transaction, unless the connection holds something that only this client may have.
     Auto,
+    /// After each transaction, always: what needs a connection of its own is refused.
+    Transaction,
     /// When it leaves.
     Session,
 }
 
 /// The words for it, the default first.
-pub(super) const MODES: &[(&str, PoolMode)] = &[("auto", PoolMode::Auto), ("session", PoolMode::Session)];
+pub(super) const MODES: &[(&str, PoolMode)] =
+    &[("auto", PoolMode::Auto), ("transaction", PoolMode::Transaction), ("session", PoolMode::Session)];
 
 /// The checked table.
 #[derive(Debug, Clone)]

@@ -14,8 +14,10 @@ pub(crate) struct Resting<T, K> {
     pub(crate) connection: T,
     /// Only clients that want this very kind can use it.
     pub(crate) kind: K,
-    /// Whose state may be on it.
+    /// Whose state may be on it, and is worth keeping.
     pub(crate) claim: Option<ClientId>,
+    /// Who used it last; 0: it was emptied since.
+    pub(crate) owner: ClientId,
     /// Since when it rests.
     pub(crate) since: MonoTime,
     /// When it was opened.
@@ -61,11 +63,21 @@ impl<T, K: PartialEq> Shelf<T, K> {
         self.resting.iter().filter(|resting| resting.claim.is_some()).count()
     }
 
-    /// What `client` gets. `room`: another connection may be opened without closing one.
-    pub(crate) fn take(&mut self, client: ClientId, kind: &K, room: bool) -> Found<T> {
-        let own = |resting: &Resting<T, K>| resting.kind == *kind && resting.claim == Some(client);
-        let free = |resting: &Resting<T, K>| resting.kind == *kind && resting.claim.is_none();
-        let fits = |resting: &Resting<T, K>| resting.kind == *kind && !resting.stale;
+    /// What `client` gets. `room`: another connection may be opened without closing one. `suits`: it is like
+    /// a new one to this client, once it is emptied.
+    pub(crate) fn take(
+        &mut self,
+        client: ClientId,
+        kind: &K,
+        room: bool,
+        suits: impl Fn(&T) -> bool,
+    ) -> Found<T> {
+        let own = |resting: &Resting<T, K>| {
+            resting.kind == *kind && (resting.claim == Some(client) || resting.owner == client)
+        };
+        let fits =
+            |resting: &Resting<T, K>| resting.kind == *kind && !resting.stale && suits(&resting.connection);
+        let free = |resting: &Resting<T, K>| resting.claim.is_none() && fits(resting);
         let newest = |wanted: &dyn Fn(&Resting<T, K>) -> bool| self.resting.iter().rposition(wanted);
         let oldest = |wanted: &dyn Fn(&Resting<T, K>) -> bool| self.resting.iter().position(wanted);
         let ready = newest(&own).or_else(|| newest(&free));
@@ -93,7 +105,15 @@ mod tests {
     fn shelf(resting: &[(u32, char, Option<ClientId>)]) -> Shelf<u32, char> {
         let mut shelf = Shelf::default();
         for (connection, kind, claim) in resting.iter().copied() {
-            shelf.put(Resting { connection, kind, claim, since: NOW, born: NOW, stale: false });
+            shelf.put(Resting {
+                connection,
+                kind,
+                claim,
+                owner: claim.unwrap_or(0),
+                since: NOW,
+                born: NOW,
+                stale: false,
+            });
         }
         shelf
     }
@@ -101,29 +121,46 @@ mod tests {
     #[test]
     fn a_client_gets_its_own_connection_before_any_other() {
         let mut shelf = shelf(&[(1, 'a', Some(7)), (2, 'a', None), (3, 'a', Some(8))]);
-        assert_eq!(shelf.take(7, &'a', false), Found::Ready(1));
-        assert_eq!(shelf.take(7, &'a', false), Found::Ready(2));
+        assert_eq!(shelf.take(7, &'a', false, |_| true), Found::Ready(1));
+        assert_eq!(shelf.take(7, &'a', false, |_| true), Found::Ready(2));
+    }
+
+    #[test]
+    fn what_does_not_suit_gives_way_only_where_it_must() {
+        let resting = [(1, 'a', Some(1)), (2, 'a', None)];
+        assert_eq!(shelf(&resting).take(7, &'a', true, |_| false), Found::Open(None));
+        assert_eq!(shelf(&resting).take(7, &'a', false, |_| false), Found::Open(Some(2)));
+        assert_eq!(shelf(&resting).take(7, &'a', false, |one| *one == 1), Found::Ready(1));
+        assert_eq!(shelf(&resting).take(1, &'a', false, |_| false), Found::Ready(1), "its own always does");
     }
 
     #[test]
     fn of_those_that_are_free_the_newest_is_used() {
         let mut shelf = shelf(&[(1, 'a', None), (2, 'b', None), (3, 'a', None), (4, 'b', None)]);
-        assert_eq!(shelf.take(7, &'a', true), Found::Ready(3));
+        assert_eq!(shelf.take(7, &'a', true, |_| true), Found::Ready(3));
     }
 
     #[test]
     fn a_claim_holds_while_there_is_room_for_another_connection() {
         let claimed = [(1, 'a', Some(1)), (2, 'a', Some(2))];
-        assert_eq!(shelf(&claimed).take(7, &'a', true), Found::Open(None));
-        assert_eq!(shelf(&claimed).take(7, &'a', false), Found::Ready(1), "the one that rests longest");
+        assert_eq!(shelf(&claimed).take(7, &'a', true, |_| true), Found::Open(None));
+        assert_eq!(
+            shelf(&claimed).take(7, &'a', false, |_| true),
+            Found::Ready(1),
+            "the one that rests longest"
+        );
     }
 
     #[test]
     fn without_room_one_of_another_kind_gives_way() {
         let mut shelf = shelf(&[(1, 'b', Some(1)), (2, 'c', None)]);
-        assert_eq!(shelf.take(7, &'a', false), Found::Open(Some(2)), "rather one that nobody claims");
-        assert_eq!(shelf.take(7, &'a', false), Found::Open(Some(1)));
-        assert_eq!(shelf.take(7, &'a', false), Found::Open(None), "the rest is in use");
+        assert_eq!(
+            shelf.take(7, &'a', false, |_| true),
+            Found::Open(Some(2)),
+            "rather one that nobody claims"
+        );
+        assert_eq!(shelf.take(7, &'a', false, |_| true), Found::Open(Some(1)));
+        assert_eq!(shelf.take(7, &'a', false, |_| true), Found::Open(None), "the rest is in use");
     }
 
     #[test]
@@ -133,9 +170,9 @@ mod tests {
             resting.stale = true;
             false
         });
-        assert_eq!(one.take(7, &'a', false), Found::Open(Some(1)));
+        assert_eq!(one.take(7, &'a', false, |_| true), Found::Open(Some(1)));
         let mut other = shelf(&[(1, 'a', Some(1)), (2, 'a', None)]);
         assert_eq!(other.remove(|resting| resting.claim.is_none()), [2]);
-        assert_eq!((other.len(), other.take(1, &'a', false)), (1, Found::Ready(1)));
+        assert_eq!((other.len(), other.take(1, &'a', false, |_| true)), (1, Found::Ready(1)));
     }
 }

@@ -3,7 +3,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::sql::{Effect, Route, Show, Verdict};
+use crate::sql::{Effect, Route, Show, Traces, Verdict, Why};
 use crate::wire::frame::{self, BadFrame, HEADER_LEN, Header, Malformed};
 use crate::wire::frontend::{self, Parse, Subject};
 
@@ -46,6 +46,11 @@ pub struct Segment {
     pub(super) redefines: bool,
     pub(super) effects: Vec<Effect>,
     pub(super) uses: Vec<String>,
+    pub(super) traces: Traces,
+    /// How many statements were judged.
+    pub(super) statements: usize,
+    /// More than a read, or the beginning or end of a transaction, may be left behind on the connection.
+    pub(super) soils: bool,
     pub(super) may_commit: bool,
     /// Whether a rollback is among the statements.
     pub(super) ends_tx: bool,
@@ -80,6 +85,9 @@ impl Default for Segment {
             redefines: false,
             effects: vec![],
             uses: vec![],
+            traces: Traces::default(),
+            statements: 0,
+            soils: false,
             may_commit: false,
             ends_tx: false,
             opens: false,
@@ -178,6 +186,9 @@ impl Segment {
         self.route = self.route.together(verdict.route);
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
+        self.traces.add(&verdict.traces);
+        self.statements += 1;
+        self.soils |= soils(verdict);
         self.redefines |= verdict.defines.is_some();
         self.may_commit |= verdict.may_commit;
         self.note_show(verdict.show);
@@ -310,13 +321,30 @@ impl Session {
 }
 
 impl Segment {
-    /// Whether more than a read may be left behind on the connection.
-    pub(super) fn leaves_traces(&self) -> bool {
-        self.route == Route::Primary || !self.effects.is_empty()
+    /// What in it needs the very connection beyond its transaction. `in_tx`: one is open.
+    pub fn holds(&self, in_tx: bool) -> Option<Why> {
+        let prepared = self.parts.iter().filter_map(|part| match &part.what {
+            What::Parse { definition, .. } => Some(&definition.verdict.traces.holds),
+            _ => None,
+        });
+        // It may be prepared for a transaction to come.
+        let mut prepared = prepared.flatten().filter(|why| **why != Why::Sequence);
+        let in_tx = in_tx || self.opens;
+        let run = self.traces.holds.iter().find(|why| !(in_tx && **why == Why::Sequence));
+        run.or_else(|| prepared.next()).copied()
+    }
+
+    /// Names of prepared statements in it, of the protocol's messages too.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        let in_messages = self.parts.iter().filter_map(|part| match &part.what {
+            What::Parse { name, .. } | What::Uses(name) => Some(name),
+            What::CloseStatement(_) | What::ClosePortal | What::Query | What::Other => None,
+        });
+        self.uses.iter().chain(in_messages)
     }
 
     /// What it changes for new logins, if it does.
-    pub fn changes_logins(&self) -> Option<&Option<String>> {
+    pub fn changes_logins(&self) -> Option<&Option<Vec<String>>> {
         self.effects.iter().find_map(|effect| match effect {
             Effect::Logins(databases) => Some(databases),
             _ => None,
@@ -332,6 +360,15 @@ impl Segment {
             None => self.add(&Verdict::unknown()),
         }
     }
+}
+
+/// Whether a text does more than to read, or to begin or end a transaction.
+fn soils(verdict: &Verdict) -> bool {
+    let control = |effect: &Effect| {
+        matches!(effect, Effect::Commit | Effect::Rollback | Effect::Savepoint(_) | Effect::RollbackTo(_))
+    };
+    let harmless = verdict.begins || verdict.route != Route::Primary;
+    !harmless || !verdict.effects.iter().all(control)
 }
 
 /// Moves `count` bytes, without a copy when nothing is there yet.

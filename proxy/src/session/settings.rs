@@ -1,5 +1,7 @@
 //! The settings of a session, and which of them a server connection has yet to hear of.
 
+use std::collections::BTreeSet;
+
 /// How far a connection has followed the session's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
@@ -19,6 +21,13 @@ enum Pending {
     Set { key: String, sql: String },
     ResetAll,
     Savepoint(String),
+}
+
+impl Entry {
+    /// It changes who the session is, and with that what it may set.
+    fn tells_who(&self) -> bool {
+        matches!(self.key.as_str(), "role" | "session authorization")
+    }
 }
 
 /// Committed settings in the order of their last change, and those of the open transaction.
@@ -66,8 +75,7 @@ impl Settings {
                 Pending::Set { key, sql } => self.enter(key, sql),
                 Pending::ResetAll => {
                     // Roles and the like survive it.
-                    self.entries
-                        .retain(|entry| matches!(entry.key.as_str(), "role" | "session authorization"));
+                    self.entries.retain(Entry::tells_who);
                     self.enter("all".to_owned(), "RESET ALL".to_owned());
                 }
                 Pending::Savepoint(_) => {}
@@ -77,8 +85,24 @@ impl Settings {
 
     fn enter(&mut self, key: String, sql: String) {
         self.sequence += 1;
-        self.entries.retain(|entry| entry.key != key);
-        self.entries.push(Entry { sequence: self.sequence, key, sql });
+        let new = Entry { sequence: self.sequence, key, sql };
+        // Who may set what depends on the role at that time: those before other settings stay.
+        if !new.tells_who() {
+            self.entries.retain(|entry| entry.key != new.key);
+        }
+        self.entries.push(new);
+        let mut behind: BTreeSet<String> = BTreeSet::new();
+        let mut kept = Vec::with_capacity(self.entries.len());
+        for entry in std::mem::take(&mut self.entries).into_iter().rev() {
+            if !entry.tells_who() {
+                behind.clear();
+            } else if !behind.insert(entry.key.clone()) {
+                continue;
+            }
+            kept.push(entry);
+        }
+        kept.reverse();
+        self.entries = kept;
     }
 
     pub(super) fn discard_all(&mut self) {
@@ -104,7 +128,7 @@ impl Settings {
                 Pending::Set { .. } | Pending::Savepoint(_) => {}
             }
         }
-        self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.sql.as_str())
+        self.entries.iter().rfind(|entry| entry.key == key).map(|entry| entry.sql.as_str())
     }
 
     pub(super) fn newest(&self) -> Seen {
@@ -148,6 +172,35 @@ mod tests {
         settings.rollback();
         settings.commit();
         assert_eq!(settings.replay(Seen::default()), ["SET a = 1"]);
+    }
+
+    #[test]
+    fn each_setting_is_made_as_whoever_made_it() {
+        let mut settings = Settings::default();
+        for (key, sql) in [
+            ("role", "SET ROLE nobody"),
+            ("role", "SET ROLE boss"),
+            ("log_statement", "SET log_statement = 'all'"),
+            ("role", "SET ROLE joe"),
+            ("work_mem", "SET work_mem = '1MB'"),
+            ("role", "RESET ROLE"),
+            ("role", "SET ROLE joe"),
+        ] {
+            settings.set(key, sql);
+            settings.commit();
+        }
+        let expected = ["SET ROLE boss", "SET log_statement = 'all'", "SET ROLE joe", "SET work_mem = '1MB'"];
+        let mut replayed = settings.replay(Seen::default());
+        assert_eq!(replayed.pop().as_deref(), Some("SET ROLE joe"));
+        assert_eq!(replayed, expected);
+        assert_eq!(settings.newest_of("role"), Some("SET ROLE joe"));
+        for _ in 0..100 {
+            for (key, sql) in [("role", "SET ROLE joe"), ("work_mem", "SET work_mem = '2MB'")] {
+                settings.set(key, sql);
+                settings.commit();
+            }
+        }
+        assert!(settings.replay(Seen::default()).len() < 6, "what is void is forgotten");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::sql::Verdict;
+use crate::sql::{Route, Traces, Verdict};
 
 use super::Judge;
 
@@ -14,8 +14,11 @@ use super::Judge;
 pub struct Definition {
     /// Tells it from others that had its name; never 0.
     pub id: u64,
-    /// Text and parameter types, to prepare it elsewhere; `None` when it is too large to keep.
+    /// Text and parameter types, to prepare it elsewhere; `None` when it is too large to keep. Of one that
+    /// SQL prepared: the statement that did.
     pub body: Option<Bytes>,
+    /// SQL prepared it.
+    pub by_sql: bool,
     /// What its text means.
     pub verdict: Arc<Verdict>,
 }
@@ -23,7 +26,7 @@ pub struct Definition {
 impl Definition {
     /// Its text, which stands in front of the parameter types.
     pub(super) fn text(&self) -> Option<Bytes> {
-        let body = self.body.as_ref()?;
+        let body = self.body.as_ref().filter(|_| !self.by_sql)?;
         let end = body.iter().position(|byte| *byte == 0)?;
         Some(body.slice(..end))
     }
@@ -94,9 +97,25 @@ impl Statements {
         verdict: Arc<Verdict>,
     ) -> Arc<Definition> {
         self.last_id += 1;
-        let definition = Arc::new(Definition { id: self.last_id, body, verdict });
+        let definition = Arc::new(Definition { id: self.last_id, body, by_sql: false, verdict });
         self.pending.insert(name.to_owned(), definition.clone());
         definition
+    }
+
+    /// SQL prepared a statement; its number. `sql` did that.
+    pub(super) fn note_prepared(&mut self, name: &str, sql: &str, indelible: bool) -> u64 {
+        self.last_id += 1;
+        let traces = Traces { indelible, ..Traces::default() };
+        let verdict = Verdict { may_commit: true, traces, ..Verdict::plain(Route::Primary) };
+        let body = Some(Bytes::copy_from_slice(sql.as_bytes()));
+        let definition = Definition { id: self.last_id, body, by_sql: true, verdict: Arc::new(verdict) };
+        self.confirmed.insert(name.to_owned(), Arc::new(definition));
+        self.last_id
+    }
+
+    /// The names of all that exist.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.confirmed.keys()
     }
 
     pub(super) fn confirm(&mut self, name: String, definition: Arc<Definition>) {

@@ -390,7 +390,7 @@ fn a_query_behind_a_failed_parse_waits_for_a_sync() {
 
 /// A connection that another client used last.
 fn second_hand(session: &Session) -> Known {
-    session.fresh().behind_others()
+    session.fresh().behind_others(&Known::default())
 }
 
 #[test]
@@ -416,7 +416,11 @@ fn reads_leave_a_connection_clean_and_nothing_else_does() {
     let unnamed = extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]);
     fixture.run(NODE, unnamed, &replies("1", TxStatus::Idle));
     assert!(fixture.known[&NODE].is_clean());
-    for sql in ["SET a.b = 'c'", "INSERT INTO t VALUES (1)", "BEGIN", "SELECT f()"] {
+    for sql in ["BEGIN", "SAVEPOINT a", "ROLLBACK TO a", "COMMIT", "ABORT", "SET LOCAL a = 1"] {
+        fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
+        assert!(fixture.known[&NODE].is_clean(), "{sql}");
+    }
+    for sql in ["SET a.b = 'c'", "INSERT INTO t VALUES (1)", "BEGIN; SELECT f()", "SELECT f()"] {
         let mut fixture = Fixture::new();
         fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
         assert!(!fixture.known[&NODE].is_clean(), "{sql}");
@@ -438,7 +442,7 @@ fn reads_leave_a_connection_clean_and_nothing_else_does() {
 fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
     for (sql, pinned) in [
         ("LISTEN a", false),
-        ("PREPARE a AS SELECT 1", false),
+        ("SELECT 1; PREPARE a AS SELECT 1", false),
         ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", false),
         ("SELECT lastval()", false),
         ("CREATE TEMP TABLE x (a int)", true),

@@ -1,7 +1,7 @@
 //! From a text to its verdict.
 
 use sqlparser::ast::{
-    ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, Reset, Set, Statement,
+    ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, OnCommit, Reset, Set, Statement,
     TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use sqlparser::dialect::PostgreSqlDialect;
@@ -11,6 +11,7 @@ use super::facts::Facts;
 use super::logins;
 use super::settings::same_everywhere;
 use super::show::Show;
+use super::traces;
 use super::walk::{Walk, only_sets_config, relation_reads};
 use super::why;
 use super::{Effect, Route, Verdict};
@@ -44,8 +45,16 @@ fn judge(sql: &[u8], facts: &Facts) -> Verdict {
         return Verdict { show: Some(show), ..Verdict::plain(Route::Neutral) };
     }
     match Parser::parse_sql(&PostgreSqlDialect {}, text) {
-        Ok(statements) => combine(&statements, text, facts),
-        Err(_) => bare_table(text, facts).unwrap_or_else(|| unparsed(text)),
+        Ok(statements) => {
+            let mut verdict = combine(&statements, text, facts);
+            traces::note(&mut verdict, Some(&statements), text, facts);
+            verdict
+        }
+        Err(_) => bare_table(text, facts).unwrap_or_else(|| {
+            let mut verdict = unparsed(text);
+            traces::note(&mut verdict, None, text, facts);
+            verdict
+        }),
     }
 }
 
@@ -185,7 +194,9 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         }
         Statement::Execute { name, .. } => {
             let uses = name.as_ref().and_then(last_part).into_iter().collect();
-            Verdict { uses, ..Verdict::plain(Route::Primary) }
+            // Its arguments may call anything.
+            let effects = Walk::through(statement, facts).lasting_effects();
+            Verdict { uses, effects, ..Verdict::plain(Route::Primary) }
         }
         Statement::Call(_) => Verdict::unknown(),
         other => {
@@ -316,6 +327,8 @@ fn makes_temporary(statement: &Statement) -> bool {
             .is_some_and(|ident| folded(ident).starts_with("pg_temp"))
     };
     match statement {
+        // One that goes with its transaction is not there for anything else to see.
+        Statement::CreateTable(table) if table.on_commit == Some(OnCommit::Drop) => false,
         Statement::CreateTable(table) => table.temporary || in_temporary_schema(&table.name),
         Statement::CreateView(view) => view.temporary || in_temporary_schema(&view.name),
         Statement::CreateSequence { temporary, name, .. } => *temporary || in_temporary_schema(name),

@@ -231,10 +231,13 @@ fn by_itself(row: &FunctionRow) -> Standing {
     }
     let Some(body) = &row.body else { return Standing::Stateful };
     let compiled = matches!(row.language.as_str(), "c" | "internal");
-    if row.volatility != 'v' && (compiled || !words(body).any(|word| tells_servers_apart(&word))) {
+    let legible = matches!(row.language.as_str(), "sql" | "plpgsql");
+    // What the languages Perl and Python remember from call to call.
+    let remembers = |word: &str| !legible && matches!(word, "_shared" | "sd" | "gd");
+    let odd = |word: String| tells_servers_apart(&word) || remembers(&word);
+    if row.volatility != 'v' && (compiled || !words(body).any(odd)) {
         return Standing::Reads;
     }
-    let legible = matches!(row.language.as_str(), "sql" | "plpgsql");
     if legible && !leaves_state(body) { Standing::Stateless } else { Standing::Stateful }
 }
 
@@ -278,6 +281,7 @@ fn tells_servers_apart(word: &str) -> bool {
         "to_regclass",
     ];
     word.contains("advisory")
+        || functions::outlives_emptying(word)
         || WORDS.contains(&word)
         || PREFIXES.iter().any(|prefix| word.starts_with(prefix))
 }
@@ -303,7 +307,7 @@ fn leaves_state(body: &str) -> bool {
     let leaves = |word: &String| {
         let session_lock = word.contains("advisory") && !word.contains("xact");
         let foreign = ["dblink", "pg_temp", "pg_stat"].iter().any(|prefix| word.starts_with(prefix));
-        session_lock || foreign || WORDS.contains(&word.as_str())
+        session_lock || foreign || functions::outlives_emptying(word) || WORDS.contains(&word.as_str())
     };
     // SET is a statement of its own, unless it is a part of UPDATE.
     let sets = |statement: &str| {

@@ -8,9 +8,21 @@ pub(super) fn is_read_only(name: &str) -> bool {
 /// Whether a function of `pg_catalog` is known to leave nothing behind in the session that calls it, but
 /// for what sequences remember.
 pub(super) fn is_stateless(name: &str) -> bool {
-    let session_lock = name.contains("advisory") && !name.contains("xact");
+    let session_lock = (name.contains("advisory") && !name.contains("xact")) || outlives_emptying(name);
     let prefixed = ["pg_", "lo_", "has_", "txid_", "inet_", "uuid"].iter().any(|p| name.starts_with(p));
     (prefixed && !session_lock) || STATELESS.split_ascii_whitespace().any(|known| known == name)
+}
+
+/// Whether a function of `pg_catalog` leaves something behind that even `DISCARD ALL` does not undo: a backup
+/// that was begun, the origin that commits are marked with, a slot that goes with the session, the seed of
+/// `random()`.
+pub(super) fn outlives_emptying(name: &str) -> bool {
+    let slot = name.ends_with("_replication_slot") && (name.contains("_create_") || name.contains("_copy_"));
+    slot || name.starts_with("pg_replication_origin_session")
+        || matches!(
+            name,
+            "pg_backup_start" | "pg_backup_stop" | "pg_start_backup" | "pg_stop_backup" | "setseed"
+        )
 }
 
 /// Functions that are no reads and whose effects, if any, are in the database alone.

@@ -99,8 +99,9 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("SELECT 1; INSERT INTO t VALUES (1)", Primary, &[]),
     ("SELECT 1; BEGIN; SELECT 2; COMMIT", Primary, &[Effect::Commit]),
     // Prepared statements and cursors of SQL.
-    ("PREPARE x AS SELECT 1", Primary, &[Effect::Keep]),
-    ("PREPARE x AS DELETE FROM t", Primary, &[Effect::Keep]),
+    ("PREPARE x AS SELECT 1", Primary, &[]),
+    ("PREPARE x AS DELETE FROM t", Primary, &[]),
+    ("SELECT 1; PREPARE x AS SELECT 1", Primary, &[Effect::Keep]),
     ("EXECUTE x", Primary, &[]),
     ("DEALLOCATE PREPARE ALL", Primary, &[Effect::DeallocateAll]),
     ("DECLARE c CURSOR FOR SELECT 1", Primary, &[]),

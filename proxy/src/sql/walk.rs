@@ -190,7 +190,7 @@ fn is_statistic(name: &str) -> bool {
     name.starts_with("pg_stat")
 }
 
-fn literal(argument: &FunctionArg) -> Option<&Value> {
+pub(super) fn literal(argument: &FunctionArg) -> Option<&Value> {
     match argument {
         FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => Some(&value.value),
         _ => None,
@@ -198,7 +198,7 @@ fn literal(argument: &FunctionArg) -> Option<&Value> {
 }
 
 /// The name parts as PostgreSQL folds them; `None` when a part is no plain name.
-fn folded(name: &ObjectName) -> Option<Vec<String>> {
+pub(super) fn folded(name: &ObjectName) -> Option<Vec<String>> {
     let part = |part: &ObjectNamePart| match part {
         ObjectNamePart::Identifier(ident) if ident.quote_style.is_some() => Some(ident.value.clone()),
         ObjectNamePart::Identifier(ident) => Some(ident.value.to_ascii_lowercase()),
@@ -216,7 +216,7 @@ fn catalog_name(name: &ObjectName) -> Option<String> {
     }
 }
 
-fn catalog_part<'a>(schema: Option<&str>, name: &'a str) -> Option<&'a str> {
+pub(super) fn catalog_part<'a>(schema: Option<&str>, name: &'a str) -> Option<&'a str> {
     schema.is_none_or(|schema| schema == "pg_catalog").then_some(name)
 }
 

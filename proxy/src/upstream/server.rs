@@ -131,16 +131,21 @@ impl Server {
         !said.await && self.pipe.input.is_empty()
     }
 
-    /// Whatever a client left on it goes. Nothing may run on it.
+    /// Whatever a client left on it goes, but for what is indelible. Nothing may run on it.
     pub(crate) async fn become_nobodys(&mut self) -> Result<(), QueryError> {
         if self.position_asked {
             self.ask().await?;
             self.position_asked = false;
         }
         if !self.known.is_clean() {
-            self.query("DISCARD ALL").await?;
+            // The one does not forget what `random()` was told to begin with.
+            let seed = rand::random::<f64>();
+            frontend::put_query(&mut self.pipe.output, "DISCARD ALL");
+            frontend::put_query(&mut self.pipe.output, &format!("SELECT pg_catalog.setseed({seed})"));
+            self.ask().await?;
+            self.ask().await?;
         }
-        self.known = Known::default().behind_others();
+        self.known = Known::default().behind_others(&self.known);
         self.owner = 0;
         Ok(())
     }

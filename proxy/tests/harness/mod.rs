@@ -7,6 +7,7 @@ mod agent;
 mod authority;
 mod postgres;
 mod proxy;
+mod versions;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub use agent::Agent;
 pub use authority::{Authority, Files, TestTls};
 pub use postgres::{Access, Postgres};
 pub use proxy::{Proxy, psql};
+pub use versions::binaries_of;
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(15);

@@ -33,6 +33,7 @@ pub enum Access {
 pub struct Postgres {
     directory: TempDir,
     port: u16,
+    binaries: PathBuf,
 }
 
 /// The binaries of the installed PostgreSQL with the highest version.
@@ -54,14 +55,15 @@ fn database_user() -> Option<(u32, u32)> {
     (own.stdout == b"0\n").then(|| (id("-u"), id("-g")))
 }
 
-fn run(program: &str, directory: &Path, arguments: &[&str]) {
-    let mut command = Command::new(binaries().join(program));
+fn run(program: &Path, directory: &Path, arguments: &[&str]) {
+    let mut command = Command::new(program);
     command.args(arguments).current_dir(directory);
     if let Some((user, group)) = database_user() {
         command.uid(user).gid(group);
     }
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} {arguments:?}: {complaint}", program.display());
 }
 
 impl Postgres {
@@ -79,7 +81,12 @@ impl Postgres {
 
     /// A new server that takes writes. Superuser `postgres` with password `secret`.
     pub fn primary(access: Access) -> Self {
-        let server = Self { directory: Self::directory(), port: free_port() };
+        Self::primary_of(access, binaries())
+    }
+
+    /// The same, of another version, whose binaries are in this directory.
+    pub fn primary_of(access: Access, binaries: PathBuf) -> Self {
+        let server = Self { directory: Self::directory(), port: free_port(), binaries };
         let root = server.directory.path();
         std::fs::write(root.join("password"), "secret").unwrap();
         let host = match access {
@@ -87,14 +94,19 @@ impl Postgres {
             Access::Scram => "--auth-host=scram-sha-256",
         };
         let arguments = ["-D", &server.data(), "-U", "postgres", "--no-sync", "--auth-local=trust", host];
-        run("initdb", root, &[&arguments[..], &["--pwfile=password", "--no-instructions"]].concat());
+        run(
+            &server.binaries.join("initdb"),
+            root,
+            &[&arguments[..], &["--pwfile=password", "--no-instructions"]].concat(),
+        );
         server.start();
         server
     }
 
     /// A streaming standby of it.
     pub fn standby(&self) -> Self {
-        let server = Self { directory: Self::directory(), port: free_port() };
+        let binaries = self.binaries.clone();
+        let server = Self { directory: Self::directory(), port: free_port(), binaries };
         let (host, port) = (self.directory.path().display().to_string(), self.port.to_string());
         let arguments = [
             "-D",
@@ -112,7 +124,7 @@ impl Postgres {
             "stream",
             "--no-sync",
         ];
-        run("pg_basebackup", server.directory.path(), &arguments);
+        run(&server.binaries.join("pg_basebackup"), server.directory.path(), &arguments);
         server.start();
         server
     }
@@ -126,7 +138,11 @@ impl Postgres {
         );
         let file = self.directory.path().join("data/postgresql.conf");
         std::fs::write(file, format!("{CONFIGURATION}{own}")).unwrap();
-        run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-l", "log", "start"]);
+        run(
+            &self.binaries.join("pg_ctl"),
+            self.directory.path(),
+            &["-D", &self.data(), "-w", "-s", "-l", "log", "start"],
+        );
     }
 
     /// From now on it speaks TLS with this certificate, and lets in over TCP whom these lines of pg_hba.conf
@@ -154,17 +170,29 @@ impl Postgres {
         let file = data.join("postgresql.conf");
         let before = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, format!("{before}{settings}\n")).unwrap();
-        run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-l", "log", "restart"]);
+        run(
+            &self.binaries.join("pg_ctl"),
+            self.directory.path(),
+            &["-D", &self.data(), "-w", "-s", "-l", "log", "restart"],
+        );
     }
 
     /// Ends it as a crash would.
     pub fn crash(&self) {
-        run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "-m", "immediate", "stop"]);
+        run(
+            &self.binaries.join("pg_ctl"),
+            self.directory.path(),
+            &["-D", &self.data(), "-w", "-s", "-m", "immediate", "stop"],
+        );
     }
 
     /// Makes a primary of a standby; returns when it takes writes.
     pub fn promote(&self) {
-        run("pg_ctl", self.directory.path(), &["-D", &self.data(), "-w", "-s", "promote"]);
+        run(
+            &self.binaries.join("pg_ctl"),
+            self.directory.path(),
+            &["-D", &self.data(), "-w", "-s", "promote"],
+        );
     }
 
     /// Where it listens.
@@ -204,7 +232,7 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         let data = self.data();
-        let mut command = Command::new(binaries().join("pg_ctl"));
+        let mut command = Command::new(self.binaries.join("pg_ctl"));
         command.args(["-D", &data, "-w", "-s", "-m", "immediate", "stop"]).current_dir("/");
         if let Some((user, group)) = database_user() {
             command.uid(user).gid(group);

@@ -1,0 +1,158 @@
+//! What one server connection knows of its session, what is left on it, and whom it can be given to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::BytesMut;
+
+use crate::sql::Why;
+use crate::wire::frontend;
+
+use super::segment::Segment;
+use super::settings::Seen;
+use super::{Batch, Session};
+
+/// What one server connection knows of the session.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Prepared statements by name; 0 when it is uncertain what the name stands for there.
+    pub(super) statements: BTreeMap<String, u64>,
+    /// Settings.
+    pub(super) seen: Seen,
+    /// More than reads ran there: there may be state that is not known of.
+    pub(super) soiled: bool,
+    /// Something ran there that emptying does not undo.
+    pub(super) indelible: bool,
+    /// Custom settings that are known there for as long as it lives.
+    pub(super) customs: BTreeSet<String>,
+}
+
+impl Known {
+    /// Whether a client that comes to it now would not find anything of those before, but for what the
+    /// unnamed statement was.
+    pub fn is_clean(&self) -> bool {
+        !self.soiled && self.statements.keys().all(String::is_empty)
+    }
+
+    /// Whether a session that has named these custom settings finds nothing there that it would not find
+    /// on a new connection, once it is emptied.
+    pub fn suits(&self, customs: &BTreeSet<String>) -> bool {
+        !self.indelible && self.customs.is_subset(customs)
+    }
+
+    /// Whether emptying leaves something behind that nobody may have.
+    pub fn is_indelible(&self) -> bool {
+        self.indelible
+    }
+
+    /// Of a connection that served others before and is now empty: who knows what the unnamed statement is
+    /// there. `self`: what a new connection would know.
+    #[must_use]
+    pub fn behind_others(mut self, before: &Self) -> Self {
+        self.statements.insert(String::new(), 0);
+        self.customs.extend(before.customs.iter().cloned());
+        self
+    }
+
+    /// The proxy ran a query of its own, which does away with the unnamed statement.
+    pub fn forget_unnamed(&mut self) {
+        self.statements.remove("");
+    }
+
+    /// A statement that SQL prepares is there now.
+    pub fn learn(&mut self, introduction: &Introduction) {
+        self.forget_unnamed();
+        self.statements.insert(introduction.name.clone(), introduction.id);
+    }
+}
+
+/// A statement that SQL prepares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    name: String,
+    id: u64,
+    /// Prepares it.
+    pub sql: String,
+}
+
+/// What a connection has to hear of prepared statements before a segment runs there.
+#[derive(Debug, Default)]
+pub struct Introductions {
+    /// Messages with a `Sync` behind them, or nothing.
+    pub messages: BytesMut,
+    /// Statements to be prepared by SQL, behind that.
+    pub by_sql: Vec<Introduction>,
+}
+
+impl Session {
+    /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else.
+    pub fn introduce(&self, segment: &Segment, known: &mut Known) -> Introductions {
+        let mut all = Introductions::default();
+        // In a failed transaction nothing can be prepared, nor used.
+        if self.tx.is_some_and(|tx| tx.failed) {
+            return all;
+        }
+        // The protocol's messages look after those of the protocol themselves.
+        let by_sql = |name: &&String| self.statements.confirmed(name).is_some_and(|known| known.by_sql);
+        let names: BTreeSet<String> = if segment.traces.uses_all {
+            let there = known.statements.keys().filter(|name| !name.is_empty());
+            self.statements.names().chain(there).filter(|name| !name.is_empty()).cloned().collect()
+        } else {
+            segment.uses.iter().chain(segment.names().filter(by_sql)).cloned().collect()
+        };
+        for name in names {
+            self.introduce_one(name, known, &mut all);
+        }
+        if !all.messages.is_empty() {
+            frontend::put_sync(&mut all.messages);
+        }
+        all
+    }
+
+    fn introduce_one(&self, name: String, known: &mut Known, all: &mut Introductions) {
+        let there = known.statements.get(&name).copied();
+        let Some(definition) = self.statements.confirmed(&name) else {
+            // It is no more, or was somebody else's.
+            if there.is_some() {
+                frontend::put_close_statement(&mut all.messages, &name);
+                known.statements.remove(&name);
+            }
+            return;
+        };
+        let Some(body) = definition.body.as_ref().filter(|_| there != Some(definition.id)) else { return };
+        if there.is_some() || !definition.by_sql {
+            frontend::put_close_statement(&mut all.messages, &name);
+            known.statements.remove(&name);
+        }
+        if definition.by_sql {
+            let sql = String::from_utf8_lossy(body).into_owned();
+            all.by_sql.push(Introduction { name, id: definition.id, sql });
+        } else {
+            frontend::put_parse(&mut all.messages, &name, body);
+            known.statements.insert(name, definition.id);
+        }
+    }
+
+    /// `segment` goes to a connection: what will be left there, however it ends.
+    pub(super) fn note_traces(&mut self, segment: &Segment, known: &mut Known) {
+        let mut prepared = segment.uses.iter().filter_map(|name| self.statements.confirmed(name));
+        known.indelible |= segment.traces.indelible || prepared.any(|used| used.verdict.traces.indelible);
+        if !segment.traces.customs.is_empty() {
+            known.customs.extend(segment.traces.customs.iter().cloned());
+            self.customs.extend(segment.traces.customs.iter().cloned());
+        }
+    }
+
+    /// What `batch` held on to, and what it prepared by SQL.
+    pub(super) fn on_traces(&mut self, batch: &Batch, failed: bool, known: &mut Known) {
+        self.why_kept = self.why_kept.or(batch.traces.holds.first().copied());
+        let Some((name, sql)) = &batch.traces.prepares else { return };
+        if !failed {
+            let id = self.statements.note_prepared(name, sql, batch.traces.indelible);
+            known.statements.insert(name.clone(), id);
+        } else if batch.statements > 1 {
+            // Whether it was this one that failed is not known.
+            self.kept = true;
+            self.why_kept = self.why_kept.or(Some(Why::Prepare));
+        }
+    }
+}

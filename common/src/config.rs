@@ -305,7 +305,7 @@ impl Section {
     ) {
         let given = self.values.get(key).map(Value::to_string);
         let path = format!("{}.{}", self.path, quoted(key));
-        reader.settings.push(Setting::new(path, pattern, given, default, T::SECRET));
+        reader.settings.push(Setting::new(&path, pattern, given, default, T::SECRET));
     }
 
     fn take<T: ConfigValue>(&mut self, reader: &mut Reader, key: &str) -> Option<T> {

@@ -141,7 +141,9 @@ pub fn known_keys() -> Vec<KnownKey> {
     let mut named = [root.blank_named("databases"), root.blank_named("users")];
     drop(read(&mut reader, root));
     drop(hba::read_rule(&mut reader, &mut rule));
-    named.iter_mut().for_each(|section| drop(own::read_own(&mut reader, section)));
+    for section in &mut named {
+        own::read_own(&mut reader, section);
+    }
     reader.known_keys().to_vec()
 }
 

@@ -50,7 +50,8 @@ impl Shared {
         stopping: watch::Receiver<bool>,
     ) -> Result<Self, TlsError> {
         let server_tls = Arc::new(Kept::new(config.server_tls.clone())?);
-        let current = watch::Sender::new(config.clone());
+        let current = watch::Sender::new(config);
+        let config = current.borrow().clone();
         Ok(Self {
             tls: config.tls.clone().map(Kept::new).transpose()?,
             catalogs: Arc::new(Catalogs::new(config.auth.clone(), server_tls.clone())),

@@ -14,7 +14,7 @@ pub struct Setting {
 
 impl Setting {
     pub(super) fn new(
-        path: String,
+        path: &str,
         pattern: String,
         given: Option<String>,
         default: Option<String>,
@@ -73,7 +73,7 @@ mod tests {
     fn a_secret_is_compared_but_never_shown() {
         let secret = |value: &str| {
             let given = Some(format!("{value:?}"));
-            Setting::new("auth.password".into(), "auth.password".into(), given, Some("\"\"".into()), true)
+            Setting::new("auth.password", "auth.password".into(), given, Some("\"\"".into()), true)
         };
         assert_eq!(secret("hunter2").shown(), "***");
         assert_eq!(format!("{:?}", secret("hunter2")), "auth.password = ***");

@@ -134,7 +134,7 @@ fn database(text: &str) -> Result<Option<String>, BadCommand> {
 fn parameter(name: &str) -> Option<Command> {
     let known = PARAMETERS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
     if let Some((name, value)) = known {
-        return Some(Command::Value(*name, (*value).to_owned()));
+        return Some(Command::Value(name, (*value).to_owned()));
     }
     let isolation = name.eq_ignore_ascii_case("transaction isolation level")
         || name.eq_ignore_ascii_case("transaction_isolation");

@@ -269,14 +269,14 @@ impl Console {
             Command::Empty => Answer::Nothing,
             Command::Show(show) => Answer::Rows(self.shared.answer(*show, None).rows, "SHOW"),
             Command::Value(_, value) => Answer::Rows(vec![vec![value.clone()]], "SELECT 1"),
-            Command::Ignored(tag) => Answer::Done(*tag),
+            Command::Ignored(tag) => Answer::Done(tag),
             Command::Begin => {
                 self.status = TxStatus::Open;
                 Answer::Done("BEGIN")
             }
             Command::End(tag) => {
                 let failed = std::mem::replace(&mut self.status, TxStatus::Idle) == TxStatus::Failed;
-                Answer::Done(if failed { "ROLLBACK" } else { *tag })
+                Answer::Done(if failed { "ROLLBACK" } else { tag })
             }
             Command::Pause(database) => return self.pause(database.as_deref()).await,
             Command::Resume(database) => {

@@ -30,7 +30,7 @@ impl Client {
             return Ok(());
         };
         self.settle_position(node).await;
-        let limit = self.shared.config.connect_timeout;
+        let limit = self.shared.config().connect_timeout;
         let Some(server) = self.servers.get_mut(&node) else {
             self.refuse(trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());

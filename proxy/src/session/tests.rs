@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::sql::{Facts, classify};
 use crate::wire::backend as answer;

@@ -362,7 +362,7 @@ const OTHER_VALUES: &str = "
     SELECT name, CASE vartype
         WHEN 'bool' THEN CASE setting WHEN 'on' THEN 'off' ELSE 'on' END
         WHEN 'enum' THEN (SELECT v FROM unnest(enumvals) WITH ORDINALITY e (v, n) WHERE v <> setting
-                          AND v <> 'archive' ORDER BY n DESC LIMIT 1)
+                          ORDER BY n DESC LIMIT 1)
         WHEN 'integer' THEN CASE
             WHEN name ~ 'timeout|check_interval' THEN '600000'
             WHEN setting::int8 < max_val::int8 THEN (setting::int8 + 1)::text

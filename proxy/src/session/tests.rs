@@ -441,6 +441,31 @@ fn reads_leave_a_connection_clean_and_nothing_else_does() {
 }
 
 #[test]
+fn what_sql_prepared_is_prepared_again_where_it_is_used() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("PREPARE p AS SELECT 1"), &done("PREPARE", TxStatus::Idle));
+    assert!(!fixture.session.is_kept());
+    let segment = fixture.take(&mut query("EXECUTE p"));
+    let mut there = fixture.known[&NODE].clone();
+    assert!(fixture.session.introduce(&segment, &mut there).by_sql.is_empty());
+    let mut other = fixture.session.fresh();
+    let introductions = fixture.session.introduce(&segment, &mut other);
+    let texts: Vec<_> = introductions.by_sql.iter().map(|one| one.sql.as_str()).collect();
+    assert_eq!((texts, tags(&introductions.messages)), (vec!["PREPARE p AS SELECT 1"], String::new()));
+    other.learn(&introductions.by_sql[0]);
+    assert!(fixture.session.introduce(&segment, &mut other).by_sql.is_empty());
+    // Once it is gone for the session, it is to be gone everywhere.
+    fixture.run(NODE, query("DEALLOCATE p"), &done("DEALLOCATE", TxStatus::Idle));
+    let introductions = fixture.session.introduce(&segment, &mut other);
+    assert_eq!((introductions.by_sql.len(), tags(&introductions.messages).as_str()), (0, "CS"));
+    // In a failed transaction nothing can be prepared.
+    fixture.run(NODE, query("PREPARE p AS SELECT 2"), &done("PREPARE", TxStatus::Idle));
+    fixture.run(NODE, query("BEGIN"), &done("BEGIN", TxStatus::Failed));
+    let introductions = fixture.session.introduce(&segment, &mut fixture.session.fresh());
+    assert!(introductions.by_sql.is_empty() && introductions.messages.is_empty());
+}
+
+#[test]
 fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
     for (sql, pinned) in [
         ("LISTEN a", false),

@@ -141,7 +141,7 @@ impl Server {
             // The one does not forget what `random()` was told to begin with.
             let seed = rand::random::<f64>();
             frontend::put_query(&mut self.pipe.output, "DISCARD ALL");
-            frontend::put_query(&mut self.pipe.output, &format!("SELECT pg_catalog.setseed({seed})"));
+            frontend::put_query(&mut self.pipe.output, &format!("SET seed = {seed}"));
             self.ask().await?;
             self.ask().await?;
         }

@@ -267,7 +267,10 @@ mod tests {
         let cluster = Cluster::new("demo".parse().unwrap());
         cluster.offer(topology(1, None, vec![up(1)]));
         let pool = pool();
-        let account = std::sync::Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None }));
+        let account = std::sync::Arc::new(Account::new(
+            "ann",
+            &Login { parameters: vec![], keys: None, replication: None },
+        ));
         pool.enter(&account);
         pool.place(NodeId(1), &account);
         let every =

@@ -11,6 +11,7 @@ pub mod config;
 mod control;
 mod driver;
 pub mod hba;
+mod listen;
 mod pipe;
 mod pool;
 pub mod routing;
@@ -25,5 +26,6 @@ pub mod wire;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};
+pub use listen::SocketError;
 pub use tls::TlsError;
 pub use upstream::read_facts;

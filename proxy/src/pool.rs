@@ -36,6 +36,8 @@ pub(crate) struct Account {
     parameters: Vec<(String, String)>,
     /// A role that was made anew, or has another password, is somebody else.
     keys: Option<Credentials>,
+    /// Its connections are for replication, and never for anybody else.
+    unpooled: bool,
 }
 
 impl Account {
@@ -47,7 +49,8 @@ impl Account {
         let sent = parameters.iter().filter(|(name, _)| !name.starts_with("_pq_."));
         let mut parameters: Vec<_> = sent.cloned().collect();
         parameters.sort();
-        Self { user: user.to_owned(), database, parameters, keys: login.keys.clone() }
+        let (keys, unpooled) = (login.keys.clone(), login.replication.is_some());
+        Self { user: user.to_owned(), database, parameters, keys, unpooled }
     }
 
     /// The database's name.
@@ -195,15 +198,19 @@ impl Pool {
 
     /// Where the connections to `node` as `account` are.
     pub(crate) fn place(&self, node: NodeId, account: &Account) -> Arc<Place> {
-        let key = (node, account.user.clone(), account.database.clone());
-        let size = usize::try_from(self.limits.size).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        let new = || Place {
+        let new = |size| Place {
             permits: Arc::new(Semaphore::new(size)),
             size,
             waiting: AtomicUsize::new(0),
             shelf: Mutex::default(),
         };
-        lock(&self.places).entry(key).or_insert_with(|| Arc::new(new())).clone()
+        if account.unpooled {
+            // Servers count those apart, too (max_wal_senders).
+            return Arc::new(new(1));
+        }
+        let key = (node, account.user.clone(), account.database.clone());
+        let size = usize::try_from(self.limits.size).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        lock(&self.places).entry(key).or_insert_with(|| Arc::new(new(size))).clone()
     }
 
     /// Uses a turn.

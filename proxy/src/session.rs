@@ -5,6 +5,7 @@
 //! repeatable is never offered for a second run.
 
 mod floor;
+mod passage;
 mod reply;
 mod segment;
 mod settings;
@@ -22,6 +23,7 @@ use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
 pub use floor::{Consistency, Floor, Freshness};
+pub use passage::Passage;
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};

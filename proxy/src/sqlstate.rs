@@ -5,12 +5,22 @@
 use pgherd_common::NodeName;
 
 use crate::wire::backend::{ServerError, Severity};
+use crate::wire::startup::StartupError;
 
 /// Everything that the proxy itself tells a client, besides answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// The client broke the protocol.
     Protocol(String),
+    /// The first packet cannot be served.
+    Startup(StartupError),
+    /// The connection was for replication, and its server serves it no more.
+    ReplicationEnded {
+        /// Which.
+        server: NodeName,
+        /// Why.
+        why: String,
+    },
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
     /// Bytes in clear came behind a request for encryption.
@@ -111,6 +121,12 @@ impl Trouble {
             | Self::ClearBehindRequest
             | Self::LoginTimeout
             | Self::ServerProtocol { .. } => "08P01",
+            Self::Startup(error) => match error {
+                StartupError::Length(_) | StartupError::Layout(_) => "08P01",
+                StartupError::Version { .. } => "0A000",
+                StartupError::NoUser => "28000",
+                StartupError::Replication(_) => "22023",
+            },
             Self::TlsRequired | Self::Unauthorized(_) => "28000",
             Self::NotOffered(_) => "0A000",
             Self::TooManyClients | Self::PoolExhausted { .. } => "53300",
@@ -120,7 +136,7 @@ impl Trouble {
             Self::RolledBack { .. } => "40001",
             Self::ServerLogin { .. } => "08001",
             Self::Cancelled => "57014",
-            Self::ShuttingDown => "57P01",
+            Self::ShuttingDown | Self::ReplicationEnded { .. } => "57P01",
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => &error.code,
         }
     }
@@ -128,6 +144,10 @@ impl Trouble {
     fn message(&self) -> String {
         match self {
             Self::Protocol(what) | Self::Unauthorized(what) => what.clone(),
+            Self::Startup(error) => error.to_string(),
+            Self::ReplicationEnded { server, .. } => {
+                format!("the replication connection to server {server} has ended")
+            }
             Self::NotOffered(what) => (*what).to_owned(),
             Self::ClearBehindRequest => "received unencrypted data after a request for encryption".to_owned(),
             Self::TlsRequired => "the connection must use TLS".to_owned(),
@@ -157,7 +177,9 @@ impl Trouble {
 
     fn detail(&self) -> Option<String> {
         match self {
-            Self::OutcomeUnknown { why, .. } | Self::RolledBack { why, .. } => Some(why.clone()),
+            Self::OutcomeUnknown { why, .. }
+            | Self::RolledBack { why, .. }
+            | Self::ReplicationEnded { why, .. } => Some(why.clone()),
             Self::NoServer { held_ms, .. } => {
                 Some(format!("The work was held for {held_ms} ms and was not run."))
             }
@@ -170,6 +192,7 @@ impl Trouble {
                     .to_owned(),
             ),
             Self::Protocol(_)
+            | Self::Startup(_)
             | Self::NotOffered(_)
             | Self::TlsRequired
             | Self::Unauthorized(_)
@@ -208,7 +231,14 @@ impl Trouble {
                 "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
             ),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
-            Self::Protocol(_)
+            Self::Startup(StartupError::Replication(_)) => {
+                Some("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+            }
+            Self::ReplicationEnded { .. } => Some(
+                "Connect again: the proxy leads to the current primary. Replication slots do not move with that role.",
+            ),
+            Self::Startup(_)
+            | Self::Protocol(_)
             | Self::NotOffered(_)
             | Self::ClearBehindRequest
             | Self::Unauthorized(_)
@@ -236,7 +266,12 @@ mod tests {
         };
         vec![
             Trouble::Protocol("bad".into()),
-            Trouble::NotOffered("replication"),
+            Trouble::NotOffered("that"),
+            Trouble::Startup(StartupError::NoUser),
+            Trouble::Startup(StartupError::Length(-1)),
+            Trouble::Startup(StartupError::Version { major: 2, minor: 0 }),
+            Trouble::Startup(StartupError::Replication("maybe".into())),
+            Trouble::ReplicationEnded { server: server.clone(), why: "gone".into() },
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
             Trouble::Unauthorized("no".into()),

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::pool::{ClientState, Lease, Taken, Turn};
 use crate::session::LARGE;
+use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, Server, connect};
@@ -149,7 +150,8 @@ impl Client {
 
     /// Tells people what it is at.
     pub(super) fn note(&self, phase: &'static str) {
-        let (connections, kept_by) = (self.servers.len(), self.session.why_kept());
+        let kept_by = self.login.replication.map(|_| Why::Replication).or_else(|| self.session.why_kept());
+        let connections = self.servers.len();
         self.shared.pool.note(self.id, ClientState { phase, connections, kept_by });
     }
 

@@ -7,6 +7,7 @@ mod agent;
 mod authority;
 mod postgres;
 mod proxy;
+mod raw;
 
 use std::time::Duration;
 
@@ -15,8 +16,9 @@ use pgherd_common::{Generation, NodeId, Topology, Version, WallTime};
 
 pub use agent::Agent;
 pub use authority::{Authority, Files, TestTls};
-pub use postgres::{Access, Postgres};
-pub use proxy::{Proxy, psql};
+pub use postgres::{Access, Postgres, binaries};
+pub use proxy::{Process, Proxy, psql, psql_at};
+pub use raw::{Raw, message};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(15);

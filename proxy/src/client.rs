@@ -54,7 +54,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
 async fn say_goodbye(pipe: &mut Pipe, trouble: &Trouble) {
     let error = trouble.response(Severity::Fatal);
     match trouble {
-        Trouble::Startup(StartupError::Version { major: ..3, .. }) => put_old_error(&mut pipe.output, &error),
+        Trouble::Startup(StartupError::Version { major: 1..3, .. }) => {
+            put_old_error(&mut pipe.output, &error)
+        }
         _ => error.put(&mut pipe.output),
     }
     // Whoever does not take it in time will find the connection closed.

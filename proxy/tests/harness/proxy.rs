@@ -128,7 +128,6 @@ impl Process {
     pub async fn until_it_logs(&mut self, part: &str) {
         let found = async {
             while let Some(line) = self.log.next_line().await.unwrap() {
-                eprintln!("{line}");
                 if line.contains(part) {
                     return;
                 }

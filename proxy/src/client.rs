@@ -14,26 +14,31 @@ mod pooled;
 mod prove;
 mod reach;
 mod refusal;
+mod replication;
 mod state;
 mod work;
 
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
-
 use crate::admin::command::DATABASE;
+use crate::listen::Socket;
 use crate::pipe::Pipe;
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
-use crate::wire::backend::Severity;
+use crate::wire::backend::{Severity, put_old_error};
+use crate::wire::startup::StartupError;
 
 use console::Console;
 use login::{Admission, Refusal};
 use state::Client;
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
-    let mut pipe = match Pipe::new(stream) {
+pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
+    let pipe = match socket {
+        Socket::Tcp(stream) => Pipe::new(stream),
+        Socket::Local(stream) => Ok(Pipe::local(stream)),
+    };
+    let mut pipe = match pipe {
         Ok(pipe) => pipe,
         Err(error) => return tracing::debug!(%error, "client socket unusable"),
     };
@@ -55,7 +60,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 
 /// Tells the client why its connection ends.
 async fn say_goodbye(pipe: &mut Pipe, trouble: &Trouble) {
-    trouble.response(Severity::Fatal).put(&mut pipe.output);
+    let error = trouble.response(Severity::Fatal);
+    match trouble {
+        Trouble::Startup(StartupError::Version { major: 1..3, .. }) => {
+            put_old_error(&mut pipe.output, &error)
+        }
+        _ => error.put(&mut pipe.output),
+    }
     // Whoever does not take it in time will find the connection closed.
     drop(tokio::time::timeout(std::time::Duration::from_secs(1), pipe.finish()).await);
 }

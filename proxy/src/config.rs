@@ -5,6 +5,7 @@
 
 mod hba;
 mod own;
+mod local;
 mod pool;
 mod reload;
 mod tls;
@@ -21,6 +22,7 @@ use crate::routing::Shares;
 use crate::session::Consistency;
 
 pub use own::{Effective, Own};
+pub use local::LocalSocket;
 pub use pool::{PoolMode, Pooling};
 pub use reload::{Change, needs_restart};
 pub use tls::{Pair, ServerTls, ServerTlsMode, Tls};
@@ -79,6 +81,8 @@ pub struct Config {
     pub name: String,
     /// Where clients are accepted.
     pub listen: Vec<HostPort>,
+    /// Where clients of the same machine are accepted, too.
+    pub unix_socket: Option<LocalSocket>,
     /// Where applications reach this proxy, for the agents to show.
     pub advertise: HostPort,
     /// Clients above this are refused.
@@ -175,6 +179,7 @@ fn meaning<T: Copy>(
 struct Front {
     name: Option<String>,
     listen: Option<Vec<HostPort>>,
+    unix_socket: Option<Option<LocalSocket>>,
     advertise: Option<HostPort>,
     max_client_connections: Option<u32>,
     reserve: Option<u32>,
@@ -225,6 +230,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         name: front.name?,
         advertise: front.advertise.or_else(|| listen.first().cloned())?,
         listen,
+        unix_socket: front.unix_socket?,
         max_client_connections: front.max_client_connections?,
         reserve: front.reserve?,
         admins: front.admins?,
@@ -252,6 +258,7 @@ fn read_front(r: &mut Reader, root: &mut Section) -> Front {
     let front = Front {
         name: section.required(r, "name"),
         listen: section.or(r, "listen", "[\"0.0.0.0:6432\"]"),
+        unix_socket: local::read(r, &mut section),
         advertise: section.optional(r, "advertise"),
         max_client_connections: section.or(r, "max_client_connections", "1000"),
         reserve: section.or(r, "reserve", "3"),
@@ -457,6 +464,26 @@ mod tests {
         for part in ["hba[3].method: \"cert\" needs", "tls.ca: missing"] {
             assert!(problems.contains(part), "{part} not in {problems}");
         }
+    }
+
+    #[test]
+    fn unix_sockets_are_named_after_the_ports() {
+        let lines =
+            "listen = ['127.0.0.1:6432', '[::1]:6432', '10.0.0.1:5432']\nunix_socket_dir = '/run/pgherd'";
+        let text = MINIMAL.replace("[proxy]", &format!("[proxy]\n{lines}"));
+        let config = Config::parse(&text).unwrap();
+        let paths: Vec<_> = config.unix_sockets().iter().map(|path| path.display().to_string()).collect();
+        assert_eq!(paths, ["/run/pgherd/.s.PGSQL.5432", "/run/pgherd/.s.PGSQL.6432"]);
+        assert_eq!(config.unix_socket.unwrap().mode, 0o777);
+        assert_eq!(Config::parse(MINIMAL).unwrap().unix_sockets().len(), 0);
+        for mode in ["", "0888", "+77", "1777", "rwx"] {
+            let text = text.replace("[proxy]", &format!("[proxy]\nunix_socket_mode = '{mode}'"));
+            let problems = Config::parse(&text).unwrap_err().to_string();
+            assert!(problems.contains("proxy.unix_socket_mode: "), "{mode}: {problems}");
+        }
+        let local = format!("{MINIMAL}\n[[hba]]\ntype = 'local'\naddress = '10.0.0.0/8'");
+        let problems = Config::parse(&local).unwrap_err().to_string();
+        assert!(problems.contains("hba[1].address: a Unix socket has no addresses"), "{problems}");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The process: its listeners, its links to the agents, its end.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::HostPort;
 use pgherd_common::errors::Chain;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ use crate::client;
 use crate::clients::send_idle_away;
 use crate::config::Config;
 use crate::control::{Cluster, keep_link};
+use crate::listen::{Listener, Socket, SocketError};
 use crate::pool;
 use crate::shared::Shared;
 use crate::tls::TlsError;
@@ -51,6 +52,15 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// A Unix socket cannot be had.
+    #[error("cannot listen on {path}", path = path.display())]
+    Socket {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SocketError,
+    },
     /// The certificates do not do.
     #[error("cannot use the certificates of the configuration")]
     Tls(#[source] TlsError),
@@ -80,13 +90,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>, RunError> {
 /// Runs the proxy on the current runtime until `stop` resolves.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let config = Arc::new(config);
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        let listener = TcpListener::bind((address.host.as_str(), address.port)).await;
-        let listener = listener.map_err(|source| RunError::Listen { address: address.clone(), source })?;
-        tracing::info!(%address, "accepting clients");
-        listeners.push(listener);
-    }
+    let listeners = listen(&config).await?;
     let cluster = Arc::new(Cluster::new(config.cluster.clone()));
     let mut background = JoinSet::new();
     for agent in &config.agents {
@@ -116,6 +120,24 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     Ok(())
 }
 
+async fn listen(config: &Config) -> Result<Vec<Listener>, RunError> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let listener = Listener::tcp(address).await;
+        let listener = listener.map_err(|source| RunError::Listen { address: address.clone(), source })?;
+        tracing::info!(%address, "accepting clients");
+        listeners.push(listener);
+    }
+    for path in config.unix_sockets() {
+        let mode = config.unix_socket.as_ref().map_or(0, |socket| socket.mode);
+        let listener = Listener::local(&path, mode).await;
+        let listener = listener.map_err(|source| RunError::Socket { path: path.clone(), source })?;
+        tracing::info!(path = %path.display(), "accepting clients");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
 /// Reads certificates again when their files changed, and the whole configuration on SIGHUP. Never returns.
 async fn keep_certificates(shared: Arc<Shared>, mut hangup: Signal) {
     loop {
@@ -135,11 +157,11 @@ async fn keep_certificates(shared: Arc<Shared>, mut hangup: Signal) {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, alive: mpsc::Sender<()>) {
+async fn accept(listener: Listener, shared: Arc<Shared>, alive: mpsc::Sender<()>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(session(shared.clone(), stream, alive.clone()));
+            Ok(socket) => {
+                tokio::spawn(session(shared.clone(), socket, alive.clone()));
             }
             Err(error) => {
                 tracing::error!(%error, "cannot accept a client");
@@ -149,6 +171,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, alive: mpsc::Sender<
     }
 }
 
-async fn session(shared: Arc<Shared>, stream: TcpStream, _alive: mpsc::Sender<()>) {
-    client::serve(shared, stream).await;
+async fn session(shared: Arc<Shared>, socket: Socket, _alive: mpsc::Sender<()>) {
+    client::serve(shared, socket).await;
 }

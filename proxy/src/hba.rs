@@ -9,7 +9,7 @@ use crate::config::AuthMethod;
 /// Which connections a rule is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Over a Unix socket: there are none, so that the rule fits nobody.
+    /// Over a Unix socket.
     Local,
     /// Over TCP, encrypted or not.
     Host,
@@ -26,6 +26,8 @@ pub enum Name {
     All,
     /// A database with the name of the user.
     SameUser,
+    /// No database at all: physical replication, which no other name stands for.
+    Replication,
     /// This one.
     Exactly(String),
 }
@@ -44,9 +46,6 @@ pub enum BadName {
         "{0:?} stands for a file or a regular expression, which are not supported here; list the names themselves"
     )]
     Indirect(String),
-    /// Replication connections do not pass the proxy.
-    #[error("\"replication\" has no meaning here: replication connections are not offered")]
-    Replication,
     /// A keyword for databases in the list of users.
     #[error("\"sameuser\" is about databases; name users, or \"all\"")]
     SameUser,
@@ -58,7 +57,7 @@ impl Name {
         match text {
             "sameuser" => Ok(Self::SameUser),
             "samerole" | "samegroup" => Err(BadName::Membership(text.to_owned())),
-            "replication" => Err(BadName::Replication),
+            "replication" => Ok(Self::Replication),
             other => Self::plain(other),
         }
     }
@@ -88,8 +87,13 @@ impl Name {
         match self {
             Self::All => true,
             Self::SameUser => name == user,
+            Self::Replication => false,
             Self::Exactly(own) => own == name,
         }
+    }
+
+    fn fits_database(&self, facts: &Facts<'_>) -> bool {
+        if facts.replication { *self == Self::Replication } else { self.fits(facts.database, facts.user) }
     }
 }
 
@@ -158,35 +162,48 @@ pub struct Rule {
 /// What counts about a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts<'a> {
-    /// Where it comes from.
-    pub address: IpAddr,
+    /// Where it comes from; `None`: over a Unix socket.
+    pub address: Option<IpAddr>,
     /// It is encrypted.
     pub encrypted: bool,
     /// As whom.
     pub user: &'a str,
     /// To which database.
     pub database: &'a str,
+    /// For physical replication, which needs none.
+    pub replication: bool,
 }
 
 impl fmt::Display for Facts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, user, database, .. } = self;
         let encryption = if self.encrypted { "SSL encryption" } else { "no encryption" };
-        write!(f, "host \"{address}\", user \"{user}\", database \"{database}\", {encryption}")
+        if self.replication {
+            f.write_str("replication ")?;
+        }
+        match address {
+            Some(address) => write!(f, "connection for host \"{address}\", user \"{user}\", ")?,
+            None => write!(f, "connection for host \"[local]\", user \"{user}\", ")?,
+        }
+        if !self.replication {
+            write!(f, "database \"{database}\", ")?;
+        }
+        f.write_str(encryption)
     }
 }
 
 /// What the first rule that fits demands; `None` when none fits.
 pub fn method(rules: &[Rule], facts: &Facts<'_>) -> Option<AuthMethod> {
     let fits = |rule: &&Rule| {
-        let kind = match rule.kind {
-            Kind::Local => false,
-            Kind::Host => true,
-            Kind::HostSsl => facts.encrypted,
-            Kind::HostNoSsl => !facts.encrypted,
+        let place = match (rule.kind, facts.address) {
+            (Kind::Local, address) => address.is_none(),
+            (_, None) => false,
+            (Kind::Host, Some(address)) => rule.addresses.fit(address),
+            (Kind::HostSsl, Some(address)) => facts.encrypted && rule.addresses.fit(address),
+            (Kind::HostNoSsl, Some(address)) => !facts.encrypted && rule.addresses.fit(address),
         };
-        kind && rule.addresses.fit(facts.address)
-            && rule.databases.iter().any(|name| name.fits(facts.database, facts.user))
+        place
+            && rule.databases.iter().any(|name| name.fits_database(facts))
             && rule.users.iter().any(|name| name.fits(facts.user, facts.user))
     };
     rules.iter().find(fits).map(|rule| rule.method)
@@ -207,7 +224,8 @@ mod tests {
     }
 
     fn facts<'a>(address: &str, encrypted: bool, user: &'a str, database: &'a str) -> Facts<'a> {
-        Facts { address: address.parse().unwrap(), encrypted, user, database }
+        let address = Some(address.parse().unwrap());
+        Facts { address, encrypted, user, database, replication: false }
     }
 
     #[test]
@@ -234,6 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn sockets_and_replication_have_rules_of_their_own() {
+        use AuthMethod::{Md5, ScramSha256, Trust};
+        let rules = [
+            rule(Kind::Host, "all", "all", "all", ScramSha256),
+            rule(Kind::Local, "all", "ann", "all", Trust),
+            rule(Kind::Host, "replication", "all", "all", Md5),
+        ];
+        let tcp = facts("10.1.2.3", false, "ann", "replication");
+        assert_eq!(method(&rules, &tcp), Some(ScramSha256), "a database of that name");
+        assert_eq!(method(&rules, &Facts { replication: true, ..tcp }), Some(Md5));
+        assert_eq!(method(&rules, &Facts { address: None, ..tcp }), Some(Trust));
+        assert_eq!(method(&rules, &Facts { address: None, user: "joe", ..tcp }), None);
+        assert_eq!(method(&rules, &Facts { address: None, replication: true, ..tcp }), None);
+    }
+
+    #[test]
     fn networks_are_compared_bit_by_bit() {
         let fits =
             |network: &str, address: &str| Addresses::parse(network).unwrap().fit(address.parse().unwrap());
@@ -255,7 +289,9 @@ mod tests {
         assert_eq!(Name::database("all"), Ok(Name::All));
         assert_eq!(Name::database("\"all\""), Ok(Name::Exactly("all".to_owned())));
         assert_eq!(Name::user("\"+ann\""), Ok(Name::Exactly("+ann".to_owned())));
-        for bad in ["", "\"\"", "samerole", "replication", "@file", "/^a"] {
+        assert_eq!(Name::database("replication"), Ok(Name::Replication));
+        assert_eq!(Name::database("\"replication\""), Ok(Name::Exactly("replication".to_owned())));
+        for bad in ["", "\"\"", "samerole", "@file", "/^a"] {
             assert!(Name::database(bad).is_err(), "{bad}");
         }
         for bad in ["", "+admins", "sameuser", "@file"] {
@@ -266,7 +302,10 @@ mod tests {
     #[test]
     fn facts_are_told_as_postgresql_does() {
         let told = facts("::1", true, "ann", "shop").to_string();
-        assert_eq!(told, "host \"::1\", user \"ann\", database \"shop\", SSL encryption");
+        assert_eq!(told, "connection for host \"::1\", user \"ann\", database \"shop\", SSL encryption");
+        let local = Facts { address: None, replication: true, ..facts("::1", false, "ann", "shop") };
+        let expected = "replication connection for host \"[local]\", user \"ann\", no encryption";
+        assert_eq!(local.to_string(), expected);
         assert!(facts("::1", false, "ann", "shop").to_string().ends_with("no encryption"));
     }
 }

@@ -13,6 +13,7 @@ mod control;
 mod driver;
 pub mod hba;
 mod pauses;
+mod listen;
 mod pipe;
 mod pool;
 pub mod routing;
@@ -27,5 +28,6 @@ pub mod wire;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};
+pub use listen::SocketError;
 pub use tls::TlsError;
 pub use upstream::read_facts;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
 /// Room that is made for one read.
@@ -21,6 +21,7 @@ const KEEP: usize = 64 << 10;
 enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Local(UnixStream),
     /// A handshake has it, or had it and failed.
     Away,
 }
@@ -46,6 +47,11 @@ impl Pipe {
     pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self::over(Stream::Plain(stream)))
+    }
+
+    /// Wraps a connection within this machine.
+    pub(crate) fn local(stream: UnixStream) -> Self {
+        Self::over(Stream::Local(stream))
     }
 
     /// Wraps an encrypted connection.
@@ -76,8 +82,13 @@ impl Pipe {
     pub(crate) fn tls(&self) -> Option<&TlsStream<TcpStream>> {
         match &self.stream {
             Stream::Tls(stream) => Some(stream),
-            Stream::Plain(_) | Stream::Away => None,
+            Stream::Plain(_) | Stream::Local(_) | Stream::Away => None,
         }
+    }
+
+    /// Whether it never leaves this machine, so that there is neither an address nor TLS.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.stream, Stream::Local(_))
     }
 
     /// The first byte that comes, which is not taken. Only before anything was read.
@@ -90,14 +101,15 @@ impl Pipe {
         }
     }
 
-    /// The address of the other end.
-    pub(crate) fn peer(&self) -> io::Result<IpAddr> {
+    /// The address of the other end; `None` within this machine.
+    pub(crate) fn peer(&self) -> io::Result<Option<IpAddr>> {
         let stream = match &self.stream {
             Stream::Plain(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Local(_) => return Ok(None),
             Stream::Away => return Err(away()),
         };
-        Ok(stream.peer_addr()?.ip().to_canonical())
+        Ok(Some(stream.peer_addr()?.ip().to_canonical()))
     }
 
     /// Reads what there is; an end of the stream is an error.
@@ -107,6 +119,7 @@ impl Pipe {
         let read = match &mut self.stream {
             Stream::Plain(stream) => pin!(stream.read_buf(&mut self.input)).poll(cx),
             Stream::Tls(stream) => pin!(stream.read_buf(&mut self.input)).poll(cx),
+            Stream::Local(stream) => pin!(stream.read_buf(&mut self.input)).poll(cx),
             Stream::Away => Poll::Ready(Err(away())),
         };
         read.map(|result| match result {
@@ -136,6 +149,7 @@ impl Pipe {
         let slices = slices.unwrap_or_default();
         let written = match &mut self.stream {
             Stream::Plain(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
+            Stream::Local(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
             Stream::Tls(stream) => {
                 let written = ready!(Pin::new(&mut **stream).poll_write_vectored(cx, slices))?;
                 // What the socket does not take now is on its way until a flush says otherwise.
@@ -167,12 +181,14 @@ impl Pipe {
         .await
     }
 
-    /// Writes all of `output` and says inside TLS that nothing will follow.
+    /// Writes all of `output` and says that nothing will follow.
     pub(crate) async fn finish(&mut self) -> io::Result<()> {
         self.flush().await?;
         match &mut self.stream {
             Stream::Tls(stream) => stream.shutdown().await,
-            Stream::Plain(_) | Stream::Away => Ok(()),
+            Stream::Plain(stream) => stream.shutdown().await,
+            Stream::Local(stream) => stream.shutdown().await,
+            Stream::Away => Ok(()),
         }
     }
 

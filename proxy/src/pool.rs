@@ -39,6 +39,8 @@ pub(crate) struct Account {
     parameters: Vec<(String, String)>,
     /// A role that was made anew, or has another password, is somebody else.
     keys: Option<Credentials>,
+    /// Its connections are for replication, and never for anybody else.
+    unpooled: bool,
 }
 
 impl Account {
@@ -50,7 +52,8 @@ impl Account {
         let sent = parameters.iter().filter(|(name, _)| !name.starts_with("_pq_."));
         let mut parameters: Vec<_> = sent.cloned().collect();
         parameters.sort();
-        Self { user: user.to_owned(), database, parameters, keys: login.keys.clone() }
+        let (keys, unpooled) = (login.keys.clone(), login.replication.is_some());
+        Self { user: user.to_owned(), database, parameters, keys, unpooled }
     }
 
     /// The database's name.
@@ -137,6 +140,19 @@ impl Drop for Waiting<'_> {
 }
 
 impl Place {
+    fn new(node: NodeId, size: usize, reserve_size: usize) -> Self {
+        Self {
+            node,
+            permits: Arc::new(Semaphore::new(size)),
+            size: AtomicUsize::new(size),
+            wanted: AtomicUsize::new(size),
+            reserve: Arc::new(Semaphore::new(reserve_size)),
+            reserve_size,
+            waiting: AtomicUsize::new(0),
+            shelf: Mutex::default(),
+        }
+    }
+
     /// Waits for a turn, behind those who came before.
     pub(crate) async fn turn(self: Arc<Self>) -> Option<Turn> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -235,23 +251,17 @@ impl Pool {
 
     /// Where the connections to `node` as `account` are.
     pub(crate) fn place(&self, node: NodeId, account: &Account) -> Arc<Place> {
+        if account.unpooled {
+            // Servers count those apart, too (max_wal_senders).
+            return Arc::new(Place::new(node, 1, 0));
+        }
         let key = (node, account.user.clone(), account.database.clone());
         lock(&self.places).entry(key).or_insert_with_key(|key| Arc::new(self.new_place(key))).clone()
     }
 
     fn new_place(&self, (node, user, database): &Key) -> Place {
         let config = self.config.borrow();
-        let (size, reserve_size) = (size_of(&config, user, database), permits(config.pool.reserve));
-        Place {
-            node: *node,
-            permits: Arc::new(Semaphore::new(size)),
-            size: AtomicUsize::new(size),
-            wanted: AtomicUsize::new(size),
-            reserve: Arc::new(Semaphore::new(reserve_size)),
-            reserve_size,
-            waiting: AtomicUsize::new(0),
-            shelf: Mutex::default(),
-        }
+        Place::new(*node, size_of(&config, user, database), permits(config.pool.reserve))
     }
 
     /// Another configuration is in effect.

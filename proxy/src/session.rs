@@ -6,6 +6,7 @@
 
 mod floor;
 mod known;
+mod passage;
 mod reply;
 mod segment;
 mod settings;
@@ -24,6 +25,7 @@ use crate::wire::frontend;
 
 pub use floor::{Consistency, Floor, Freshness};
 pub use known::{Introductions, Known};
+pub use passage::Passage;
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
 pub use segment::{LARGE, Segment, TakeError, Taken};

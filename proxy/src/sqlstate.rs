@@ -6,12 +6,22 @@ use pgherd_common::NodeName;
 
 use crate::sql::Why;
 use crate::wire::backend::{ServerError, Severity};
+use crate::wire::startup::StartupError;
 
 /// Everything that the proxy itself tells a client, besides answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// The client broke the protocol.
     Protocol(String),
+    /// The first packet cannot be served.
+    Startup(StartupError),
+    /// The connection was for replication, and its server serves it no more.
+    ReplicationEnded {
+        /// Which.
+        server: NodeName,
+        /// Why.
+        why: String,
+    },
     /// Something of the protocol that is not offered.
     NotOffered(&'static str),
     /// Something that needs a server connection of the client's own, in a pool mode without such.
@@ -144,6 +154,12 @@ impl Trouble {
             | Self::ClearBehindRequest
             | Self::LoginTimeout
             | Self::ServerProtocol { .. } => "08P01",
+            Self::Startup(error) => match error {
+                StartupError::Length(_) | StartupError::Layout(_) => "08P01",
+                StartupError::Version { .. } => "0A000",
+                StartupError::NoUser => "28000",
+                StartupError::Replication(_) => "22023",
+            },
             Self::TlsRequired | Self::Unauthorized(_) => "28000",
             Self::NotOffered(_) | Self::NeedsConnection(_) => "0A000",
             Self::TooManyClients(_) | Self::PoolExhausted { .. } | Self::QueueFull { .. } => "53300",
@@ -159,7 +175,7 @@ impl Trouble {
             Self::RolledBack { .. } => "40001",
             Self::ServerLogin { .. } => "08001",
             Self::Cancelled => "57014",
-            Self::ShuttingDown | Self::Killed => "57P01",
+            Self::ShuttingDown | Self::Killed | Self::ReplicationEnded { .. } => "57P01",
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => &error.code,
         }
     }
@@ -171,6 +187,10 @@ impl Trouble {
             | Self::NotUnderstood(what)
             | Self::NotNow(what)
             | Self::NotReloaded(what) => what.clone(),
+            Self::Startup(error) => error.to_string(),
+            Self::ReplicationEnded { server, .. } => {
+                format!("the replication connection to server {server} has ended")
+            }
             Self::NotOffered(what) => (*what).to_owned(),
             Self::NeedsConnection(why) => {
                 format!("pool mode \"transaction\" does not allow this: {why}")
@@ -209,7 +229,9 @@ impl Trouble {
 
     fn detail(&self) -> Option<String> {
         match self {
-            Self::OutcomeUnknown { why, .. } | Self::RolledBack { why, .. } => Some(why.clone()),
+            Self::OutcomeUnknown { why, .. }
+            | Self::RolledBack { why, .. }
+            | Self::ReplicationEnded { why, .. } => Some(why.clone()),
             Self::NoServer { held_ms, .. } => {
                 Some(format!("The work was held for {held_ms} ms and was not run."))
             }
@@ -231,6 +253,7 @@ impl Trouble {
                 "It would have to stay on the server connection, which other clients get after each transaction.".to_owned(),
             ),
             Self::Protocol(_)
+            | Self::Startup(_)
             | Self::NotOffered(_)
             | Self::TlsRequired
             | Self::Unauthorized(_)
@@ -292,12 +315,19 @@ impl Trouble {
                 Why::Sequence => {
                     "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
                 }
-                Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Unknown => {
+                Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Replication | Why::Unknown => {
                     "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
                 }
             }),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
-            Self::Protocol(_)
+            Self::Startup(StartupError::Replication(_)) => {
+                Some("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+            }
+            Self::ReplicationEnded { .. } => Some(
+                "Connect again: the proxy leads to the current primary. Replication slots do not move with that role.",
+            ),
+            Self::Startup(_)
+            | Self::Protocol(_)
             | Self::NotOffered(_)
             | Self::ClearBehindRequest
             | Self::Unauthorized(_)
@@ -393,8 +423,13 @@ mod tests {
         };
         vec![
             Trouble::Protocol("bad".into()),
-            Trouble::NotOffered("replication"),
+            Trouble::NotOffered("that"),
             Trouble::NeedsConnection(Why::Listen),
+            Trouble::Startup(StartupError::NoUser),
+            Trouble::Startup(StartupError::Length(-1)),
+            Trouble::Startup(StartupError::Version { major: 2, minor: 0 }),
+            Trouble::Startup(StartupError::Replication("maybe".into())),
+            Trouble::ReplicationEnded { server: server.clone(), why: "gone".into() },
             Trouble::ClearBehindRequest,
             Trouble::TlsRequired,
             Trouble::Unauthorized("no".into()),

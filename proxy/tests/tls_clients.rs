@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Access, Agent, Authority, Files, Postgres, Proxy, Script, psql, soon};
+use harness::{Access, Agent, Authority, Files, Postgres, Process, Proxy, Script, psql, psql_at, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -60,7 +60,7 @@ async fn clients_that_check_everything_are_served_encrypted() {
     let cancelled = client.cancel_token();
     let (endless, ()) = soon(async {
         tokio::join!(client.query_one("SELECT pg_sleep(60)", &[]), async {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            primary.until_it_runs("SELECT pg_sleep(60)").await;
             cancelled.cancel_query(tls.clone()).await.unwrap();
         })
     })
@@ -111,39 +111,32 @@ async fn certificates_are_replaced_while_clients_stay() {
     let (old, new) = (Authority::new(), Authority::new());
     let files = old.sign("proxy", &["localhost"]);
     let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
-    let proxy = Proxy::start_with(&mut agent, Access::Scram, &section("allowed", &files, "")).await;
-    let parameters = |authority: &Authority| {
-        format!("host=localhost sslmode=verify-full sslrootcert={}", authority.root().display())
+    let mut proxy = Process::start(&mut agent, Access::Scram, &section("allowed", &files, "")).await;
+    let port = proxy.port;
+    let visit = async |authority: &Authority| {
+        let root = authority.root();
+        let parameters = format!("host=localhost sslmode=verify-full sslrootcert={}", root.display());
+        psql_at(port, &parameters, "SELECT 1").await
     };
     let stays = old.client(None, true);
-    let login = proxy.login("postgres", "secret", "postgres").replace("host=127.0.0.1", "host=localhost");
+    let login = format!("host=localhost port={port} user=postgres password=secret dbname=postgres");
     let (client, connection) = soon(tokio_postgres::connect(&login, stays)).await.unwrap();
     tokio::spawn(connection);
 
     // Half of a pair is not used, and neither is garbage: the old ones stay.
     let replacement = new.sign("proxy", &["localhost"]);
     std::fs::write(&files.key, "garbage").unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
-    psql(&proxy, &parameters(&old), "SELECT 1").await.unwrap();
+    proxy.until_it_logs("certificates cannot be used").await;
+    visit(&old).await.unwrap();
     std::fs::copy(&replacement.key, &files.key).unwrap();
-    hang_up();
-    psql(&proxy, &parameters(&old), "SELECT 1").await.unwrap();
+    proxy.hang_up();
+    proxy.until_it_logs("certificates cannot be used").await;
+    visit(&old).await.unwrap();
     std::fs::copy(&replacement.certificate, &files.certificate).unwrap();
-    soon(async {
-        while psql(&proxy, &parameters(&new), "SELECT 1").await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-    })
-    .await;
-    assert!(psql(&proxy, &parameters(&old), "SELECT 1").await.is_err());
+    proxy.until_it_logs("certificates read again").await;
+    visit(&new).await.unwrap();
+    assert!(visit(&old).await.is_err());
     soon(client.query_one("SELECT 1", &[])).await.unwrap();
-}
-
-/// SIGHUP, as an operator would send it. The proxy runs in this very process.
-fn hang_up() {
-    let own = std::process::id().to_string();
-    let sent = std::process::Command::new("kill").args(["-HUP", &own]).status().unwrap();
-    assert!(sent.success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -91,7 +91,7 @@ async fn lookups_reads_and_cancels_are_encrypted_too() {
     let cancel = client.cancel_token();
     let (endless, ()) = soon(async {
         tokio::join!(client.query_one("SELECT pg_sleep(60)", &[]), async {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            primary.until_it_runs("SELECT pg_sleep(60)").await;
             cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
         })
     })

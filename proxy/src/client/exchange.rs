@@ -15,7 +15,7 @@ use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::Server;
 use crate::wire::backend::{self, ServerError, Severity, TxStatus};
-use crate::wire::{frame, frontend};
+use crate::wire::frontend;
 
 use super::calls::unless_killed;
 use super::state::{Client, Gone, protocol};
@@ -57,8 +57,8 @@ enum Input {
     Open,
     /// Data for a COPY that a simple query began.
     Copy,
-    /// Data for a COPY of the extended protocol; whether the end of the data was seen.
-    CopyThenSync(bool),
+    /// Data for a COPY of the extended protocol, whose batch goes on behind it.
+    CopyThenOpen,
     /// Whatever there is up to a `Sync`, for the server to ignore.
     UntilSync,
 }
@@ -78,6 +78,10 @@ struct Flow {
     streaming: usize,
     /// The batch was sent by a simple query.
     simple: bool,
+    /// A message that has no place among the data for a simple query's COPY was passed on.
+    stray: Option<u8>,
+    /// So many ends of data were sent ahead of the server's asking for that data.
+    copies_ended: usize,
     /// The answer is thrown away up to `ReadyForQuery`.
     withdrawn: bool,
     /// Waits for the server to end what it has, to go on elsewhere.
@@ -186,8 +190,8 @@ impl Client {
                     self.on_error(flow, server, len, &error);
                 }
                 Event::CopyIn(len) => {
-                    flow.input = if flow.simple { Input::Copy } else { Input::CopyThenSync(false) };
                     flow.clear(len, &mut server.pipe.input, out);
+                    self.begin_copy(flow, server);
                 }
                 Event::Ready { len, status } => {
                     flow.clear(len, &mut server.pipe.input, out);
@@ -221,13 +225,40 @@ impl Client {
                 frontend::put_sync(&mut server.pipe.output);
             }
         } else {
-            if flow.reply.skips_to_sync() {
-                flow.input = Input::UntilSync;
-            }
             self.presence.badge.counts.errors.add(1);
             flow.release(&mut server.pipe.input, out);
             flow.clear(len, &mut server.pipe.input, out);
+            if flow.reply.skips_to_sync() || flow.input == Input::CopyThenOpen {
+                self.hand_over(flow, server);
+                flow.input = Input::UntilSync;
+            }
         }
+    }
+
+    /// The server asks for data, which the client may have sent already.
+    fn begin_copy(&mut self, flow: &mut Flow, server: &mut Server) {
+        self.hand_over(flow, server);
+        if flow.simple {
+            flow.input = Input::Copy;
+        } else if flow.copies_ended > 0 {
+            flow.copies_ended -= 1;
+        } else {
+            flow.input = Input::CopyThenOpen;
+        }
+    }
+
+    /// What was gathered of the batch so far goes to the server before anything else does.
+    fn hand_over(&mut self, flow: &mut Flow, server: &mut Server) {
+        if flow.input == Input::Open && !self.segment.is_empty() {
+            let segment = std::mem::take(&mut self.segment);
+            self.continue_batch(flow, server, &segment);
+        }
+    }
+
+    fn continue_batch(&mut self, flow: &mut Flow, server: &mut Server, segment: &Segment) {
+        flow.batch.extend(segment);
+        flow.copies_ended += segment.copies_ended();
+        self.session.encode(segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
     }
 
     /// Moves what the client sent for this batch.
@@ -244,7 +275,7 @@ impl Client {
             let step = match flow.input {
                 Input::Closed => return None,
                 Input::Open => self.on_more(flow, server),
-                Input::Copy | Input::CopyThenSync(_) | Input::UntilSync => self.on_copy(flow),
+                Input::Copy | Input::CopyThenOpen | Input::UntilSync => self.on_copy(flow),
             };
             match step {
                 Ok(true) => {}
@@ -260,10 +291,11 @@ impl Client {
         let shared = Arc::clone(&self.shared);
         let database = self.login.database().to_owned();
         let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        self.segment.under_way = true;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Incomplete) => return Ok(false),
             Ok(Taken::Complete) => {}
-            // No COPY is going on that this could belong to.
+            // In a batch that is under way nothing is.
             Ok(Taken::Ignored(_)) => return Err(End::ClientProtocol(TakeError::Tag(b'd'))),
             Ok(Taken::Goodbye) => return Err(End::ClientLeft),
             Err(error) => return Err(End::ClientProtocol(error)),
@@ -275,8 +307,7 @@ impl Client {
             || (segment.route != Route::Primary && !in_reading)
             || flow.reply.failed();
         if fits {
-            flow.batch.extend(&segment);
-            self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
+            self.continue_batch(flow, server, &segment);
             flow.input = if segment.ended { Input::Closed } else { Input::Open };
             flow.streaming = segment.rest;
             flow.simple |= segment.messages().any(|(tag, _)| tag == b'Q');
@@ -293,16 +324,22 @@ impl Client {
 
     /// A message of a client that copies data in. Whether there was one.
     fn on_copy(&mut self, flow: &mut Flow) -> Result<bool, End> {
-        let header =
-            frame::header(&self.pipe.input).map_err(|error| End::ClientProtocol(TakeError::Frame(error)))?;
+        let header = frontend::header(&self.pipe.input)
+            .map_err(|error| End::ClientProtocol(TakeError::Frame(error)))?;
         let Some(header) = header else { return Ok(false) };
-        let ends_data = matches!(header.tag, b'c' | b'f');
         flow.input = match (flow.input, header.tag) {
             (_, b'X') => return Err(End::ClientLeft),
-            (Input::Copy, _) if ends_data => Input::Closed,
-            // A Sync before the end of the data is ignored by the server.
-            (Input::CopyThenSync(true) | Input::UntilSync, b'S') => Input::Closed,
-            (Input::CopyThenSync(seen), _) => Input::CopyThenSync(seen || ends_data),
+            // A Sync or a Flush before the end of the data is ignored by the server.
+            (Input::Copy | Input::CopyThenOpen, b'd' | b'H' | b'S') => flow.input,
+            (Input::Copy, b'c' | b'f') => Input::Closed,
+            // The server ends the connection.
+            (Input::Copy, tag) => {
+                flow.stray = Some(tag);
+                Input::Closed
+            }
+            (Input::CopyThenOpen, b'c' | b'f') => Input::Open,
+            (Input::CopyThenOpen, _) => Input::UntilSync,
+            (Input::UntilSync, b'S') => Input::Closed,
             (other, _) => other,
         };
         flow.streaming = header.len;
@@ -312,6 +349,12 @@ impl Client {
     async fn conclude(&mut self, mut flow: Flow, mut server: Server, end: End) -> Result<Outcome, Gone> {
         let (node, role) = (server.node, server.role);
         match end {
+            // The COPY was over before the server saw it: who knows what it made of it.
+            End::Ready(_) if flow.stray.is_some() => {
+                flow.settle(&mut server.pipe.input, &mut self.pipe.output);
+                server.leave();
+                Err(protocol(&TakeError::InCopy(flow.stray.unwrap_or_default())))
+            }
             End::Ready(status) => {
                 let was_open = self.session.tx_node().is_some();
                 self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
@@ -349,7 +392,10 @@ impl Client {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 self.on_lost(flow, &server, role, &why)
             }
-            End::Fatal(error) if error.code == "57P01" && flow.batch.may_terminate() => {
+            // It was asked for, or the client broke the protocol.
+            End::Fatal(error)
+                if (error.code == "57P01" && flow.batch.may_terminate()) || error.code == "08P01" =>
+            {
                 flow.release(&mut server.pipe.input, &mut self.pipe.output);
                 Err(Gone::Trouble(Trouble::ServerEnded(error)))
             }
@@ -361,9 +407,20 @@ impl Client {
                 self.refuse(&Trouble::ServerEnded(error), flow.ends(), flow.streaming);
                 Ok(Outcome::Done)
             }
-            End::ClientGone(error) => Err(error.into()),
-            End::ClientLeft => Err(Gone::Left),
-            End::ClientProtocol(error) => Err(protocol(&error)),
+            End::ClientGone(error) => {
+                server.leave();
+                Err(error.into())
+            }
+            End::ClientLeft => {
+                // It gets all that the client sent, the goodbye too.
+                frontend::put_terminate(&mut server.pipe.output);
+                server.leave();
+                Err(Gone::Left)
+            }
+            End::ClientProtocol(error) => {
+                server.leave();
+                Err(protocol(&error))
+            }
             End::Killed => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 Err(self.on_killed(server, flow.reply.is_mid_message()))
@@ -440,6 +497,8 @@ impl Flow {
             input: if segment.ended { Input::Closed } else { Input::Open },
             streaming: segment.rest,
             simple: segment.messages().any(|(tag, _)| tag == b'Q'),
+            stray: None,
+            copies_ended: segment.copies_ended(),
             withdrawn: false,
             switching: None,
         }
@@ -449,7 +508,7 @@ impl Flow {
     fn ends(&self) -> bool {
         match self.input {
             Input::Closed | Input::Copy => self.switching.is_none(),
-            Input::Open | Input::CopyThenSync(_) | Input::UntilSync => false,
+            Input::Open | Input::CopyThenOpen | Input::UntilSync => false,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::sqlstate::Trouble;
 use crate::upstream::{Login, VerifierError};
 use crate::wire::backend;
 use crate::wire::password::Stored;
-use crate::wire::startup::{Start, Startup};
+use crate::wire::startup::{Replication, Start, Startup};
 
 use super::opening::first_packet;
 use super::prove::{self, Claim};
@@ -69,13 +69,7 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
         }
         Startup::Ssl | Startup::Gss => return Ok(Admission::Done),
     };
-    if start.parameter("replication").is_some_and(|value| !matches!(value, "" | "0" | "false" | "off" | "no"))
-    {
-        return Err(Trouble::NotOffered(
-            "replication connections are not offered: connect to the server itself",
-        )
-        .into());
-    }
+    let replication = start.replication().map_err(Trouble::Startup)?;
     let arrival = shared.clients.arrive(&config)?;
     let unknown = start.protocol_options();
     if start.minor > 0 || !unknown.is_empty() {
@@ -83,7 +77,7 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
     }
     let user = start.parameter("user").unwrap_or_default().to_owned();
     let claim = Claim { user: &user, end_point: opening.end_point.as_deref() };
-    let keys = match method(&config, pipe, &start)? {
+    let keys = match method(&config, pipe, &start, replication)? {
         AuthMethod::Trust => None,
         AuthMethod::Cert => {
             prove::by_certificate(pipe, &user)?;
@@ -99,7 +93,7 @@ pub(super) async fn admit(shared: &Shared, pipe: &mut Pipe) -> Result<Admission,
     let presence = shared.clients.enter(guest(&config, pipe, &start), &config)?;
     drop(arrival);
     backend::put_auth_ok(&mut pipe.output);
-    let login = Login { parameters: start.parameters, keys };
+    let login = Login { parameters: start.parameters, keys, replication };
     Ok(Admission::Session(Box::new(Admitted { login, user, presence })))
 }
 
@@ -110,26 +104,40 @@ fn guest(config: &Config, pipe: &Pipe, start: &Start) -> Guest {
     Guest {
         admin: config.is_admin(&user),
         application: start.parameter("application_name").unwrap_or_default().to_owned(),
-        address: pipe.peer().map(|address| address.to_string()).unwrap_or_default(),
+        address: address_of(pipe),
         encrypted: pipe.tls().is_some(),
         user,
         database,
     }
 }
 
+/// Where it comes from; `local` for a Unix socket.
+fn address_of(pipe: &Pipe) -> String {
+    match pipe.peer() {
+        Ok(Some(address)) => address.to_string(),
+        Ok(None) => "local".to_owned(),
+        Err(_) => String::new(),
+    }
+}
+
 /// How the client has to prove who it is.
-fn method(config: &Config, pipe: &Pipe, start: &Start) -> Result<AuthMethod, Refusal> {
+fn method(
+    config: &Config,
+    pipe: &Pipe,
+    start: &Start,
+    replication: Option<Replication>,
+) -> Result<AuthMethod, Refusal> {
     let rules = &config.hba;
     if rules.is_empty() {
         return Ok(config.auth.method);
     }
     let user = start.parameter("user").unwrap_or_default();
     let database = start.parameter("database").filter(|name| !name.is_empty()).unwrap_or(user);
-    let facts = Facts { address: pipe.peer()?, encrypted: pipe.tls().is_some(), user, database };
+    let (address, encrypted) = (pipe.peer()?, pipe.tls().is_some());
+    let replication = replication == Some(Replication::Physical);
+    let facts = Facts { address, encrypted, user, database, replication };
     match hba::method(rules, &facts) {
-        Some(AuthMethod::Reject) => {
-            Err(Trouble::Unauthorized(format!("hba rejects connection for {facts}")).into())
-        }
+        Some(AuthMethod::Reject) => Err(Trouble::Unauthorized(format!("hba rejects {facts}")).into()),
         Some(method) => Ok(method),
         None => Err(Trouble::Unauthorized(format!("no hba entry for {facts}")).into()),
     }

@@ -5,11 +5,9 @@ use bytes::Buf;
 use crate::pipe::Pipe;
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
-use crate::wire::startup::{self, Startup, StartupError};
+use crate::wire::startup::{self, Startup};
 
 use super::login::Refusal;
-
-const UNSUPPORTED_VERSION: &str = "unsupported frontend protocol: this server supports 3.0";
 
 /// The first byte of a TLS handshake; a packet that begins with it would be far too long.
 const HANDSHAKE: u8 = 0x16;
@@ -24,19 +22,17 @@ pub(super) struct Opening {
 /// Answers requests for encryption until the real first packet comes.
 pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Opening, Refusal> {
     let mut end_point = None;
-    if pipe.peek().await? == HANDSHAKE {
+    if !pipe.is_local() && pipe.peek().await? == HANDSHAKE {
         end_point = secure(shared, pipe, true).await?;
     }
     loop {
-        let parsed = startup::parse(&pipe.input).map_err(|error| match error {
-            StartupError::Version { .. } => Trouble::NotOffered(UNSUPPORTED_VERSION),
-            other => Trouble::Protocol(other.to_string()),
-        })?;
+        let parsed = startup::parse(&pipe.input).map_err(Trouble::Startup)?;
         match parsed {
             None => pipe.fill().await?,
             Some((request @ (Startup::Ssl | Startup::Gss), len)) => {
                 pipe.input.advance(len);
-                let accepted = request == Startup::Ssl && shared.tls.is_some() && pipe.tls().is_none();
+                let offered = shared.tls.is_some() && pipe.tls().is_none() && !pipe.is_local();
+                let accepted = request == Startup::Ssl && offered;
                 if !pipe.input.is_empty() {
                     return Err(Trouble::ClearBehindRequest.into());
                 }
@@ -49,7 +45,7 @@ pub(super) async fn first_packet(shared: &Shared, pipe: &mut Pipe) -> Result<Ope
             Some((Startup::Start(start), len)) => {
                 pipe.input.advance(len);
                 let required = shared.config().tls.as_ref().is_some_and(|tls| tls.required);
-                if required && pipe.tls().is_none() {
+                if required && pipe.tls().is_none() && !pipe.is_local() {
                     return Err(Trouble::TlsRequired.into());
                 }
                 return Ok(Opening { startup: Startup::Start(start), end_point });

@@ -8,6 +8,7 @@ use crate::clients::Phase;
 use crate::config::PoolMode;
 use crate::pool::{Lease, Taken, Turn};
 use crate::session::LARGE;
+use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, Server, connect};
@@ -171,7 +172,8 @@ impl Client {
 
     /// Tells people what it is at.
     pub(super) fn note(&mut self, phase: Phase) {
-        let (badge, kept_by) = (&self.presence.badge, self.session.why_kept());
+        let kept_by = self.login.replication.map(|_| Why::Replication).or_else(|| self.session.why_kept());
+        let badge = &self.presence.badge;
         badge.is_at(phase, self.servers.len());
         if kept_by != self.kept_by {
             self.kept_by = kept_by;

@@ -18,7 +18,7 @@ use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::upstream::{CancelSlot, Login, Server};
 use crate::wire::backend::{self, Severity};
-use crate::wire::frame;
+use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
 
 use super::login::Admitted;
@@ -109,6 +109,7 @@ impl Client {
     /// Serves the session to its end.
     pub(super) async fn run(mut self) {
         let gone = match self.welcome().await {
+            Ok(()) if self.login.replication.is_some() => self.replicate().await,
             Ok(()) => self.serve().await,
             Err(gone) => gone,
         };
@@ -134,7 +135,11 @@ impl Client {
     /// Opens a server connection, so that the settings reported to the client are real, and a refusal of
     /// the login is the server's own.
     async fn welcome(&mut self) -> Result<(), Gone> {
-        let node = self.reach_any().await?.map_err(Gone::Trouble)?;
+        let node = match self.login.replication {
+            Some(_) => self.reach_for_replication().await?,
+            None => self.reach_any().await?,
+        };
+        let node = node.map_err(Gone::Trouble)?;
         if let Some(server) = self.servers.get(&node) {
             self.told = server.parameters.clone();
             let key = self.shared.cancels.register(server.key.pid, &self.slot);
@@ -147,6 +152,9 @@ impl Client {
         self.note_parsing();
         backend::put_ready(&mut self.pipe.output, self.session.status());
         self.pipe.flush().await?;
+        if self.login.replication.is_some() {
+            return Ok(());
+        }
         let shared = &self.shared;
         shared.catalogs.follow(&shared.cluster, &shared.stopping, self.login.database(), &self.user);
         self.begin_floor(node).await;
@@ -172,6 +180,7 @@ impl Client {
         let shared = Arc::clone(&self.shared);
         let database = self.login.database().to_owned();
         let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        self.segment.under_way = false;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Complete) => {
                 let segment = std::mem::take(&mut self.segment);
@@ -207,7 +216,8 @@ impl Client {
 
     /// Drops messages up to a `Sync` and answers that. False when more bytes are needed.
     fn skip(&mut self) -> Result<bool, Gone> {
-        let header = frame::header(&self.pipe.input).map_err(|error| protocol(&TakeError::Frame(error)))?;
+        let header = frontend::header(&self.pipe.input);
+        let header = header.map_err(|error| protocol(&TakeError::Frame(error)))?;
         let Some(header) = header else { return Ok(false) };
         match header.tag {
             b'X' => return Err(Gone::Left),
@@ -227,6 +237,8 @@ impl Client {
         self.presence.badge.counts.errors.add(1);
         trouble.response(Severity::Error).put(&mut self.pipe.output);
         self.session.abandon_tx();
+        // What was gathered of the batch goes with it.
+        self.segment = Segment::default();
         self.discard = rest;
         if ended {
             backend::put_ready(&mut self.pipe.output, self.session.status());

@@ -37,6 +37,10 @@ pub(super) fn read_rule(r: &mut Reader, section: &mut Section) -> Option<Rule> {
             None
         }
     };
+    if kind == Some(Kind::Local) && addresses.is_some_and(|addresses| addresses != Addresses::All) {
+        let path = section.path_of("address");
+        r.problem(&path, "a Unix socket has no addresses: it goes with the other types only");
+    }
     let rule =
         Rule { kind: kind?, databases: databases?, users: users?, addresses: addresses?, method: method? };
     if rule.method == AuthMethod::Cert && rule.kind != Kind::HostSsl {

@@ -74,6 +74,8 @@ pub struct Segment {
     pub rest: usize,
     /// The server answers `ReadyForQuery` to the last message.
     pub ended: bool,
+    /// It belongs to a batch that is under way.
+    pub under_way: bool,
 }
 
 impl Default for Segment {
@@ -100,6 +102,7 @@ impl Default for Segment {
             texts: vec![],
             rest: 0,
             ended: false,
+            under_way: false,
         }
     }
 }
@@ -121,7 +124,7 @@ pub enum Taken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TakeError {
     /// Lengths that cannot be.
-    #[error(transparent)]
+    #[error("invalid message length")]
     Frame(#[from] BadFrame),
     /// Contents that cannot be.
     #[error("invalid message format in message {tag:?}", tag = char::from(*.0))]
@@ -129,9 +132,17 @@ pub enum TakeError {
     /// No such message.
     #[error("invalid frontend message type {0}")]
     Tag(u8),
+    /// A message that is no data, while data was asked for.
+    #[error("unexpected message type 0x{0:02X} during COPY from stdin")]
+    InCopy(u8),
 }
 
 impl Segment {
+    /// How many times it ends the data of a COPY.
+    pub fn copies_ended(&self) -> usize {
+        self.parts.iter().filter(|part| matches!(part.tag, b'c' | b'f')).count()
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -209,7 +220,7 @@ impl Session {
         segment: &mut Segment,
         judge: Judge<'_>,
     ) -> Result<Taken, TakeError> {
-        while let Some(header) = frame::header(input)? {
+        while let Some(header) = frontend::header(input)? {
             let have = input.len().min(header.len);
             if have < header.len && have < LARGE {
                 return Ok(Taken::Incomplete);
@@ -218,8 +229,9 @@ impl Session {
                 return Ok(Taken::Goodbye);
             }
             let whole = have == header.len;
-            // Left over from a COPY that failed: servers ignore them too.
-            if matches!(header.tag, b'd' | b'c' | b'f') {
+            // Left over from a COPY that failed: servers ignore them too. Behind something that may begin one
+            // they are the server's to judge.
+            if is_copied(header.tag) && segment.is_empty() && !segment.under_way {
                 input.advance(have);
                 if !whole {
                     return Ok(Taken::Ignored(header.len - have));
@@ -285,7 +297,7 @@ impl Session {
                 (_, Subject::Portal(_)) => Ok(What::Other),
                 (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
             },
-            b'E' | b'H' | b'S' => Ok(What::Other),
+            b'E' | b'H' | b'S' | b'd' | b'c' | b'f' => Ok(What::Other),
             b'F' => {
                 segment.add(&Verdict::unknown());
                 Ok(What::Other)
@@ -369,6 +381,11 @@ fn soils(verdict: &Verdict) -> bool {
     };
     let harmless = verdict.begins || verdict.route != Route::Primary;
     !harmless || !verdict.effects.iter().all(control)
+}
+
+/// Whether a message is part of a COPY from the client.
+fn is_copied(tag: u8) -> bool {
+    matches!(tag, b'd' | b'c' | b'f')
 }
 
 /// Moves `count` bytes, without a copy when nothing is there yet.

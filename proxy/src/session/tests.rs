@@ -122,6 +122,30 @@ fn replies(tags: &str, status: TxStatus) -> BytesMut {
 }
 
 #[test]
+fn data_behind_what_may_be_a_copy_is_the_servers_to_judge() {
+    let mut fixture = Fixture::new();
+    let left_over = extended(&[(b'd', b"left over"), (b'c', b"")]);
+    let batch = extended(&[
+        (b'P', b"\0COPY t FROM STDIN\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'd', b"1\n"),
+        (b'c', b""),
+        (b'S', b""),
+    ]);
+    let mut input = left_over.clone();
+    input.extend_from_slice(&batch);
+    let segment = fixture.take(&mut input);
+    assert_eq!((tags(&segment.bytes), segment.copies_ended()), ("PBEdcS".to_owned(), 1));
+    // Within a batch that a server has part of, all of it goes there.
+    let mut segment = Segment::default();
+    segment.under_way = true;
+    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+    let taken = fixture.session.take(&mut left_over.clone(), &mut segment, &mut judge);
+    assert_eq!((taken, tags(&segment.bytes)), (Ok(Taken::Incomplete), "dc".to_owned()));
+}
+
+#[test]
 fn reads_go_to_readers_until_a_transaction_opens() {
     let mut fixture = Fixture::new();
     assert_eq!(fixture.wanted("SELECT 1"), Wanted::Reader);

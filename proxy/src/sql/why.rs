@@ -19,6 +19,8 @@ pub enum Why {
     Sequence,
     /// Statistics are looked at, which each server keeps for itself.
     Statistics,
+    /// The connection is for replication.
+    Replication,
     /// Something that is not understood, or calls what may do anything.
     Unknown,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Why {
             Self::AdvisoryLock => "advisory lock",
             Self::Sequence => "currval or lastval",
             Self::Statistics => "statistics",
+            Self::Replication => "replication",
             Self::Unknown => "something not understood",
         })
     }

@@ -23,7 +23,7 @@ use crate::wire::frame::{self, BadFrame, Malformed};
 use crate::wire::frontend;
 use crate::wire::password::Credentials;
 use crate::wire::scram::{Binding, ClientExchange, Keys, ScramError};
-use crate::wire::startup::{self, CancelKey};
+use crate::wire::startup::{self, CancelKey, Replication};
 
 use super::cancel::Gate;
 use super::dial::{DialError, dial, dial_in_clear};
@@ -36,6 +36,8 @@ pub(crate) struct Login {
     pub(crate) parameters: Vec<(String, String)>,
     /// What answers a server that asks for a password; `None` when the client gave no proof of one.
     pub(crate) keys: Option<Credentials>,
+    /// What is replicated, if that is what the connection is for.
+    pub(crate) replication: Option<Replication>,
 }
 
 impl Login {

@@ -154,9 +154,14 @@ impl Server {
     pub(crate) fn close(mut self) {
         self.pipe.output.clear();
         frontend::put_terminate(&mut self.pipe.output);
+        self.leave();
+    }
+
+    /// Sends what there is to be sent, and nothing more.
+    pub(crate) fn leave(mut self) {
         tokio::spawn(async move {
             let goodbye = async {
-                self.pipe.flush().await?;
+                self.pipe.finish().await?;
                 // What it still answers is heard to its end: a broken pipe would be fatal to it, and logged.
                 loop {
                     self.pipe.input.clear();

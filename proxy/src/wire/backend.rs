@@ -215,6 +215,12 @@ pub fn put_auth_sasl_final(out: &mut BytesMut, data: &str) {
     });
 }
 
+/// Appends an error in the way of protocol 2, for clients that speak nothing later.
+pub fn put_old_error(out: &mut BytesMut, error: &ServerError) {
+    out.put_u8(b'E');
+    frame::put_text(out, &format!("{}:  {}\n", error.severity.word(), error.message));
+}
+
 /// Appends `NegotiateProtocolVersion`: 3.0 is spoken, and these options are not known.
 pub fn put_negotiate(out: &mut BytesMut, unknown_options: &[&str]) {
     frame::put(out, b'v', |out| {
@@ -319,6 +325,20 @@ mod tests {
         let (_, payload) = frame::message(&out).unwrap().unwrap();
         assert_eq!(ServerError::read(payload).unwrap(), error);
         assert!(ServerError::read(b"SFATAL\0").is_err());
+    }
+
+    #[test]
+    fn old_clients_are_told_in_their_own_way() {
+        let error = ServerError {
+            severity: Severity::Fatal,
+            code: "0A000".into(),
+            message: "too old".into(),
+            detail: None,
+            hint: None,
+        };
+        let mut out = BytesMut::new();
+        put_old_error(&mut out, &error);
+        assert_eq!(&out[..], b"EFATAL:  too old\n\0");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use bytes::{BufMut, BytesMut};
 /// Tag and length word of every message but the startup packets.
 pub const HEADER_LEN: usize = 5;
 
-/// Above this PostgreSQL itself gives up on a message.
-pub const MESSAGE_MAX: usize = 1 << 30;
+/// The longest that a PostgreSQL server can build: a buffer of 1 GB less one byte, and a length word.
+pub const MESSAGE_MAX: usize = (1 << 30) + 2;
 
 /// The head of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,27 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::frame::{self, Malformed, Reader};
+use super::frame::{self, BadFrame, Header, Malformed, Reader};
+
+/// The longest message that a server takes, its length word included.
+const LONG_MAX: usize = (1 << 30) - 2;
+
+/// The same for messages that carry next to nothing.
+const SHORT_MAX: usize = 10_000;
+
+/// The head of the message that `bytes` begins with, if a server would take it; `None` while it is incomplete.
+pub fn header(bytes: &[u8]) -> Result<Option<Header>, BadFrame> {
+    let Some(header) = frame::header(bytes)? else { return Ok(None) };
+    let max = match header.tag {
+        b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f' => SHORT_MAX,
+        _ => LONG_MAX,
+    };
+    let counted = header.len - 1;
+    if counted <= max {
+        return Ok(Some(header));
+    }
+    Err(BadFrame { tag: header.tag, length: i32::try_from(counted).unwrap_or(i32::MAX) })
+}
 
 /// `Parse`: a prepared statement's name, its text, and everything behind the name as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +133,20 @@ pub fn sasl_initial(payload: &[u8]) -> Result<(&str, &[u8]), Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_as_long_as_servers_take_them() {
+        let head = |tag: u8, counted: i32| {
+            let mut bytes = vec![tag];
+            bytes.extend(counted.to_be_bytes());
+            header(&bytes)
+        };
+        for (tag, max) in [(b'Q', (1 << 30) - 2), (b'd', (1 << 30) - 2), (b'S', 10_000), (b'c', 10_000)] {
+            assert!(head(tag, max).is_ok_and(|header| header.is_some()));
+            assert_eq!(head(tag, max + 1), Err(BadFrame { tag, length: max + 1 }));
+        }
+        assert_eq!(header(b"Q\0\0"), Ok(None));
+    }
 
     #[test]
     fn a_parse_is_taken_apart_and_put_together_again() {

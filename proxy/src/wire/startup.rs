@@ -54,9 +54,52 @@ impl Start {
         self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// Whether the connection is for replication.
+    pub fn replication(&self) -> Result<Option<Replication>, StartupError> {
+        self.parameter("replication").map_or(Ok(None), Replication::read)
+    }
+
     /// Protocol options (`_pq_.*`): none is known here.
     pub fn protocol_options(&self) -> Vec<&str> {
         self.parameters.iter().map(|(key, _)| key.as_str()).filter(|key| key.starts_with("_pq_.")).collect()
+    }
+}
+
+/// What a connection for replication replicates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// The whole cluster's WAL; there is no database.
+    Physical,
+    /// What changes in one database.
+    Logical,
+}
+
+impl Replication {
+    /// From the value of the parameter `replication`, which is a boolean in any of PostgreSQL's words, or
+    /// `database`.
+    pub fn read(value: &str) -> Result<Option<Self>, StartupError> {
+        // The first letters of a word are enough, where they belong to no other.
+        const WORDS: [(&str, usize, bool); 8] = [
+            ("true", 1, true),
+            ("false", 1, false),
+            ("yes", 1, true),
+            ("no", 1, false),
+            ("on", 2, true),
+            ("off", 2, false),
+            ("1", 1, true),
+            ("0", 1, false),
+        ];
+        if value == "database" {
+            return Ok(Some(Self::Logical));
+        }
+        let lower = value.to_ascii_lowercase();
+        let stands_for = |(word, least, _): &&(&str, usize, bool)| {
+            lower.len() >= *least && word.starts_with(lower.as_str())
+        };
+        match WORDS.iter().find(stands_for) {
+            Some((_, _, asked)) => Ok(asked.then_some(Self::Physical)),
+            None => Err(StartupError::Replication(value.to_owned())),
+        }
     }
 }
 
@@ -67,7 +110,7 @@ pub enum StartupError {
     #[error("invalid length of startup packet: {0}")]
     Length(i32),
     /// Protocol 2 or something later than 3.
-    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0")]
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.0")]
     Version {
         /// Asked for.
         major: u16,
@@ -80,6 +123,9 @@ pub enum StartupError {
     /// No user name.
     #[error("no PostgreSQL user name specified in startup packet")]
     NoUser,
+    /// Neither a boolean nor `database`.
+    #[error("invalid value for parameter \"replication\": \"{0}\"")]
+    Replication(String),
 }
 
 /// The first packet and its length; `None` while it is incomplete.
@@ -117,6 +163,9 @@ fn start(code: i32, mut reader: Reader<'_>) -> Result<Start, StartupError> {
         }
         let value = reader.text().map_err(StartupError::Layout)?;
         parameters.push((name.to_owned(), value.to_owned()));
+    }
+    if !reader.0.is_empty() {
+        return Err(StartupError::Layout(Malformed));
     }
     let start = Start { minor, parameters };
     match start.parameter("user") {
@@ -197,7 +246,30 @@ mod tests {
         let old = parse(b"\0\0\0\x08\0\x02\0\0").unwrap_err();
         assert_eq!(old, StartupError::Version { major: 2, minor: 0 });
         assert_eq!(parse(&login(&[("database", "x")])).unwrap_err(), StartupError::NoUser);
-        let cut = parse(b"\0\0\0\x0c\0\x03\0\0user").unwrap_err();
-        assert!(matches!(cut, StartupError::Layout(_)), "{cut}");
+        for layout in [&b"\0\0\0\x0c\0\x03\0\0user"[..], b"\0\0\0\x11\0\x03\0\0user\0a\0\0b"] {
+            let layout = parse(layout).unwrap_err();
+            assert!(matches!(layout, StartupError::Layout(_)), "{layout}");
+        }
+    }
+
+    #[test]
+    fn replication_is_asked_for_in_any_word_for_yes() {
+        for (value, expected) in [
+            ("database", Some(Replication::Logical)),
+            ("true", Some(Replication::Physical)),
+            ("T", Some(Replication::Physical)),
+            ("on", Some(Replication::Physical)),
+            ("yEs", Some(Replication::Physical)),
+            ("1", Some(Replication::Physical)),
+            ("of", None),
+            ("f", None),
+            ("no", None),
+            ("0", None),
+        ] {
+            assert_eq!(Replication::read(value), Ok(expected), "{value}");
+        }
+        for bad in ["", "o", "maybe", "Database", "trueish", "10"] {
+            assert!(Replication::read(bad).is_err(), "{bad}");
+        }
     }
 }

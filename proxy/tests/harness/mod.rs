@@ -7,6 +7,7 @@ mod agent;
 mod authority;
 mod postgres;
 mod proxy;
+mod raw;
 mod versions;
 
 use std::time::Duration;
@@ -16,8 +17,9 @@ use pgherd_common::{Generation, NodeId, Topology, Version, WallTime};
 
 pub use agent::Agent;
 pub use authority::{Authority, Files, TestTls};
-pub use postgres::{Access, Postgres};
-pub use proxy::{Proxy, psql};
+pub use postgres::{Access, Postgres, binaries};
+pub use proxy::{Process, Proxy, psql, psql_at};
+pub use raw::{Raw, message};
 pub use versions::binaries_of;
 
 /// Nothing in these tests takes longer unless it is broken.

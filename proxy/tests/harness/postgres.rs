@@ -37,7 +37,7 @@ pub struct Postgres {
 }
 
 /// The binaries of the installed PostgreSQL with the highest version.
-fn binaries() -> PathBuf {
+pub fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("no PostgreSQL under /usr/lib/postgresql");
     let newest = versions
         .map(|entry| entry.unwrap().path())
@@ -212,6 +212,25 @@ impl Postgres {
         let (client, connection) = tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         client
+    }
+
+    /// Returns when somebody runs `sql` there. Over the Unix socket, which is open whatever the rules are.
+    pub async fn until_it_runs(&self, sql: &str) {
+        let parameters = format!(
+            "host={} port={} user=postgres dbname=postgres",
+            self.directory.path().display(),
+            self.port
+        );
+        let (client, connection) = tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'";
+        super::soon(async { while client.query_one(count, &[&sql]).await.unwrap().get::<_, i64>(0) == 0 {} })
+            .await;
+    }
+
+    /// What it wrote to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
     /// Returns when this standby has everything that `primary` has now.

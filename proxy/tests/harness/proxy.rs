@@ -1,12 +1,38 @@
 //! A proxy in this process.
 
+use std::process::Stdio;
+
 use pgherd_common::push::ToAgent;
 use pgherd_proxy::Config;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
 use super::{Access, Agent, free_port, soon};
+
+fn configuration(agent: &Agent, port: u16, access: Access, lines: &str) -> String {
+    let method = match access {
+        Access::Trust => "trust",
+        Access::Scram => "scram-sha-256",
+    };
+    format!(
+        "[cluster]
+        name = 'demo'
+        [proxy]
+        name = 'proxy1'
+        listen = ['127.0.0.1:{port}']
+        admins = ['postgres']
+        {lines}
+        [agents]
+        addresses = ['{agent}']
+        [auth]
+        method = '{method}'
+        user = 'postgres'
+        password = 'secret'",
+        agent = agent.address()
+    )
+}
 
 /// Serves on a port of its own.
 pub struct Proxy {
@@ -25,28 +51,9 @@ impl Proxy {
     /// With further lines for the `[proxy]` section.
     pub async fn start_with(agent: &mut Agent, access: Access, lines: &str) -> Self {
         let port = free_port();
-        let method = match access {
-            Access::Trust => "trust",
-            Access::Scram => "scram-sha-256",
-        };
-        let text = format!(
-            "[cluster]
-            name = 'demo'
-            [proxy]
-            name = 'proxy1'
-            listen = ['127.0.0.1:{port}']
-            admins = ['postgres']
-            {lines}
-            [agents]
-            addresses = ['{agent}']
-            [auth]
-            method = '{method}'
-            user = 'postgres'
-            password = 'secret'",
-            agent = agent.address()
-        );
         let directory = tempfile::Builder::new().prefix("pgherd-proxy-test").tempdir().unwrap();
         let file = directory.path().join("proxy.toml");
+        let text = configuration(agent, port, access, lines);
         std::fs::write(&file, &text).unwrap();
         let config = Config { file: Some(file), ..Config::parse(&text).unwrap() };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -107,6 +114,58 @@ impl Proxy {
     }
 }
 
+/// A proxy in a process of its own, the real program.
+pub struct Process {
+    pub port: u16,
+    child: tokio::process::Child,
+    log: Lines<BufReader<tokio::process::ChildStderr>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts it; returns when it is linked to `agent`.
+    pub async fn start(agent: &mut Agent, access: Access, lines: &str) -> Self {
+        let (port, directory) = (free_port(), tempfile::tempdir().unwrap());
+        let text = configuration(agent, port, access, lines);
+        let path = directory.path().join("proxy.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgherd-proxy"));
+        command.arg("--config").arg(path).kill_on_drop(true).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let hello = agent.hear().await;
+        assert!(matches!(&hello, ToAgent::Hello { .. }), "{hello:?}");
+        Self { port, child, log, _directory: directory }
+    }
+
+    /// Returns when it has logged something with this in it.
+    pub async fn until_it_logs(&mut self, part: &str) {
+        let found = async {
+            while let Some(line) = self.log.next_line().await.unwrap() {
+                if line.contains(part) {
+                    return;
+                }
+            }
+            panic!("{part:?} was never logged");
+        };
+        soon(found).await;
+    }
+
+    /// SIGHUP, as an operator would send it.
+    pub fn hang_up(&self) {
+        let id = self.child.id().unwrap().to_string();
+        let sent = std::process::Command::new("kill").args(["-HUP", &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// The most memory that it ever had, in MB.
+    pub fn memory_peak_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
@@ -115,7 +174,12 @@ impl Drop for Proxy {
 
 /// What psql prints, or its complaint.
 pub async fn psql(proxy: &Proxy, parameters: &str, sql: &str) -> Result<String, String> {
-    let login = format!("port={} user=postgres password=secret dbname=postgres {parameters}", proxy.port);
+    psql_at(proxy.port, parameters, sql).await
+}
+
+/// The same for whatever listens there.
+pub async fn psql_at(port: u16, parameters: &str, sql: &str) -> Result<String, String> {
+    let login = format!("port={port} user=postgres password=secret dbname=postgres {parameters}");
     let mut command = tokio::process::Command::new("psql");
     command.args(["-XAt", &login]).kill_on_drop(true).stdin(std::process::Stdio::piped());
     // No files of whoever runs the test.

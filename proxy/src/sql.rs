@@ -10,6 +10,7 @@ mod facts;
 mod functions;
 mod logins;
 mod settings;
+mod settles;
 mod show;
 mod walk;
 mod why;
@@ -17,6 +18,7 @@ mod why;
 pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
+pub use settles::Settles;
 pub use show::Show;
 pub use why::Why;
 
@@ -104,6 +106,8 @@ pub struct Verdict {
     pub defines: Option<Vec<String>>,
     /// The proxy's own answer is asked for.
     pub show: Option<Show>,
+    /// Whether it is known what state it leaves its transaction in.
+    pub settles: Settles,
 }
 
 impl Verdict {
@@ -118,6 +122,7 @@ impl Verdict {
             rolls_back: false,
             defines: None,
             show: None,
+            settles: Settles::Unknown,
         }
     }
 

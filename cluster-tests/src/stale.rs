@@ -83,7 +83,12 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Tally, Failure
     let primary = cluster.primary().await?;
     let setup = cluster.connect().await?;
     setup.batch_execute(SCHEMA).await?;
-    setup.execute("INSERT INTO stale_pairs SELECT c, 0 FROM generate_series(1, $1) c", &[&slots()]).await?;
+    setup
+        .execute("INSERT INTO stale_pairs SELECT c, 0 FROM generate_series(1, $1::bigint) c", &[&slots()])
+        .await?;
+    for node in databases(&cluster) {
+        name(&cluster, &node).await?;
+    }
     let cluster = Arc::new(cluster);
     let mut delays = JoinSet::new();
     for (number, node) in (1..).zip(databases(&cluster).filter(|node| *node != primary)) {
@@ -93,11 +98,26 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Tally, Failure
     let tally = work(options, &cluster, say).await?;
     // Where replay was stopped it is over with the servers.
     delays.shutdown().await;
-    if tally.is_clean() || options.consistency == Consistency::Eventual {
-        let Some(cluster) = Arc::into_inner(cluster) else { return Ok(tally) };
-        cluster.finish(&[])?;
+    let as_it_should = tally.is_clean() || options.consistency == Consistency::Eventual;
+    if let Some(cluster) = Arc::into_inner(cluster).filter(|_| as_it_should)
+        && let Err(alarms) = cluster.finish(&[])
+    {
+        say(&tally.told());
+        return Err(alarms.into());
     }
     Ok(tally)
+}
+
+/// Lets sessions of a server ask for its port in a manner that any server may answer: nobody knows this
+/// setting.
+async fn name(cluster: &Cluster, node: &str) -> Result<(), Failure> {
+    let client = cluster.connect_server(node, "postgres").await?;
+    let port = cluster.node(node).postgres.as_ref().map_or(0, |postgres| postgres.port);
+    // It has to be known in the session before it can be set for all.
+    for set in ["SET", "ALTER SYSTEM SET"] {
+        client.batch_execute(&format!("{set} pgherd.port = '{port}'")).await?;
+    }
+    Ok(client.batch_execute("SELECT pg_reload_conf()").await?)
 }
 
 fn slots() -> i64 {

@@ -30,8 +30,8 @@ const NEW_SESSIONS: u64 = 100;
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 
 const UPDATE: &str = "UPDATE stale_pairs SET n = $2 WHERE client = $1";
-const READ: &str = "SELECT n, current_setting('port') FROM stale_pairs WHERE client = $1";
-const READ_COPIED: &str = "SELECT max(n), current_setting('port') FROM stale_copied WHERE client = $1";
+const READ: &str = "SELECT n, current_setting('pgherd.port') FROM stale_pairs WHERE client = $1";
+const READ_COPIED: &str = "SELECT max(n), current_setting('pgherd.port') FROM stale_copied WHERE client = $1";
 
 /// How a number is written.
 const WRITES: &[Write] = &[

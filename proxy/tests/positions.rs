@@ -166,6 +166,21 @@ async fn in_blocks(raw: &mut Raw, insert: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_sent_before_it_left_is_run() {
+    let world = world("").await;
+    let direct = world.primary.direct().await;
+    for n in 1..=20_i64 {
+        let mut raw = Raw::log_in(world.proxy.port()).await;
+        let insert = query("INSERT INTO t VALUES (1)");
+        raw.stream.write_all(&insert.repeat(10)).await.unwrap();
+        raw.stream.write_all(&message(b'X', b"")).await.unwrap();
+        raw.stream.shutdown().await.unwrap();
+        let all = async || direct.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get::<_, i64>(0);
+        soon(async { while all().await < n * 10 {} }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commits_one_after_the_other_and_cancels_between_them() {
     let world = world("").await;
     let client = world.proxy.connect().await;

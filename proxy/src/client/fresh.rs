@@ -71,26 +71,26 @@ impl Client {
     }
 
     /// Waits for what a server was asked. Notices and notifications that come with it go to the client.
-    pub(super) async fn settle(&mut self, node: NodeId) -> Result<Waited, Gone> {
+    /// That the client may have left meanwhile is no reason to stop: what it sent before is run, as a server
+    /// would run it.
+    pub(super) async fn settle(&mut self, node: NodeId) -> Waited {
         let due = |server: &Server| server.questions.are_due();
         if !self.servers.get(&node).is_some_and(due) {
-            return Ok(Waited::Done);
+            return Waited::Done;
         }
         let late = sleep(self.shared.config.connect_timeout);
         tokio::pin!(late);
         while self.servers.get(&node).is_some_and(due) {
             let Some(server) = self.servers.get_mut(&node) else { break };
-            let room = self.pipe.input.len() < LARGE;
             tokio::select! {
                 biased;
                 result = server.pipe.fill() => self.on_server_news(node, result),
                 _ = self.topology.changed() => self.reap(),
-                () = self.slot.waiting.notified() => return Ok(Waited::Trouble(Trouble::Cancelled)),
-                result = self.pipe.fill(), if room => result?,
+                () = self.slot.waiting.notified() => return Waited::Trouble(Trouble::Cancelled),
                 () = &mut late => self.drop_server(node, "it did not tell its position in time"),
             }
         }
-        Ok(Waited::Done)
+        Waited::Done
     }
 
     /// A server answered what it was asked.
@@ -131,7 +131,7 @@ impl Client {
                 primary = self.reach(&Segment::default(), Wanted::Writer).await?.ok();
             }
             if let Some(node) = primary {
-                if let Waited::Trouble(trouble) = self.settle(node).await? {
+                if let Waited::Trouble(trouble) = self.settle(node).await {
                     return Ok(Err(trouble));
                 }
                 self.ask_position_of(node).await;
@@ -139,7 +139,7 @@ impl Client {
             self.session.floor.doubt();
         }
         if let Some(node) = primary
-            && let Waited::Trouble(trouble) = self.settle(node).await?
+            && let Waited::Trouble(trouble) = self.settle(node).await
         {
             return Ok(Err(trouble));
         }
@@ -172,31 +172,32 @@ impl Client {
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
-            if let Some(trouble) = self.ask_replayed(node).await? {
+            if let Some(trouble) = self.ask_replayed(node).await {
                 return Ok(Look::Trouble(trouble));
             }
         }
     }
 
     /// Asks a standby how far it has replayed. Without an answer it is gone.
-    async fn ask_replayed(&mut self, node: NodeId) -> Result<Option<Trouble>, Gone> {
-        let Some(server) = self.servers.get_mut(&node) else { return Ok(None) };
+    async fn ask_replayed(&mut self, node: NodeId) -> Option<Trouble> {
+        let server = self.servers.get_mut(&node)?;
         if !server.questions.are_due() {
             server.questions.ask_replayed(&mut server.pipe.output);
         }
         // Whether the connection is broken is found out in a moment.
         drop(server.pipe.flush().await);
-        let waited = self.settle(node).await?;
+        let waited = self.settle(node).await;
         if !self.servers.contains_key(&node) {
             self.shared.cluster.avoid(node);
         }
-        Ok(match waited {
+        match waited {
             Waited::Done => None,
             Waited::Trouble(trouble) => Some(trouble),
-        })
+        }
     }
 
-    /// Lets some time pass, or less if something happens.
+    /// Lets some time pass before a read, or less if something happens. Nobody misses a read whose client
+    /// left.
     async fn pause(&mut self, span: Duration) -> Result<Waited, Gone> {
         let room = self.pipe.input.len() < LARGE;
         tokio::select! {

@@ -37,7 +37,7 @@ impl Client {
     ) -> Result<Queued, Gone> {
         let node = backend.id;
         self.look_at(node).await;
-        if let Waited::Trouble(trouble) = self.settle(node).await? {
+        if let Waited::Trouble(trouble) = self.settle(node).await {
             return Ok(Queued::Trouble(trouble));
         }
         if self.servers.get(&node).is_some_and(|server| server.role != role) {
@@ -54,7 +54,7 @@ impl Client {
             return Ok(Queued::Turn(turn));
         }
         // Two that wait for each other's would wait for good.
-        if let Waited::Trouble(trouble) = self.let_go().await? {
+        if let Waited::Trouble(trouble) = self.let_go().await {
             return Ok(Queued::Trouble(trouble));
         }
         self.note("waiting");
@@ -188,16 +188,16 @@ impl Client {
     }
 
     /// The same, and waits for positions that were asked for.
-    pub(super) async fn let_go(&mut self) -> Result<Waited, Gone> {
+    pub(super) async fn let_go(&mut self) -> Waited {
         if self.shared.pool.is_shared() {
             for node in self.servers.keys().copied().collect::<Vec<_>>() {
-                if let Waited::Trouble(trouble) = self.settle(node).await? {
-                    return Ok(Waited::Trouble(trouble));
+                if let Waited::Trouble(trouble) = self.settle(node).await {
+                    return Waited::Trouble(trouble);
                 }
             }
             self.give_back();
         }
-        Ok(Waited::Done)
+        Waited::Done
     }
 
     /// Whether others wait for what this client has.

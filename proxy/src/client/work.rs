@@ -22,7 +22,7 @@ impl Client {
         self.note("active");
         if self.is_envied()
             && self.session.tx_node().is_none()
-            && let Waited::Trouble(trouble) = self.let_go().await?
+            && let Waited::Trouble(trouble) = self.let_go().await
         {
             self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());

@@ -23,6 +23,7 @@ pub mod node;
 pub mod postgres;
 pub mod process;
 pub mod regress;
+pub mod stale;
 pub mod status;
 pub mod undertaker;
 pub mod wait;

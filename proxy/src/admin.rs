@@ -15,7 +15,7 @@ use crate::config::{Change, Config};
 use crate::control::{Cluster, LinkState};
 use crate::pauses::Pauses;
 use crate::pool::Pool;
-use crate::routing;
+use crate::routing::{self, Shares};
 use crate::sql::Show;
 
 /// An answer.
@@ -38,6 +38,7 @@ const NODES: &[&str] = &[
     "write_cnt",
     "attached",
     "lag_bytes",
+    "lag_ms",
     "reason",
     "generation",
     "last_status_change",
@@ -145,6 +146,7 @@ pub(crate) fn answer(show: Show, scope: &Scope<'_>) -> Table {
 /// Everything about one node.
 struct NodeView<'a> {
     cluster: &'a Cluster,
+    shares: &'a Shares,
     topology: &'a Topology,
     backend: &'a Backend,
     position: usize,
@@ -165,6 +167,7 @@ fn each_node(
     let weight_sum = topology.backends().iter().map(|backend| u64::from(weight(backend))).sum();
     let view = |(position, backend)| NodeView {
         cluster,
+        shares,
         topology,
         backend,
         position,
@@ -208,9 +211,9 @@ fn up_or_down(up: bool) -> String {
 
 fn node_row(node: &NodeView<'_>) -> Vec<String> {
     let backend = node.backend;
-    let lag = node.cluster.status(backend.id).and_then(|status| status.lag_bytes);
+    let lag = node.cluster.lags().get(&backend.id).copied();
     let reason = match &backend.availability {
-        Availability::Up => String::new(),
+        Availability::Up => lag.and_then(|lag| node.shares.excess(lag)).unwrap_or_default(),
         Availability::Down { reason } => reason.clone(),
     };
     vec![
@@ -225,7 +228,8 @@ fn node_row(node: &NodeView<'_>) -> Vec<String> {
         node.reads(),
         node.cluster.counts(backend.id).writes.load(Ordering::Relaxed).to_string(),
         backend.attached.to_string(),
-        lag.map(|bytes| bytes.to_string()).unwrap_or_default(),
+        lag.map(|lag| lag.bytes.to_string()).unwrap_or_default(),
+        lag.map(|lag| lag.time.as_millis().to_string()).unwrap_or_default(),
         reason,
         node.topology.version().generation.to_string(),
         node.changed(),

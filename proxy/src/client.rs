@@ -63,7 +63,7 @@ async fn say_goodbye(pipe: &mut Pipe, trouble: &Trouble) {
     let error = trouble.response(Severity::Fatal);
     match trouble {
         Trouble::Startup(StartupError::Version { major: 1..3, .. }) => {
-            put_old_error(&mut pipe.output, &error)
+            put_old_error(&mut pipe.output, &error);
         }
         _ => error.put(&mut pipe.output),
     }

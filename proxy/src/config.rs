@@ -315,6 +315,7 @@ fn read_shares(r: &mut Reader, mut section: Section) -> Option<Shares> {
     let primary_weight = section.or(r, "primary_weight", "0");
     let named: BTreeMap<String, u32> = section.map(r, "weights");
     let max_lag: Option<ByteSize> = section.or(r, "max_lag", "0");
+    let max_lag_time: Option<Millis> = section.or(r, "max_lag_time", "\"0s\"");
     let path = section.path_of("weights");
     section.finish(r);
     let mut weights = BTreeMap::new();
@@ -325,7 +326,8 @@ fn read_shares(r: &mut Reader, mut section: Section) -> Option<Shares> {
         }
     }
     let lag_bytes_max = Some(max_lag?.0).filter(|bytes| *bytes > 0);
-    Some(Shares { primary_weight: primary_weight?, weights, lag_bytes_max })
+    let lag_time_max = Some(max_lag_time?.0).filter(|time| !time.is_zero());
+    Some(Shares { primary_weight: primary_weight?, weights, lag_bytes_max, lag_time_max })
 }
 
 /// Relations between values that were each fine.

@@ -4,6 +4,7 @@
 //! for writes other than the topology's primary.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeId, NodeName, Topology};
@@ -26,6 +27,36 @@ pub struct Shares {
     pub weights: BTreeMap<NodeName, u32>,
     /// A standby known to lag further behind gets no reads while another node can take them.
     pub lag_bytes_max: Option<u64>,
+    /// The same for one that has been behind for longer.
+    pub lag_time_max: Option<Duration>,
+}
+
+/// How far behind a standby is known to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// WAL that it has yet to replay.
+    pub bytes: u64,
+    /// For how long it has lacked something that the primary had.
+    pub time: Duration,
+}
+
+impl Shares {
+    /// Why a standby that is so far behind gets no reads while another node can take them, if so it is.
+    pub fn excess(&self, lag: Lag) -> Option<String> {
+        let (bytes, ms) = (lag.bytes, lag.time.as_millis());
+        if let Some(max) = self.lag_bytes_max.filter(|max| bytes > *max) {
+            return Some(format!(
+                "gets no reads: {bytes} bytes behind, more than the {max} of routing.max_lag"
+            ));
+        }
+        let max = self.lag_time_max.filter(|max| lag.time > *max)?.as_millis();
+        Some(format!("gets no reads: behind for {ms} ms, more than the {max} of routing.max_lag_time"))
+    }
+
+    fn allows(&self, lag: Lag) -> bool {
+        self.lag_bytes_max.is_none_or(|max| lag.bytes <= max)
+            && self.lag_time_max.is_none_or(|max| lag.time <= max)
+    }
 }
 
 /// All that a choice rests on.
@@ -36,7 +67,7 @@ pub struct View<'a> {
     /// How reads are shared out.
     pub shares: &'a Shares,
     /// Known lags.
-    pub lag_bytes: &'a BTreeMap<NodeId, u64>,
+    pub lags: &'a BTreeMap<NodeId, Lag>,
     /// Nodes that just now could not be reached.
     pub avoided: &'a BTreeSet<NodeId>,
     /// An agent that a quorum backs was heard within a lease. Without one the primary may have been
@@ -84,8 +115,8 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
         if Some(backend.id) == primary { Choice::Primary(backend) } else { Choice::Standby(backend) }
     };
     let healthy = |backend: &&Backend| {
-        let lag = view.lag_bytes.get(&backend.id).copied().unwrap_or(0);
-        let lags = Some(backend.id) != primary && view.shares.lag_bytes_max.is_some_and(|max| lag > max);
+        let lag = view.lags.get(&backend.id).copied().unwrap_or_default();
+        let lags = Some(backend.id) != primary && !view.shares.allows(lag);
         !view.avoided.contains(&backend.id) && !lags
     };
     let usable = |backend: &&Backend| {
@@ -160,22 +191,22 @@ pub(crate) mod tests {
 
     struct World {
         shares: Shares,
-        lag: BTreeMap<NodeId, u64>,
+        lags: BTreeMap<NodeId, Lag>,
         avoided: BTreeSet<NodeId>,
         backed: bool,
     }
 
     impl Default for World {
         fn default() -> Self {
-            let (shares, lag, avoided) = <(Shares, BTreeMap<_, _>, BTreeSet<_>)>::default();
-            Self { shares, lag, avoided, backed: true }
+            let (shares, lags, avoided) = <(Shares, BTreeMap<_, _>, BTreeSet<_>)>::default();
+            Self { shares, lags, avoided, backed: true }
         }
     }
 
     impl World {
         fn view<'a>(&'a self, topology: &'a Topology) -> View<'a> {
-            let (lag_bytes, avoided) = (&self.lag, &self.avoided);
-            View { topology, shares: &self.shares, lag_bytes, avoided, backed: self.backed }
+            let (lags, avoided) = (&self.lags, &self.avoided);
+            View { topology, shares: &self.shares, lags, avoided, backed: self.backed }
         }
 
         /// Node chosen for each of many draws, with its count; 0 stands for waiting.
@@ -215,7 +246,7 @@ pub(crate) mod tests {
 
         let weights = [("server2".parse().unwrap(), 3)].into();
         let world =
-            World { shares: Shares { primary_weight: 2, weights, lag_bytes_max: None }, ..World::default() };
+            World { shares: Shares { primary_weight: 2, weights, ..Shares::default() }, ..World::default() };
         let counts = world.reads(&cluster);
         assert!((2_300..2_700).contains(&counts[&1]), "{counts:?}");
         assert!((3_500..4_000).contains(&counts[&2]), "{counts:?}");
@@ -238,9 +269,15 @@ pub(crate) mod tests {
     fn lagging_and_unreachable_standbys_come_last() {
         let cluster = topology(1, Some(1), vec![up(1), up(2), up(3)]);
         let shares = Shares { lag_bytes_max: Some(100), ..Shares::default() };
-        let mut world =
-            World { shares, lag: [(NodeId(2), 101), (NodeId(3), 100)].into(), ..World::default() };
+        let of = |bytes, seconds| Lag { bytes, time: Duration::from_secs(seconds) };
+        let lags = [(NodeId(2), of(101, 1)), (NodeId(3), of(100, 9))].into();
+        let mut world = World { shares, lags, ..World::default() };
         assert_eq!(world.reads(&cluster), [(3, 10_000)].into());
+        let by_time = Some(Duration::from_secs(2));
+        world.shares = Shares { lag_time_max: by_time, ..Shares::default() };
+        assert_eq!(world.reads(&cluster), [(2, 10_000)].into());
+        assert!(world.shares.excess(of(101, 1)).is_none() && world.shares.excess(of(0, 3)).is_some());
+        world.shares = Shares { lag_bytes_max: Some(100), ..Shares::default() };
         world.avoided.insert(NodeId(3));
         assert_eq!(world.reads(&cluster), [(1, 10_000)].into());
         let orphaned = topology(1, None, vec![down(1), up(2), down(3)]);

@@ -122,6 +122,15 @@ impl Session {
         self.tx.is_none() && (was_open || batch.may_commit || batch.route == Route::Primary)
     }
 
+    /// Whether `segment`, run on the primary, commits something for all that is known, and leaves no
+    /// transaction open for certain.
+    pub fn settles(&self, segment: &Segment) -> bool {
+        let in_block = self.tx.is_some();
+        let commits =
+            in_block || segment.may_commit || segment.route == Route::Primary || self.floor.is_doubtful();
+        commits && segment.settles(in_block)
+    }
+
     /// Whether reads go to the primary, too.
     pub fn is_pinned(&self) -> bool {
         self.pinned || !self.suspects.is_empty()

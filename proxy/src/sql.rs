@@ -10,6 +10,7 @@ mod facts;
 mod functions;
 mod logins;
 mod settings;
+mod settles;
 mod show;
 mod traces;
 mod walk;
@@ -18,6 +19,7 @@ mod why;
 pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
+pub use settles::Settles;
 pub use show::Show;
 pub use traces::Traces;
 pub use why::Why;
@@ -109,6 +111,8 @@ pub struct Verdict {
     pub show: Option<Show>,
     /// What it leaves behind on its connection.
     pub traces: Traces,
+    /// Whether it is known what state it leaves its transaction in.
+    pub settles: Settles,
 }
 
 impl Verdict {
@@ -124,6 +128,7 @@ impl Verdict {
             defines: None,
             show: None,
             traces: Traces::default(),
+            settles: Settles::Unknown,
         }
     }
 

@@ -4,6 +4,8 @@
 
 mod accept;
 mod drain;
+mod lag;
 
 pub use accept::{Acceptance, accept};
 pub use drain::{Fate, Role, fate};
+pub use lag::Positions;

@@ -5,6 +5,7 @@ mod cancel;
 mod catalogs;
 mod connect;
 mod dial;
+mod questions;
 mod server;
 mod verifiers;
 
@@ -12,5 +13,6 @@ pub(crate) use cancel::{CancelSlot, Cancels};
 pub(crate) use catalogs::Catalogs;
 pub use catalogs::read_facts;
 pub(crate) use connect::{ConnectError, Login, connect, nonce};
-pub(crate) use server::{QueryError, Server, position};
+pub(crate) use questions::Heard;
+pub(crate) use server::{QueryError, Server};
 pub(crate) use verifiers::{VerifierError, Verifiers};

@@ -11,6 +11,7 @@ use crate::sqlstate::Trouble;
 use crate::upstream::Server;
 use crate::wire::backend::TxStatus;
 
+use super::fresh::Waited;
 use super::state::{Client, Gone};
 
 impl Client {
@@ -63,7 +64,9 @@ impl Client {
     /// Waits until what is paused is resumed. New bytes are taken in meanwhile, so that a client that leaves is
     /// noticed.
     pub(super) async fn wait_for_resume(&mut self) -> Result<Option<Trouble>, Gone> {
-        self.let_go().await;
+        if let Waited::Trouble(trouble) = self.let_go().await {
+            return Ok(Some(trouble));
+        }
         self.note(Phase::Paused);
         self.shared.pauses.settled.notify_waiters();
         self.flush_or_go().await?;

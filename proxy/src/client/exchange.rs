@@ -86,6 +86,8 @@ struct Flow {
     withdrawn: bool,
     /// Waits for the server to end what it has, to go on elsewhere.
     switching: Option<Segment>,
+    /// The server was asked for its position in one go with the batch.
+    asked: bool,
 }
 
 /// Some progress, or why there will be none.
@@ -111,6 +113,11 @@ impl Client {
         let mut flow = Flow::new(&segment, again && repeatable);
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
+        // Nobody waits for its answer, which comes behind that of the batch.
+        flow.asked = self.asks_along(&segment, &server);
+        if flow.asked {
+            server.ask_position(self.session.commits_lazily());
+        }
         flow.segment = Some(segment);
         server.at_rest = false;
         self.slot.runs_on(&server.address, server.key, &server.gate);
@@ -188,6 +195,9 @@ impl Client {
                         return Ok(Some(End::Fatal(error)));
                     }
                     self.on_error(flow, server, len, &error);
+                }
+                Event::CopyIn(_) if flow.asked => {
+                    return Ok(Some(End::Lost("it takes a question for data".to_owned())));
                 }
                 Event::CopyIn(len) => {
                     flow.clear(len, &mut server.pipe.input, out);
@@ -361,9 +371,18 @@ impl Client {
                 let flush = flow.flush(&mut self.pipe, &mut server.pipe);
                 let flushed = unless_killed(&self.presence.badge, flush).await;
                 self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
-                self.note_writes(&flow.batch, was_open, &mut server).await;
+                if flow.asked {
+                    self.session.floor.doubt();
+                } else {
+                    self.note_writes(&flow.batch, was_open, &mut server).await;
+                }
+                self.note_redefinitions();
                 server.pipe.shrink();
+                let heard = flushed.is_ok() && !server.pipe.input.is_empty();
                 self.servers.insert(node, server);
+                if heard {
+                    self.on_server_news(node, Ok(()));
+                }
                 flushed?;
                 Ok(Outcome::Done)
             }
@@ -372,6 +391,7 @@ impl Client {
                 let (failed, was_open) = (flow.reply.failed(), self.session.tx_node().is_some());
                 self.session.on_part_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
                 self.note_writes(&flow.batch, was_open, &mut server).await;
+                self.note_redefinitions();
                 self.servers.insert(node, server);
                 match flow.switching {
                     // What follows an error in a pipeline is not run.
@@ -433,9 +453,6 @@ impl Client {
         if !matches!(server.role, Role::Primary(_)) || self.session.tx_node().is_some() {
             return;
         }
-        if self.session.take_redefined() {
-            self.shared.catalogs.renew(self.login.database());
-        }
         if self.session.may_have_committed(batch, was_open) || self.session.floor.is_doubtful() {
             if self.owed.is_some() {
                 // Nothing may be said to the server in the middle of a message.
@@ -446,11 +463,20 @@ impl Client {
         }
     }
 
+    /// Names may have got another meaning by what was committed.
+    fn note_redefinitions(&mut self) {
+        if self.session.take_redefined() {
+            self.shared.catalogs.renew(self.login.database());
+        }
+    }
+
     /// The server is gone in the middle of a batch.
     fn on_lost(&mut self, mut flow: Flow, server: &Server, role: Role, why: &str) -> Result<Outcome, Gone> {
         tracing::info!(server = %server.name, user = self.user, why, "server connection lost while in use");
-        if role == Role::Standby {
-            self.shared.cluster.avoid(server.node);
+        match role {
+            Role::Standby => self.shared.cluster.avoid(server.node),
+            // Whatever became of it, the next read sees all of it or nothing.
+            Role::Primary(_) => self.session.floor.doubt(),
         }
         if flow.reply.is_replaceable()
             && self.session.tx_node().is_none()
@@ -501,6 +527,7 @@ impl Flow {
             copies_ended: segment.copies_ended(),
             withdrawn: false,
             switching: None,
+            asked: false,
         }
     }
 

@@ -1,14 +1,15 @@
-//! Reads see what the session wrote: after each commit the primary is asked for its position while the
-//! client already has its answer, and a standby serves the session once it has replayed that far.
+//! Reads see what the session wrote: the primary is asked for its position in one go with what may commit,
+//! or else behind its answer, and a standby serves the session once it has replayed that far.
 
 use std::time::Duration;
 
-use pgherd_common::{Generation, Lsn, NodeId};
-use tokio::time::{Instant, sleep, timeout};
+use pgherd_common::{Generation, NodeId};
+use tokio::time::{Instant, sleep};
 
-use crate::session::{Consistency, Freshness, Segment, Wanted};
+use crate::session::{Consistency, Freshness, LARGE, Segment, Wanted};
+use crate::sqlstate::Trouble;
 use crate::topology::Role;
-use crate::upstream::Server;
+use crate::upstream::{Heard, Server};
 
 use super::state::{Client, Gone};
 
@@ -16,9 +17,34 @@ use super::state::{Client, Gone};
 const PAUSE_MIN: Duration = Duration::from_micros(250);
 const PAUSE_MAX: Duration = Duration::from_millis(5);
 
+/// How a wait on behalf of a statement ended.
+pub(super) enum Waited {
+    /// It is over.
+    Done,
+    /// The statement is not to be run.
+    Trouble(Trouble),
+}
+
+/// What came of a look at the standby that was chosen for a read.
+pub(super) enum Look {
+    /// It has all that the session must see.
+    Fresh,
+    /// The primary has to serve.
+    Behind,
+    /// The statement is not to be run.
+    Trouble(Trouble),
+}
+
 impl Client {
     pub(super) fn consistency(&self) -> Consistency {
         self.session.consistency(self.own.read_consistency)
+    }
+
+    /// Whether the server is asked for its position in one go with `segment`.
+    pub(super) fn asks_along(&self, segment: &Segment, server: &Server) -> bool {
+        matches!(server.role, Role::Primary(_))
+            && self.session.settles(segment)
+            && self.consistency() != Consistency::Eventual
     }
 
     /// Something may have been committed on the primary: asks it how far that is. The answer is taken in
@@ -35,7 +61,7 @@ impl Client {
     }
 
     /// The same for a connection at rest.
-    pub(super) async fn ask_position_of(&mut self, node: NodeId) {
+    async fn ask_position_of(&mut self, node: NodeId) {
         if let Some(mut server) = self.servers.remove(&node) {
             if matches!(server.role, Role::Primary(_)) {
                 self.ask_position(&mut server).await;
@@ -44,25 +70,41 @@ impl Client {
         }
     }
 
-    /// Waits for the position that a server was asked for. Notices and notifications that come with it
-    /// go to the client.
-    pub(super) async fn settle_position(&mut self, node: NodeId) {
-        let limit = self.config.connect_timeout;
-        while self.servers.get(&node).is_some_and(|server| server.position_asked) {
-            let Some(server) = self.servers.get_mut(&node) else { return };
-            match timeout(limit, server.pipe.fill()).await {
-                Ok(result) => self.on_server_news(node, result),
-                Err(_) => self.drop_server(node, "it did not tell its position in time"),
+    /// Waits for what a server was asked. Notices and notifications that come with it go to the client.
+    /// That the client may have left meanwhile is no reason to stop: what it sent before is run, as a server
+    /// would run it.
+    pub(super) async fn settle(&mut self, node: NodeId) -> Waited {
+        let due = |server: &Server| server.questions.are_due();
+        if !self.servers.get(&node).is_some_and(due) {
+            return Waited::Done;
+        }
+        let late = sleep(self.config.connect_timeout);
+        tokio::pin!(late);
+        while self.servers.get(&node).is_some_and(due) {
+            let Some(server) = self.servers.get_mut(&node) else { break };
+            tokio::select! {
+                biased;
+                result = server.pipe.fill() => self.on_server_news(node, result),
+                _ = self.topology.changed() => self.reap(),
+                () = self.slot.waiting.notified() => return Waited::Trouble(Trouble::Cancelled),
+                () = &mut late => self.drop_server(node, "it did not tell its position in time"),
             }
         }
+        Waited::Done
     }
 
-    /// A server told its position.
-    pub(super) fn on_position(&mut self, node: NodeId, at: Option<Lsn>) {
-        let role = self.servers.get(&node).map(|server| server.role);
-        if let (Some(at), Some(Role::Primary(generation))) = (at, role) {
-            self.session.floor.learn(at, generation);
-            self.shared.cluster.note_position(at, generation);
+    /// A server answered what it was asked.
+    pub(super) fn on_heard(&mut self, node: NodeId, heard: Heard) {
+        let Some(server) = self.servers.get_mut(&node) else { return };
+        match (heard, server.role) {
+            (Heard::Position(at), Role::Primary(generation)) => {
+                self.session.floor.learn(at, generation);
+                self.shared.cluster.note_position(at, generation);
+            }
+            (Heard::Lazy, _) => self.session.floor.doubt(),
+            (Heard::Replayed(Some(at)), _) => server.replayed = at,
+            (Heard::Replayed(None), _) => self.drop_server(node, "it is no standby any more"),
+            (Heard::Position(_) | Heard::Nothing | Heard::Unasked, _) => {}
         }
     }
 
@@ -75,61 +117,96 @@ impl Client {
     }
 
     /// Where a read goes when the position of the session's last commit is considered, too.
-    pub(super) async fn with_regard_to_writes(&mut self, wanted: Wanted) -> Result<Wanted, Gone> {
+    pub(super) async fn with_regard_to_writes(
+        &mut self,
+        wanted: Wanted,
+    ) -> Result<Result<Wanted, Trouble>, Gone> {
         if wanted != Wanted::Reader || self.consistency() == Consistency::Eventual {
-            return Ok(wanted);
+            return Ok(Ok(wanted));
         }
         let primary = self.servers.values().find(|server| matches!(server.role, Role::Primary(_)));
         let mut primary = primary.map(|server| server.node);
         if self.consistency() == Consistency::Global {
-            self.session.floor.doubt();
             if primary.is_none() {
                 primary = self.reach(&Segment::default(), Wanted::Writer).await?.ok();
             }
             if let Some(node) = primary {
-                self.settle_position(node).await;
+                if let Waited::Trouble(trouble) = self.settle(node).await {
+                    return Ok(Err(trouble));
+                }
                 self.ask_position_of(node).await;
             }
+            self.session.floor.doubt();
         }
-        if let Some(node) = primary {
-            self.settle_position(node).await;
+        if let Some(node) = primary
+            && let Waited::Trouble(trouble) = self.settle(node).await
+        {
+            return Ok(Err(trouble));
         }
-        Ok(if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted })
+        Ok(Ok(if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted }))
     }
 
     /// Whether `node` has all that the session must see; a standby that has not is given some time.
-    pub(super) async fn is_fresh(&mut self, node: NodeId) -> bool {
-        let begun = Instant::now();
-        let (limit, patience) = (self.config.connect_timeout, self.config.causal_wait);
-        let mut pause = PAUSE_MIN;
+    pub(super) async fn look_for_writes(&mut self, node: NodeId) -> Result<Look, Gone> {
+        let (patience, mut begun, mut pause) = (self.config.causal_wait, None, PAUSE_MIN);
         loop {
             let generation = self.generation();
             let eventual = self.consistency() == Consistency::Eventual;
-            let Some(server) = self.servers.get_mut(&node) else { return false };
+            let Some(server) = self.servers.get_mut(&node) else { return Ok(Look::Behind) };
             if server.role != Role::Standby || eventual {
-                return true;
+                return Ok(Look::Fresh);
             }
-            if self.session.floor.judge(server.replayed, generation) == Freshness::Fresh {
-                return true;
+            let judged = self.session.floor.judge(server.replayed, generation);
+            match judged {
+                Freshness::Fresh => return Ok(Look::Fresh),
+                Freshness::Unknown if begun.is_some() => return Ok(Look::Behind),
+                Freshness::Unknown | Freshness::Behind => {}
             }
-            match timeout(limit, server.look_at_replay()).await {
-                // Whatever it is, it is no standby any more.
-                Ok(Ok(None)) => return false,
-                Ok(Ok(Some(replayed))) => server.replayed = replayed,
-                Ok(Err(_)) | Err(_) => {
-                    self.shared.cluster.avoid(node);
-                    self.drop_server(node, "it did not tell how far it has replayed");
-                    return false;
+            match begun {
+                None => begun = Some(Instant::now()),
+                Some(begun) if begun.elapsed() >= patience => return Ok(Look::Behind),
+                Some(_) => {
+                    if let Waited::Trouble(trouble) = self.pause(pause).await? {
+                        return Ok(Look::Trouble(trouble));
+                    }
+                    pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
-            match self.session.floor.judge(server.replayed, generation) {
-                Freshness::Fresh => return true,
-                Freshness::Behind if begun.elapsed() < patience => {}
-                Freshness::Behind | Freshness::Unknown => return false,
+            if let Some(trouble) = self.ask_replayed(node).await {
+                return Ok(Look::Trouble(trouble));
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Asks a standby how far it has replayed. Without an answer it is gone.
+    async fn ask_replayed(&mut self, node: NodeId) -> Option<Trouble> {
+        let server = self.servers.get_mut(&node)?;
+        if !server.questions.are_due() {
+            server.questions.ask_replayed(&mut server.pipe.output);
+        }
+        // Whether the connection is broken is found out in a moment.
+        drop(server.pipe.flush().await);
+        let waited = self.settle(node).await;
+        if !self.servers.contains_key(&node) {
+            self.shared.cluster.avoid(node);
+        }
+        match waited {
+            Waited::Done => None,
+            Waited::Trouble(trouble) => Some(trouble),
+        }
+    }
+
+    /// Lets some time pass before a read, or less if something happens. Nobody misses a read whose client
+    /// left.
+    async fn pause(&mut self, span: Duration) -> Result<Waited, Gone> {
+        let room = self.pipe.input.len() < LARGE;
+        tokio::select! {
+            () = sleep(span) => {}
+            _ = self.topology.changed() => self.reap(),
+            () = self.slot.waiting.notified() => return Ok(Waited::Trouble(Trouble::Cancelled)),
+            result = self.pipe.fill(), if room => result?,
+        }
+        Ok(Waited::Done)
     }
 
     fn generation(&self) -> Generation {

@@ -5,11 +5,12 @@ use std::task::Poll;
 
 use bytes::Buf;
 use pgherd_common::{NodeId, Topology};
+use tokio::time::Instant;
 
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, fate};
-use crate::upstream::{Server, position};
-use crate::wire::backend::{self, ServerError, Severity};
+use crate::upstream::{Heard, Server};
+use crate::wire::backend::{self, ServerError};
 use crate::wire::frame;
 
 use super::state::{Client, Gone};
@@ -120,7 +121,7 @@ impl Client {
                 }
                 Err(error) => return Some(error.to_string()),
             },
-            _ if self.on_position_answer(node, tag, payload) => {}
+            _ if self.is_answer(node, tag, payload) => {}
             b'E' => {
                 let said = ServerError::read(payload).map(|error| error.to_string());
                 return Some(said.unwrap_or_else(|error| error.to_string()));
@@ -130,24 +131,12 @@ impl Client {
         None
     }
 
-    /// Part of the answer to the question for the position, unless it is something else.
-    fn on_position_answer(&mut self, node: NodeId, tag: u8, payload: &[u8]) -> bool {
-        let Some(server) = self.servers.get_mut(&node).filter(|server| server.position_asked) else {
-            return false;
-        };
-        match tag {
-            b'T' | b'C' => true,
-            b'D' => {
-                self.on_position(node, position(payload));
-                true
-            }
-            b'E' => ServerError::read(payload).is_ok_and(|error| error.severity != Severity::Fatal),
-            b'Z' => {
-                server.position_asked = false;
-                true
-            }
-            _ => false,
-        }
+    /// Takes in what answers a question of the proxy's own. Whether the message does.
+    fn is_answer(&mut self, node: NodeId, tag: u8, payload: &[u8]) -> bool {
+        let Some(server) = self.servers.get_mut(&node) else { return false };
+        let heard = server.questions.hear(tag, payload, Instant::now);
+        self.on_heard(node, heard);
+        heard != Heard::Unasked
     }
 
     /// Forgets a server connection on which nothing runs.

@@ -14,6 +14,7 @@ use crate::topology::{Fate, Role, fate};
 use crate::upstream::{ConnectError, Server, connect};
 use crate::wire::backend::TxStatus;
 
+use super::fresh::Waited;
 use super::state::{Client, Gone};
 
 /// How the waiting for a connection ended.
@@ -39,7 +40,9 @@ impl Client {
     ) -> Result<Queued, Gone> {
         let node = backend.id;
         self.look_at(node).await;
-        self.settle_position(node).await;
+        if let Waited::Trouble(trouble) = self.settle(node).await {
+            return Ok(Queued::Trouble(trouble));
+        }
         if self.servers.get(&node).is_some_and(|server| server.role != role) {
             self.drop_server(node, "opened for another role");
         }
@@ -57,7 +60,9 @@ impl Client {
             return Ok(Queued::Trouble(self.queue_full(backend)));
         }
         // Two that wait for each other's would wait for good.
-        self.let_go().await;
+        if let Waited::Trouble(trouble) = self.let_go().await {
+            return Ok(Queued::Trouble(trouble));
+        }
         self.note(Phase::Waiting);
         self.pipe.flush().await?;
         let (begun, patience) = (Instant::now(), self.config.pool.queue_timeout);
@@ -225,18 +230,21 @@ impl Client {
         let kept = self.session.is_kept() && matches!(server.role, Role::Primary(_));
         let pinned = kept && !self.shares_always();
         let owed = self.owed.is_some_and(|(node, _)| node == server.node);
-        let busy = server.position_asked || !server.pipe.input.is_empty() || server.pipe.has_output();
+        let busy = server.questions.are_due() || !server.pipe.input.is_empty() || server.pipe.has_output();
         server.at_rest && !pinned && !owed && !busy && self.session.tx_node() != Some(server.node)
     }
 
     /// The same, and waits for positions that were asked for.
-    pub(super) async fn let_go(&mut self) {
+    pub(super) async fn let_go(&mut self) -> Waited {
         if self.shares_connections() {
             for node in self.servers.keys().copied().collect::<Vec<_>>() {
-                self.settle_position(node).await;
+                if let Waited::Trouble(trouble) = self.settle(node).await {
+                    return Waited::Trouble(trouble);
+                }
             }
             self.give_back();
         }
+        Waited::Done
     }
 
     /// Whether others wait for what this client has.

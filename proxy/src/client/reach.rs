@@ -94,12 +94,12 @@ impl Client {
     /// Where to go by the newest topology, and rather not to a standby that is `closed` to this session.
     fn goal(&mut self, wanted: Wanted, closed: &BTreeSet<NodeId>) -> Result<Goal, Trouble> {
         let Some(topology) = self.topology.borrow().clone() else { return Ok(Goal::Wait) };
-        let lag_bytes = self.shared.cluster.lag_bytes();
+        let lags = self.shared.cluster.lags();
         let mut avoided = self.shared.cluster.avoided();
         avoided.extend(closed);
         let shares = &self.config.shares;
         let backed = self.shared.cluster.is_backed();
-        let view = View { topology: &topology, shares, lag_bytes: &lag_bytes, avoided: &avoided, backed };
+        let view = View { topology: &topology, shares, lags: &lags, avoided: &avoided, backed };
         let generation = topology.version().generation;
         let choose = |need: Need| routing::choose(need, &view, rand::random());
         let choice = match wanted {

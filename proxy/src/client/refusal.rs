@@ -29,8 +29,9 @@ impl Client {
             self.refuse(trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());
         };
-        self.settle_position(node).await;
-        let limit = self.shared.config().connect_timeout;
+        // The statement is not run, cancelled or not.
+        drop(self.settle(node).await);
+        let limit = self.config.connect_timeout;
         let Some(server) = self.servers.get_mut(&node) else {
             self.refuse(trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());

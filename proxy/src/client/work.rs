@@ -10,6 +10,7 @@ use crate::sqlstate::Trouble;
 use crate::topology::Role;
 
 use super::exchange::Outcome;
+use super::fresh::{Look, Waited};
 use super::state::{Client, Gone};
 
 /// A segment that may be repeated is given to so many servers at most.
@@ -20,8 +21,12 @@ impl Client {
     pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
         self.reap();
         self.begin_turn(&segment);
-        if self.is_envied() && self.session.tx_node().is_none() {
-            self.let_go().await;
+        if self.is_envied()
+            && self.session.tx_node().is_none()
+            && let Waited::Trouble(trouble) = self.let_go().await
+        {
+            self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
+            return Ok(());
         }
         if let Some(node) = self.session.tx_node() {
             self.look_at(node).await;
@@ -80,18 +85,17 @@ impl Client {
                 Wanted::Reader | Wanted::Any if on_primary => Wanted::Writer,
                 wanted => wanted,
             };
-            let wanted = self.with_regard_to_writes(wanted).await?;
-            let node = match self.reach(&segment, wanted).await? {
-                Ok(node) => node,
+            let (node, wanted) = match self.place_for(&segment, wanted).await? {
+                Ok(Some(place)) => place,
+                Ok(None) => {
+                    on_primary = true;
+                    continue;
+                }
                 Err(trouble) => {
                     self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
                     return Ok(());
                 }
             };
-            if wanted == Wanted::Reader && !self.is_fresh(node).await {
-                on_primary = true;
-                continue;
-            }
             self.count(node, wanted, segment.route);
             runs += 1;
             match self.exchange(node, segment, runs < RUNS_MAX).await? {
@@ -100,6 +104,31 @@ impl Client {
                 Outcome::OnPrimary(again) => (segment, on_primary) = (again, true),
             }
         }
+    }
+
+    /// A connection where `segment` can run now and sees what it must; `None`: only the primary has all
+    /// that.
+    async fn place_for(
+        &mut self,
+        segment: &Segment,
+        wanted: Wanted,
+    ) -> Result<Result<Option<(NodeId, Wanted)>, Trouble>, Gone> {
+        let wanted = match self.with_regard_to_writes(wanted).await? {
+            Ok(wanted) => wanted,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        let node = match self.reach(segment, wanted).await? {
+            Ok(node) => node,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        if wanted != Wanted::Reader {
+            return Ok(Ok(Some((node, wanted))));
+        }
+        Ok(match self.look_for_writes(node).await? {
+            Look::Fresh => Ok(Some((node, wanted))),
+            Look::Behind => Ok(None),
+            Look::Trouble(trouble) => Err(trouble),
+        })
     }
 
     fn count(&mut self, node: NodeId, wanted: Wanted, route: Route) {

@@ -10,7 +10,8 @@ use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, Generation, HostPort, Lsn, MonoTime, NodeId, Topology};
 use tokio::sync::watch;
 
-use crate::topology::{Acceptance, accept};
+use crate::routing::Lag;
+use crate::topology::{Acceptance, Positions, accept};
 
 /// How long a node that could not be reached is left alone while another can take its reads.
 const AVOID: Duration = Duration::from_secs(1);
@@ -48,7 +49,9 @@ pub(crate) struct Cluster {
     clock: RealClock,
     topology: watch::Sender<Option<Arc<Topology>>>,
     observed: Mutex<BTreeMap<NodeId, Observed>>,
-    lag_bytes: Mutex<Arc<BTreeMap<NodeId, u64>>>,
+    lags: Mutex<Arc<BTreeMap<NodeId, Lag>>>,
+    /// Where the primary was seen.
+    positions: Mutex<Positions>,
     avoided: Mutex<BTreeMap<NodeId, MonoTime>>,
     links: Mutex<BTreeMap<HostPort, LinkState>>,
     counts: Mutex<BTreeMap<NodeId, Arc<Counts>>>,
@@ -72,7 +75,8 @@ impl Cluster {
             clock: RealClock,
             topology: watch::Sender::new(None),
             observed: Mutex::default(),
-            lag_bytes: Mutex::default(),
+            lags: Mutex::default(),
+            positions: Mutex::default(),
             avoided: Mutex::default(),
             links: Mutex::default(),
             counts: Mutex::default(),
@@ -141,19 +145,29 @@ impl Cluster {
     /// Notes what an agent saw, unless something newer is known.
     pub(crate) fn observe(&self, statuses: Vec<BackendStatus>) {
         let now = self.clock.now();
-        let mut observed = lock(&self.observed);
+        let primary = self.topology().and_then(|topology| Some(topology.primary()?.id));
+        let (mut observed, mut positions) = (lock(&self.observed), lock(&self.positions));
         for status in statuses {
             let age = Duration::from_millis(status.age_ms);
             let at = MonoTime::since_boot(now.since(MonoTime::since_boot(age)));
             let newer = observed.get(&status.id).is_none_or(|known| known.at <= at);
             // An agent that got no answer knows less than one that got one a moment ago.
             if newer && (status.in_recovery.is_some() || !observed.contains_key(&status.id)) {
+                if Some(status.id) == primary
+                    && let (Some(false), Some(position)) = (status.in_recovery, status.position)
+                {
+                    positions.note(at, position);
+                }
                 observed.insert(status.id, Observed { status, at });
             }
         }
         observed.retain(|_, known| now.since(known.at) < STATUS_LIFE);
-        let lags = observed.values().filter_map(|known| Some((known.status.id, known.status.lag_bytes?)));
-        *lock(&self.lag_bytes) = Arc::new(lags.collect());
+        let lags = observed.values().filter_map(|known| {
+            let bytes = known.status.lag_bytes?;
+            let time = known.status.position.map(|replayed| positions.lag(replayed, now));
+            Some((known.status.id, Lag { bytes, time: time.unwrap_or_default() }))
+        });
+        *lock(&self.lags) = Arc::new(lags.collect());
     }
 
     /// The newest observation of a backend.
@@ -167,8 +181,8 @@ impl Cluster {
     }
 
     /// Known lags of standbys.
-    pub(crate) fn lag_bytes(&self) -> Arc<BTreeMap<NodeId, u64>> {
-        lock(&self.lag_bytes).clone()
+    pub(crate) fn lags(&self) -> Arc<BTreeMap<NodeId, Lag>> {
+        lock(&self.lags).clone()
     }
 
     /// A node could not be reached.
@@ -253,10 +267,28 @@ mod tests {
         };
         cluster.observe(vec![status(10, 5)]);
         cluster.observe(vec![status(5_000, 7)]);
-        assert_eq!(cluster.lag_bytes().get(&NodeId(2)), Some(&5));
+        assert_eq!(cluster.lags()[&NodeId(2)].bytes, 5);
         cluster.observe(vec![BackendStatus { in_recovery: None, lag_bytes: None, ..status(0, 0) }]);
         assert_eq!(cluster.status(NodeId(2)).unwrap().lag_bytes, Some(5));
         cluster.observe(vec![status(0, 9)]);
-        assert_eq!(cluster.lag_bytes().get(&NodeId(2)), Some(&9));
+        assert_eq!(cluster.lags()[&NodeId(2)].bytes, 9);
+    }
+    #[test]
+    fn a_standby_that_lacks_something_for_long_lags_in_time_too() {
+        let cluster = Cluster::new("demo".parse().unwrap());
+        cluster.offer(topology(1, Some(1), vec![up(1), up(2)]));
+        let status = |id, age_ms, position, in_recovery| BackendStatus {
+            id: NodeId(id),
+            age_ms,
+            in_recovery: Some(in_recovery),
+            position: Some(Lsn(position)),
+            lag_bytes: in_recovery.then_some(1),
+            replication_state: None,
+            sync_state: None,
+        };
+        cluster.observe(vec![status(1, 9_000, 100, false), status(2, 9_000, 100, true)]);
+        assert_eq!(cluster.lags()[&NodeId(2)].time, Duration::ZERO);
+        cluster.observe(vec![status(1, 5_000, 200, false), status(2, 0, 150, true)]);
+        assert!(cluster.lags()[&NodeId(2)].time >= Duration::from_secs(5));
     }
 }

@@ -3,7 +3,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::sql::{Effect, Route, Show, Traces, Verdict, Why};
+use crate::sql::{Effect, Route, Settles, Show, Traces, Verdict, Why};
 use crate::wire::frame::{self, BadFrame, HEADER_LEN, Header, Malformed};
 use crate::wire::frontend::{self, Parse, Subject};
 
@@ -62,6 +62,8 @@ pub struct Segment {
     begins: Option<bool>,
     /// Whether all statements so far only roll back; `None` before the first.
     rolls_back: Option<bool>,
+    /// What the statements so far settle; `None` before the first.
+    settles: Option<Settles>,
     /// The proxy's own answer that is asked for.
     pub show: Option<Show>,
     /// Whether any statement was judged yet.
@@ -96,6 +98,7 @@ impl Default for Segment {
             impure: false,
             begins: None,
             rolls_back: None,
+            settles: None,
             show: None,
             judged: false,
             mixed: false,
@@ -179,6 +182,18 @@ impl Segment {
         self.begins == Some(true)
     }
 
+    /// Whether no transaction is open behind it for certain, and it takes no more from the client: the
+    /// server may be asked something in one go with it. `in_block`: a transaction is open before it.
+    pub(super) fn settles(&self, in_block: bool) -> bool {
+        let known = match self.settles {
+            Some(Settles::Always) => true,
+            Some(Settles::Alone) => !in_block,
+            Some(Settles::Unknown) | None => false,
+        };
+        // A query behind messages without a Sync is not run if these fail, nor is what follows it.
+        known && self.rest == 0 && (self.ends_with_sync() || (self.ended && self.parts.len() == 1))
+    }
+
     /// Whether all it does is to roll back.
     pub(super) fn only_rolls_back(&self) -> bool {
         self.rolls_back == Some(true)
@@ -200,6 +215,10 @@ impl Segment {
         self.traces.add(&verdict.traces);
         self.statements += 1;
         self.soils |= soils(verdict);
+        self.settles = Some(match (self.settles, verdict.settles) {
+            (Some(Settles::Unknown), _) | (_, Settles::Unknown) => Settles::Unknown,
+            (_, last) => last,
+        });
         self.redefines |= verdict.defines.is_some();
         self.may_commit |= verdict.may_commit;
         self.note_show(verdict.show);

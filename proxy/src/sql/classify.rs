@@ -10,6 +10,7 @@ use sqlparser::parser::Parser;
 use super::facts::Facts;
 use super::logins;
 use super::settings::same_everywhere;
+use super::settles::settles;
 use super::show::Show;
 use super::traces;
 use super::walk::{Walk, only_sets_config, relation_reads};
@@ -23,6 +24,7 @@ pub(super) const TEXT_MAX: usize = 16 << 10;
 /// What `sql` means for routing.
 pub fn classify(sql: &[u8], facts: &Facts) -> Verdict {
     let mut verdict = judge(sql, facts);
+    verdict.settles = settles(sql);
     const LAZY: &[u8] = b"synchronous_commit";
     if sql.windows(LAZY.len()).any(|part| part.eq_ignore_ascii_case(LAZY)) {
         verdict.effects.push(Effect::LazyCommits);

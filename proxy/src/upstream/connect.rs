@@ -27,6 +27,7 @@ use crate::wire::startup::{self, CancelKey, Replication};
 
 use super::cancel::Gate;
 use super::dial::{DialError, dial, dial_in_clear};
+use super::questions::Questions;
 use super::server::{QueryError, Server};
 
 /// As whom, and with which parameters.
@@ -115,7 +116,7 @@ pub(crate) async fn connect(
         parameters: BTreeMap::new(),
         known,
         counts,
-        position_asked: false,
+        questions: Questions::default(),
         replayed: Lsn::default(),
         at_rest: true,
         owner: 0,

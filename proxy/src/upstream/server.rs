@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::clients::ClientId;
 use crate::control::Counts;
@@ -17,24 +17,12 @@ use crate::pool::Lease;
 use crate::session::Known;
 use crate::topology::Role;
 use crate::wire::backend::{self, ServerError, Severity};
-use crate::wire::frame::{self, BadFrame};
+use crate::wire::frame::{self, BadFrame, Malformed};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
 
 use super::cancel::Gate;
-
-/// What was committed lies before the position written; before the one inserted, where commits are
-/// acknowledged before they are written.
-const POSITION: &str = "SELECT CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' \
-     THEN pg_catalog.pg_current_wal_insert_lsn() ELSE pg_catalog.pg_current_wal_lsn() END";
-
-const POSITION_INSERTED: &str = "SELECT pg_catalog.pg_current_wal_insert_lsn()";
-
-/// The position in a row's only column.
-pub(crate) fn position(row: &[u8]) -> Option<Lsn> {
-    // Two bytes count the columns, four the bytes of the first.
-    std::str::from_utf8(row.get(6..)?).ok()?.parse().ok()
-}
+use super::questions::{Heard, Questions};
 
 /// See the module.
 #[derive(Debug)]
@@ -48,8 +36,8 @@ pub(crate) struct Server {
     pub(crate) parameters: BTreeMap<String, String>,
     pub(crate) known: Known,
     pub(crate) counts: Arc<Counts>,
-    /// Its position was asked for, and the answer has yet to be read.
-    pub(crate) position_asked: bool,
+    /// What it was asked beside what the client sent.
+    pub(crate) questions: Questions,
     /// How far it had replayed when it was last asked, if it is a standby.
     pub(crate) replayed: Lsn,
     /// The server said that it is ready, outside of a transaction, and nothing was sent since.
@@ -67,6 +55,8 @@ pub(crate) enum QueryError {
     Io(#[from] io::Error),
     #[error("the server broke the protocol")]
     Frame(#[from] BadFrame),
+    #[error("the server broke the protocol")]
+    Content(#[from] Malformed),
     #[error("the server refused: {0}")]
     Refused(ServerError),
 }
@@ -76,6 +66,7 @@ impl Server {
     /// the proxy alone; the payload of the last row is returned.
     pub(crate) async fn ask(&mut self) -> Result<Option<Vec<u8>>, QueryError> {
         self.pipe.flush().await?;
+        self.let_it_finish().await?;
         let (mut row, mut refused) = (None, None);
         loop {
             while let Some((header, payload)) = frame::message(&self.pipe.input)? {
@@ -107,22 +98,26 @@ impl Server {
         self.ask().await
     }
 
-    /// Asks for its position without waiting for it: `position_asked` says that the answer is due.
-    /// `inserted`: what was acknowledged need not be written yet.
-    pub(crate) fn ask_position(&mut self, inserted: bool) {
-        if !self.position_asked {
-            self.known.forget_unnamed();
-            let question = if inserted { POSITION_INSERTED } else { POSITION };
-            frontend::put_query(&mut self.pipe.output, question);
-            self.position_asked = true;
-        }
+    /// Asks for its position without waiting for it: `questions` says that the answer is due. `lazily`: what
+    /// was acknowledged need not be written yet.
+    pub(crate) fn ask_position(&mut self, lazily: bool) {
+        self.questions.ask_position(lazily, Instant::now(), &mut self.pipe.output);
     }
 
-    /// How far a standby has replayed; `None` when it is none.
-    pub(crate) async fn look_at_replay(&mut self) -> Result<Option<Lsn>, QueryError> {
-        self.known.forget_unnamed();
-        let row = self.query("SELECT pg_catalog.pg_last_wal_replay_lsn()").await?;
-        Ok(row.as_deref().and_then(position))
+    /// Waits for the answers that are due, though nobody wants them any more.
+    async fn let_it_finish(&mut self) -> Result<(), QueryError> {
+        while self.questions.are_due() {
+            let Some((header, payload)) = frame::message(&self.pipe.input)? else {
+                self.pipe.fill().await?;
+                continue;
+            };
+            if self.questions.hear(header.tag, payload, Instant::now) == Heard::Unasked && header.tag == b'E'
+            {
+                return Err(QueryError::Refused(ServerError::read(payload)?));
+            }
+            self.pipe.input.advance(header.len);
+        }
+        Ok(())
     }
 
     /// Whether it has said nothing since it was last used, not even goodbye.
@@ -133,10 +128,8 @@ impl Server {
 
     /// Whatever a client left on it goes, but for what is indelible. Nothing may run on it.
     pub(crate) async fn become_nobodys(&mut self) -> Result<(), QueryError> {
-        if self.position_asked {
-            self.ask().await?;
-            self.position_asked = false;
-        }
+        self.pipe.flush().await?;
+        self.let_it_finish().await?;
         if !self.known.is_clean() {
             // The one does not forget what `random()` was told to begin with.
             let seed = rand::random::<f64>();
@@ -146,6 +139,7 @@ impl Server {
             self.ask().await?;
         }
         self.known = Known::default().behind_others(&self.known);
+        self.questions.forget_laziness();
         self.owner = 0;
         Ok(())
     }

@@ -177,6 +177,15 @@ pub fn key(payload: &[u8]) -> Result<CancelKey, Malformed> {
     Ok(CancelKey { pid: reader.int()?, secret: reader.int()? })
 }
 
+/// The result in a `FunctionCallResponse`; `None`: it is null.
+pub fn result(payload: &[u8]) -> Result<Option<&[u8]>, Malformed> {
+    let mut reader = Reader(payload);
+    match usize::try_from(reader.int()?) {
+        Ok(len) => reader.bytes(len).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Appends `AuthenticationOk`.
 pub fn put_auth_ok(out: &mut BytesMut) {
     frame::put(out, b'R', |out| out.put_u32(0));

@@ -96,6 +96,21 @@ pub fn put_query(out: &mut BytesMut, sql: &str) {
     frame::put(out, b'Q', |out| frame::put_text(out, sql));
 }
 
+/// Appends a call of the function with this number. Arguments are texts, the result comes in binary form.
+pub fn put_call(out: &mut BytesMut, function: u32, arguments: &[&str]) {
+    frame::put(out, b'F', |out| {
+        out.put_u32(function);
+        // No formats: all of them are texts.
+        out.put_u16(0);
+        out.put_u16(u16::try_from(arguments.len()).unwrap_or(u16::MAX));
+        for argument in arguments {
+            out.put_u32(u32::try_from(argument.len()).unwrap_or(u32::MAX));
+            out.extend_from_slice(argument.as_bytes());
+        }
+        out.put_u16(1);
+    });
+}
+
 /// Appends a `Terminate`.
 pub fn put_terminate(out: &mut BytesMut) {
     frame::put(out, b'X', |_| {});

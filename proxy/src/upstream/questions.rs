@@ -1,0 +1,180 @@
+//! What a server is asked about its place in the WAL. By function calls: they are neither parsed nor
+//! planned, answer with a single message, and leave the client's unnamed statement alone.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pgherd_common::Lsn;
+use tokio::time::Instant;
+
+use crate::wire::backend::{self, ServerError, Severity};
+use crate::wire::frontend;
+
+/// `pg_current_wal_flush_lsn()`. Built-in functions have the same number in every version.
+const FLUSHED: u32 = 3330;
+/// `pg_current_wal_insert_lsn()`.
+const INSERTED: u32 = 2852;
+/// `pg_last_wal_replay_lsn()`.
+const REPLAYED: u32 = 3821;
+/// `current_setting(text)`.
+const SETTING: u32 = 2077;
+
+/// Whether commits are acknowledged before they are written is asked again after so long: an
+/// administrator may have changed it for everybody.
+const LAZINESS_LIFE: Duration = Duration::from_secs(1);
+
+/// What was asked and is not yet answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    Position { flushed: bool },
+    Laziness,
+    Replayed,
+}
+
+/// What a message of the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Nothing that was asked for here.
+    Unasked,
+    /// Part of an answer that tells nothing.
+    Nothing,
+    /// What was committed lies before this.
+    Position(Lsn),
+    /// Commits may be acknowledged before they are written, though the position told last is that of what
+    /// was written.
+    Lazy,
+    /// How far it has replayed; `None`: it never did.
+    Replayed(Option<Lsn>),
+}
+
+/// The questions to one server.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    due: VecDeque<Question>,
+    /// Whether commits are acknowledged before they are written, as was told at that time.
+    lazy: Option<(bool, Instant)>,
+    /// The last position told was one of what was written.
+    flushed: bool,
+}
+
+impl Questions {
+    /// Whether an answer has yet to be read.
+    pub(crate) fn are_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Asks a primary for a position behind all that was committed on its connection. What was committed
+    /// lies before the position written; before the one inserted, where commits are acknowledged before
+    /// they are written. `lazily`: that may be so for all that the session knows.
+    pub(crate) fn ask_position(&mut self, lazily: bool, now: Instant, out: &mut BytesMut) {
+        let flushed = !lazily && self.lazy.is_some_and(|(lazy, _)| !lazy);
+        frontend::put_call(out, if flushed { FLUSHED } else { INSERTED }, &[]);
+        self.due.push_back(Question::Position { flushed });
+        if self.lazy.is_none_or(|(_, at)| now.duration_since(at) > LAZINESS_LIFE) {
+            frontend::put_call(out, SETTING, &["synchronous_commit"]);
+            self.due.push_back(Question::Laziness);
+        }
+    }
+
+    /// Asks a standby how far it has replayed. One that was promoted since tells where it stopped: all up
+    /// to there is in it.
+    pub(crate) fn ask_replayed(&mut self, out: &mut BytesMut) {
+        frontend::put_call(out, REPLAYED, &[]);
+        self.due.push_back(Question::Replayed);
+    }
+
+    /// Somebody else has the connection now, whose settings are others.
+    pub(crate) fn forget_laziness(&mut self) {
+        self.lazy = None;
+    }
+
+    /// Takes a message in.
+    pub(crate) fn hear(&mut self, tag: u8, payload: &[u8], now: impl Fn() -> Instant) -> Heard {
+        let Some(question) = self.due.front() else { return Heard::Unasked };
+        match (tag, question) {
+            (b'V', Question::Position { flushed }) => {
+                self.flushed = *flushed;
+                position(payload).map_or(Heard::Nothing, Heard::Position)
+            }
+            (b'V', Question::Replayed) => Heard::Replayed(position(payload)),
+            (b'V', Question::Laziness) => {
+                let lazy = backend::result(payload).is_ok_and(|value| value == Some(b"off"));
+                self.lazy = Some((lazy, now()));
+                if lazy && self.flushed { Heard::Lazy } else { Heard::Nothing }
+            }
+            // Cancelled, or not permitted: it is not known, then.
+            (b'E', _) if ServerError::read(payload).is_ok_and(|error| error.severity != Severity::Fatal) => {
+                Heard::Nothing
+            }
+            (b'Z', _) => {
+                self.due.pop_front();
+                Heard::Nothing
+            }
+            _ => Heard::Unasked,
+        }
+    }
+}
+
+/// The position that a function returned.
+fn position(payload: &[u8]) -> Option<Lsn> {
+    let bytes = backend::result(payload).ok()??;
+    bytes.try_into().ok().map(|bytes| Lsn(u64::from_be_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(bytes: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(bytes.len()).unwrap();
+        [&len.to_be_bytes(), bytes].concat()
+    }
+
+    fn calls(out: &BytesMut) -> Vec<u32> {
+        let numbers = out.chunk_by(|_, next| *next != b'F').map(|call| call[5..9].try_into().unwrap());
+        numbers.map(u32::from_be_bytes).collect()
+    }
+
+    #[test]
+    fn until_it_is_known_better_commits_count_as_acknowledged_early() {
+        let (mut questions, begun) = (Questions::default(), Instant::now());
+        let ask = |questions: &mut Questions, lazily, at: Instant| {
+            let mut out = BytesMut::new();
+            questions.ask_position(lazily, at, &mut out);
+            calls(&out)
+        };
+        let now = || begun;
+        assert_eq!(ask(&mut questions, false, begun), [INSERTED, SETTING]);
+        assert_eq!(questions.hear(b'V', &value(&7u64.to_be_bytes()), now), Heard::Position(Lsn(7)));
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        assert_eq!(questions.hear(b'V', &value(b"on"), now), Heard::Nothing);
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        assert_eq!(questions.hear(b'V', &value(b"on"), now), Heard::Unasked);
+        assert_eq!(ask(&mut questions, false, begun), [FLUSHED]);
+        assert_eq!(ask(&mut questions, true, begun), [INSERTED]);
+        questions = Questions { lazy: questions.lazy, ..Questions::default() };
+        let late = begun + 2 * LAZINESS_LIFE;
+        assert_eq!(ask(&mut questions, false, late), [FLUSHED, SETTING]);
+        assert_eq!(questions.hear(b'V', &value(&8u64.to_be_bytes()), now), Heard::Position(Lsn(8)));
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        assert_eq!(questions.hear(b'V', &value(b"off"), || late), Heard::Lazy);
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        assert_eq!(ask(&mut questions, false, late), [INSERTED]);
+    }
+
+    #[test]
+    fn a_refused_question_is_answered_too() {
+        let mut questions = Questions::default();
+        questions.ask_replayed(&mut BytesMut::new());
+        let now = Instant::now;
+        assert_eq!(questions.hear(b'N', b"", now), Heard::Unasked);
+        assert_eq!(questions.hear(b'E', b"VERROR\0C57014\0Mcancelled\0\0", now), Heard::Nothing);
+        assert!(questions.are_due());
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        assert!(!questions.are_due());
+        questions.ask_replayed(&mut BytesMut::new());
+        assert_eq!(questions.hear(b'E', b"VFATAL\0C57P01\0Mgone\0\0", now), Heard::Unasked);
+        assert_eq!(questions.hear(b'V', &[255; 4], now), Heard::Replayed(None));
+    }
+}

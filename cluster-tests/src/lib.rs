@@ -24,6 +24,7 @@ pub mod postgres;
 pub mod process;
 pub mod regress;
 pub mod status;
+pub mod terminal;
 pub mod undertaker;
 pub mod wait;
 pub mod watchdog;

@@ -17,7 +17,7 @@ use crate::routing::Shares;
 use crate::session::Consistency;
 
 pub use pool::{PoolMode, Pooling};
-pub use tls::{ServerTls, ServerTlsMode, Tls};
+pub use tls::{Pair, ServerTls, ServerTlsMode, Tls};
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,12 +7,15 @@ mod kept;
 mod servers;
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::Pair;
 
 pub(crate) use certificate::{Peer, end_point};
 pub(crate) use kept::{Kept, Source};
@@ -56,6 +59,14 @@ pub enum TlsError {
         #[source]
         source: rustls::client::VerifierBuilderError,
     },
+    /// A private key that others on the machine may read.
+    #[error("{path}: a private key that others may read (mode {mode:04o}); chmod 0600 it, or 0640 where root owns it", path = path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// Nothing that this build of TLS does.
     #[error("TLS cannot be set up")]
     Versions(#[source] rustls::Error),
@@ -70,6 +81,19 @@ fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
     let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
     let found = read().map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
     if found.is_empty() { Err(TlsError::Empty { path: path.to_owned() }) } else { Ok(found) }
+}
+
+/// A certificate with what leads to its authority, and its key. The key must be for the owner's eyes only,
+/// by the rule of libpq.
+fn identity(own: &Pair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = certificates(&own.certificate)?;
+    let unread = |source| TlsError::Read { path: own.key.clone(), source };
+    let meta = std::fs::metadata(&own.key).map_err(|error| unread(pem::Error::Io(error)))?;
+    let (mode, forbidden) = (meta.mode() & 0o7777, if meta.uid() == 0 { 0o037 } else { 0o077 });
+    if meta.is_file() && mode & forbidden != 0 {
+        return Err(TlsError::Exposed { path: own.key.clone(), mode });
+    }
+    Ok((chain, PrivateKeyDer::from_pem_file(&own.key).map_err(unread)?))
 }
 
 /// The certificates of a file as authorities.

@@ -181,3 +181,39 @@ async fn who_is_trusted_here_must_be_trusted_by_servers() {
     let refused = psql(&proxy, "host=127.0.0.1", WHO).await.unwrap_err();
     assert!(refused.contains("the server asks for scram-sha-256"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_exist_is_the_same_stranger_to_every_proxy() {
+    let primary = Postgres::primary(Access::Scram);
+    let mut salts = Vec::new();
+    for _ in 0..2 {
+        let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
+        let proxy = Proxy::start(&mut agent, Access::Scram).await;
+        salts.push([
+            salt(&proxy, "nobody").await,
+            salt(&proxy, "postgres").await,
+            salt(&proxy, "noone").await,
+        ]);
+        proxy.stop().await;
+    }
+    assert_eq!(salts[0], salts[1]);
+    let [nobody, postgres, noone] = &salts[0];
+    assert!(nobody != noone && nobody.len() == postgres.len(), "{salts:?}");
+}
+
+/// The salt and the number of rounds that somebody is told who wants to log in as `user`.
+async fn salt(proxy: &Proxy, user: &str) -> String {
+    let mut stream = soon(tokio::net::TcpStream::connect(("127.0.0.1", proxy.port()))).await.unwrap();
+    let startup = format!("\0\x03\0\0user\0{user}\0\0");
+    let length = u32::try_from(startup.len() + 4).unwrap().to_be_bytes();
+    stream.write_all(&[&length[..], startup.as_bytes()].concat()).await.unwrap();
+    stream.write_all(b"p\0\0\0\x21SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc").await.unwrap();
+    let mut answer = String::new();
+    let mut buffer = [0; 256];
+    while !answer.contains(",i=") {
+        let count = soon(stream.read(&mut buffer)).await.unwrap();
+        assert!(count > 0, "{answer:?}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    answer.split_once(",s=").unwrap().1.to_owned()
+}

@@ -108,3 +108,81 @@ async fn lookups_reads_and_cancels_are_encrypted_too() {
     let proxy = Proxy::start(&mut agent, Access::Scram).await;
     assert_eq!(psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await.unwrap(), "f\n");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listed_certificate_is_believed_and_a_new_list_takes_effect() {
+    let primary = Postgres::primary(Access::Trust);
+    let (authority, other) = (Authority::new(), Authority::new());
+    let files = authority.sign("server", &["127.0.0.1"]);
+    primary.encrypt(&files, "hostssl all all all trust");
+    let own = format!("root = '{}'", files.certificate.display());
+    for mode in ["require", "verify-ca", "verify-full"] {
+        assert_eq!(
+            encrypted(&primary, &format!("mode = '{mode}'\n{own}")).await,
+            Ok("t".to_owned()),
+            "{mode}"
+        );
+    }
+    let another = authority.sign("another", &["127.0.0.1"]);
+    let listed = format!("mode = 'verify-ca'\nroot = '{}'", another.certificate.display());
+    let refused = encrypted(&primary, &listed).await.unwrap_err();
+    assert!(refused.contains("no encrypted connection"), "of the same authority, but not listed: {refused}");
+
+    let root = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(other.root(), root.path()).unwrap();
+    let lines =
+        format!("hold_timeout = '2s'\n[server_tls]\nmode = 'verify-ca'\nroot = '{}'", root.path().display());
+    let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
+    let proxy = Proxy::start_with(&mut agent, Access::Trust, &lines).await;
+    assert!(psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await.is_err());
+    std::fs::copy(authority.root(), root.path()).unwrap();
+    soon(async { while psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await.is_err() {} }).await;
+    assert_eq!(psql(&proxy, "host=127.0.0.1", IS_ENCRYPTED).await.unwrap(), "t\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_handshake_fails_who_only_prefers_encryption_goes_on_in_clear() {
+    let primary = Postgres::primary(Access::Trust);
+    let authority = Authority::new();
+    primary.encrypt(&authority.sign("server", &["127.0.0.1"]), "host all all all trust");
+    // Older than anything the proxy speaks.
+    primary.configure(
+        "ssl_min_protocol_version = 'TLSv1'\nssl_max_protocol_version = 'TLSv1.1'",
+        "host all all all trust",
+    );
+    assert_eq!(encrypted(&primary, "mode = 'prefer'").await, Ok("f".to_owned()));
+    let refused = encrypted(&primary, "mode = 'require'").await.unwrap_err();
+    assert!(refused.contains("no encrypted connection"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_ask_for_a_certificate_are_shown_one() {
+    let primary = Postgres::primary(Access::Trust);
+    let (authority, other) = (Authority::new(), Authority::new());
+    primary.keep(&authority.root(), "root.crt");
+    let map = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(map.path(), "proxies proxy1 postgres\n").unwrap();
+    primary.keep(map.path(), "pg_ident.conf");
+    primary.encrypt(&authority.sign("server", &["127.0.0.1"]), "");
+    primary.configure("ssl_ca_file = 'root.crt'", "hostssl all all all cert map=proxies");
+    let shown = |authority: &Authority, name: &str| {
+        let files = authority.sign(name, &[]);
+        format!(
+            "mode = 'require'\ncertificate = '{}'\nkey = '{}'",
+            files.certificate.display(),
+            files.key.display()
+        )
+    };
+    assert_eq!(encrypted(&primary, &shown(&authority, "proxy1")).await, Ok("t".to_owned()));
+    let refused = encrypted(&primary, &shown(&authority, "proxy2")).await.unwrap_err();
+    assert!(
+        refused.contains("certificate authentication failed for user"),
+        "the server's own words: {refused}"
+    );
+    assert!(
+        encrypted(&primary, &shown(&other, "proxy1")).await.is_err(),
+        "of an authority that the server does not know"
+    );
+    let refused = encrypted(&primary, "mode = 'require'").await.unwrap_err();
+    assert!(refused.contains("connection requires a valid client certificate"), "{refused}");
+}

@@ -11,10 +11,8 @@ use super::one_of;
 pub struct Tls {
     /// Whoever does not use it is refused.
     pub required: bool,
-    /// PEM: the proxy's certificate, then those that lead from it to its authority.
-    pub certificate: PathBuf,
-    /// PEM: its private key.
-    pub key: PathBuf,
+    /// What the proxy shows to clients.
+    pub own: Pair,
     /// PEM: who signs the certificates of clients. Without, clients are not asked for one.
     pub ca: Option<PathBuf>,
 }
@@ -41,6 +39,17 @@ pub struct ServerTls {
     pub mode: ServerTlsMode,
     /// PEM: the authorities.
     pub root: Option<PathBuf>,
+    /// What the proxy shows to servers that ask for a certificate.
+    pub own: Option<Pair>,
+}
+
+/// A certificate and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// PEM: the certificate, then those that lead from it to its authority.
+    pub certificate: PathBuf,
+    /// PEM: the private key.
+    pub key: PathBuf,
 }
 
 /// Reads `[server_tls]`.
@@ -57,13 +66,14 @@ pub(super) fn read_servers(r: &mut Reader, root: &mut Section) -> Option<ServerT
     let mode = one_of(r, &mut section, "mode", &modes);
     let root = section.optional(r, "root");
     let path = section.path_of("root");
+    let own = read_pair(r, &mut section);
     section.finish(r);
     let mode = mode?;
     if matches!(mode, VerifyCa | VerifyFull) && root.is_none() {
         r.problem(&path, "missing; without authorities no server's certificate can be verified");
         return None;
     }
-    Some(ServerTls { mode, root })
+    Some(ServerTls { mode, root, own: own? })
 }
 
 /// Reads `[tls]`: `Some(None)` when clients are served in clear only, `None` after a problem was reported.
@@ -71,16 +81,30 @@ pub(super) fn read_clients(r: &mut Reader, root: &mut Section) -> Option<Option<
     let mut section = root.table(r, "tls");
     let modes = [("off", None), ("allowed", Some(false)), ("required", Some(true))];
     let required = one_of(r, &mut section, "clients", &modes);
-    let certificate: Option<PathBuf> = section.optional(r, "certificate");
-    let key: Option<PathBuf> = section.optional(r, "key");
+    let own = read_pair(r, &mut section);
     let ca = section.optional(r, "ca");
-    let (certificate_path, key_path) = (section.path_of("certificate"), section.path_of("key"));
+    let path = section.path_of("certificate");
     section.finish(r);
     let Some(required) = required? else { return Some(None) };
-    for (path, missing) in [(certificate_path, certificate.is_none()), (key_path, key.is_none())] {
-        if missing {
-            r.problem(&path, "missing; TLS for clients needs a certificate and its key");
+    let own = own?;
+    if own.is_none() {
+        r.problem(&path, "missing; TLS for clients needs a certificate and its key");
+    }
+    Some(Some(Tls { required, own: own?, ca }))
+}
+
+/// Reads `certificate` and `key`: both or neither, `None` after a problem was reported.
+fn read_pair(r: &mut Reader, section: &mut Section) -> Option<Option<Pair>> {
+    match (section.optional(r, "certificate"), section.optional(r, "key")) {
+        (Some(certificate), Some(key)) => Some(Some(Pair { certificate, key })),
+        (None, None) => Some(None),
+        (Some(_), None) => {
+            r.problem(&section.path_of("key"), "missing; a certificate is of no use without its key");
+            None
+        }
+        (None, Some(_)) => {
+            r.problem(&section.path_of("certificate"), "missing; a key is of no use without its certificate");
+            None
         }
     }
-    Some(Some(Tls { required, certificate: certificate?, key: key?, ca }))
 }

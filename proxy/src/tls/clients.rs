@@ -5,15 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::config::Tls;
 
-use super::{ALPN, Source, TlsError, authorities, certificates, end_point, failed, provider};
+use super::{ALPN, Source, TlsError, authorities, end_point, failed, identity, provider};
 
 /// What handshakes with clients need.
 #[derive(Debug)]
@@ -28,14 +26,12 @@ impl Source for Tls {
     const WHAT: &'static str = "[tls]";
 
     fn files(&self) -> Vec<&Path> {
-        let own = [self.certificate.as_path(), self.key.as_path()];
+        let own = [self.own.certificate.as_path(), self.own.key.as_path()];
         own.into_iter().chain(self.ca.as_deref()).collect()
     }
 
     fn make(&self) -> Result<Acceptor, TlsError> {
-        let chain = certificates(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|source| TlsError::Read { path: self.key.clone(), source })?;
+        let (chain, key) = identity(&self.own)?;
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Versions)?;
@@ -53,7 +49,7 @@ impl Source for Tls {
         let end_point = chain.first().and_then(|own| end_point(own));
         let mut config = builder
             .with_single_cert(chain, key)
-            .map_err(|source| TlsError::Unfit { path: self.certificate.clone(), source })?;
+            .map_err(|source| TlsError::Unfit { path: self.own.certificate.clone(), source })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // Clients of PostgreSQL do not resume sessions.
         config.session_storage = Arc::new(NoServerSessionStorage {});

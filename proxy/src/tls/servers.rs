@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use crate::config::{ServerTls, ServerTlsMode};
 
 use super::certificate::{is_named, is_within_its_time};
-use super::{ALPN, Source, TlsError, authorities, certificates, failed, provider};
+use super::{ALPN, Source, TlsError, authorities, certificates, failed, identity, provider};
 
 /// What handshakes with servers need.
 #[derive(Debug)]
@@ -32,7 +32,8 @@ impl Source for ServerTls {
     const WHAT: &'static str = "[server_tls]";
 
     fn files(&self) -> Vec<&Path> {
-        self.root.as_deref().into_iter().collect()
+        let own = self.own.iter().flat_map(|own| [own.certificate.as_path(), own.key.as_path()]);
+        own.chain(self.root.as_deref()).collect()
     }
 
     fn make(&self) -> Result<Connector, TlsError> {
@@ -46,12 +47,20 @@ impl Source for ServerTls {
         let checked = !matches!(self.mode, ServerTlsMode::Disable | ServerTlsMode::Prefer);
         let trust = self.root.as_ref().filter(|_| checked).map(trust).transpose()?;
         let algorithms = provider().signature_verification_algorithms;
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Versions)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Checker { trust, algorithms }))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::new(Checker { trust, algorithms }));
+        let mut config = match &self.own {
+            None => builder.with_no_client_auth(),
+            Some(own) => {
+                let (chain, key) = identity(own)?;
+                builder
+                    .with_client_auth_cert(chain, key)
+                    .map_err(|source| TlsError::Unfit { path: own.certificate.clone(), source })?
+            }
+        };
         config.alpn_protocols = vec![ALPN.to_vec()];
         // PostgreSQL does not resume sessions.
         config.resumption = rustls::client::Resumption::disabled();

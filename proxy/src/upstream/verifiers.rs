@@ -69,13 +69,29 @@ struct Entry {
     doubts: (MonoTime, u32),
 }
 
+/// See [`Verifiers::secret`].
+#[derive(Clone, Copy)]
+enum Secret {
+    /// Until the cluster was asked, and where it keeps nothing of the kind.
+    Own(Key),
+    /// That of all proxies.
+    Common(Key),
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Verifiers {
     auth: Auth,
     limit: Duration,
-    /// Makes up the verifiers of roles that do not exist.
-    secret: Key,
+    /// Makes up the verifiers of roles that do not exist. From what the cluster keeps of the password of the
+    /// login that asks, which strangers cannot know, so that all proxies make up the same ones.
+    secret: Mutex<Secret>,
     entries: Mutex<BTreeMap<String, Entry>>,
     lookups: Semaphore,
     tls: Arc<Kept<ServerTls>>,
@@ -87,12 +103,14 @@ impl Verifiers {
     pub(crate) fn new(auth: Auth, limit: Duration, tls: Arc<Kept<ServerTls>>) -> Self {
         let lookups = Semaphore::new(LOOKUPS_MAX);
         let iterations = AtomicU32::new(DEFAULT_ITERATIONS);
-        Self { auth, limit, secret: rand::random(), entries: Mutex::default(), lookups, tls, iterations }
+        let secret = Mutex::new(Secret::Own(rand::random()));
+        Self { auth, limit, secret, entries: Mutex::default(), lookups, tls, iterations }
     }
 
     /// A verifier that no password fits, for a role that has none of use.
     pub(crate) fn fake(&self, user: &str) -> Verifier {
-        Verifier::fake(user, &self.secret, self.iterations.load(Relaxed))
+        let (Secret::Own(secret) | Secret::Common(secret)) = *lock(&self.secret);
+        Verifier::fake(user, &secret, self.iterations.load(Relaxed))
     }
 
     /// What the cluster keeps of a role's password; something that no password fits when it keeps nothing.
@@ -114,6 +132,12 @@ impl Verifiers {
 
     /// Looks a role up and remembers what was found.
     async fn learn(&self, user: &str, topology: &Topology) -> Result<Option<Stored>, VerifierError> {
+        if matches!(*lock(&self.secret), Secret::Own(_)) {
+            // Whatever comes of it, who asked goes on.
+            if let Ok(Some(Stored::Scram(own))) = self.look_up(&self.auth.user, topology).await {
+                *lock(&self.secret) = Secret::Common(own.made_up_secret());
+            }
+        }
         let stored = self.look_up(user, topology).await?;
         if let Some(Stored::Scram(verifier)) = &stored {
             self.iterations.store(verifier.iterations, Relaxed);
@@ -134,7 +158,9 @@ impl Verifiers {
         let now = RealClock.now();
         let entries = lock(&self.entries);
         let fresh = |entry: &&Entry| {
-            let life = if entry.stored.is_some() { LIFE } else { LIFE_OF_NOTHING };
+            // Whoever keeps trying must not learn from the time it takes whether there is something.
+            let tried = entry.doubts.1 > DOUBTS_MAX;
+            let life = if entry.stored.is_some() && !tried { LIFE } else { LIFE_OF_NOTHING };
             entry.believed && now.since(entry.fetched) < life
         };
         entries.get(user).filter(fresh).map(|entry| entry.stored.clone())

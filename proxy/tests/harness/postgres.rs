@@ -132,15 +132,18 @@ impl Postgres {
     /// From now on it speaks TLS with this certificate, and lets in over TCP whom these lines of pg_hba.conf
     /// let in.
     pub fn encrypt(&self, files: &super::Files, rules: &str) {
-        let data = self.directory.path().join("data");
-        for (from, to) in [(&files.certificate, "server.crt"), (&files.key, "server.key")] {
-            let to = data.join(to);
-            std::fs::copy(from, &to).unwrap();
-            if let Some((user, group)) = database_user() {
-                std::os::unix::fs::chown(&to, Some(user), Some(group)).unwrap();
-            }
-        }
+        self.keep(&files.certificate, "server.crt");
+        self.keep(&files.key, "server.key");
         self.configure("ssl = on", rules);
+    }
+
+    /// Copies a file into its data directory under this name.
+    pub fn keep(&self, from: &Path, name: &str) {
+        let to = self.directory.path().join("data").join(name);
+        std::fs::copy(from, &to).unwrap();
+        if let Some((user, group)) = database_user() {
+            std::os::unix::fs::chown(&to, Some(user), Some(group)).unwrap();
+        }
     }
 
     /// From now on it has these further settings, and lets in over TCP whom these lines of pg_hba.conf let in.

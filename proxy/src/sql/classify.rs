@@ -249,7 +249,7 @@ fn effects_of(statement: &Statement, facts: &Facts) -> Vec<Effect> {
 
 /// A procedure may do whatever a function may, and commit.
 fn called(call: &Function, facts: &Facts) -> Verdict {
-    let effects = Walk::through(call, facts).lasting_effects();
+    let effects = Walk::through(&Expr::Function(call.clone()), facts).lasting_effects();
     Verdict { may_commit: true, effects, ..Verdict::plain(Route::Primary) }
 }
 

@@ -88,11 +88,13 @@ fn created(definition: &str, facts: &Facts) -> Option<Vec<Defined>> {
         return Some(words_of(definition).take(WORDS_MAX).map(unknown).collect());
     }
     let name = name(rest)?;
-    let code = matches!(kind, "function" | "procedure" | "aggregate");
-    let harmless = (kind == "type")
-        || code
-            && (kind == "aggregate" || is_legible(rest))
-            && facts.leaves_nothing(rest, std::slice::from_ref(&name));
+    let leaves_nothing = || facts.leaves_nothing(rest, std::slice::from_ref(&name));
+    let harmless = match kind {
+        "type" => true,
+        "aggregate" => leaves_nothing(),
+        "function" | "procedure" => is_legible(rest) && leaves_nothing(),
+        _ => false,
+    };
     let standing = if harmless { Standing::Stateless } else { Standing::Unknown };
     Some(vec![Defined { name, standing }])
 }

@@ -19,7 +19,7 @@ pub(super) fn is_syntax(word: &str) -> bool {
 }
 
 const SYNTAX: &str = "
-    all and any array as bit by case columns conflict cycle depth breadth first fetch group next only order partition passing path
+    all analyze and any array as bit by case columns conflict copy explain cycle depth breadth first fetch group next only order partition passing path
     search xmlnamespaces xmltable cast char character check cube decimal default distinct dec do else elsif except
     exists filter float for foreign from grouping having if in int integer intersect interval into key lateral limit
     list loop materialized not notice null numeric offset on or over precision primary range return returns rollup row

@@ -143,7 +143,6 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     (" ; ", Neutral, &[]),
     // What only pins a transaction where a balancer lets it: here the transaction is where it began.
     ("SET TRANSACTION READ WRITE", Neutral, &[]),
-    ("SET transaction_isolation = 'serializable'", Neutral, &[]),
     // Other volatile functions.
     ("SELECT random()", Primary, &[]),
     ("SELECT gen_random_uuid()", Primary, &[]),
@@ -185,7 +184,8 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("REVOKE ALL ON t FROM u", Primary, &[]),
     ("VACUUM (FULL) t", Primary, &[]),
     ("CHECKPOINT", Primary, &[]),
-    ("SELECT 1 FROM t WHERE", Primary, &[]),
+    ("SELECT 1 FROM t WHERE", Read, &[]),
+    ("FROBNICATE t", Primary, &[]),
 ];
 
 #[test]

@@ -145,7 +145,6 @@ mod tests {
             "CREATE TEMP TABLE x () INHERITS (t)",
             "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
             "CREATE TYPE pg_temp.ty AS (a int)",
-            "CREATE TEMP TABLE \"x\" (a int, EXCLUDE USING gist (a WITH &&) WHERE (a > 1) DEFERRABLE)",
         ] {
             assert_eq!(effects(text), [Effect::Pin], "{text}");
         }

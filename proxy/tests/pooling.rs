@@ -126,7 +126,7 @@ const TRACES: &[(&str, bool, bool)] = &[
     ("SET ROLE joe", true, true),
     ("SET SESSION AUTHORIZATION joe", true, true),
     ("PREPARE p AS SELECT 1", false, true),
-    ("CREATE TEMP TABLE hidden (a int)", false, false),
+    ("CREATE TEMP TABLE hidden (a int)", false, true),
     ("LISTEN c", false, true),
     ("SELECT pg_advisory_lock(5)", false, false),
     ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", false, true),

@@ -25,6 +25,7 @@ pub mod process;
 pub mod regress;
 pub mod stale;
 pub mod status;
+pub mod terminal;
 pub mod undertaker;
 pub mod wait;
 pub mod watchdog;

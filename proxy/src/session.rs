@@ -11,11 +11,13 @@ mod reply;
 mod segment;
 mod settings;
 mod statements;
+mod temporary;
+mod transaction;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use pgherd_common::{NodeId, NodeName};
 
 use crate::sql::{Effect, Facts, Route, Standing, Traces, Verdict, Why};
@@ -35,6 +37,7 @@ pub use statements::Definition;
 use segment::What;
 use settings::Settings;
 use statements::{Expected, Statements};
+use temporary::Temporaries;
 
 /// An open transaction block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,12 @@ pub enum Wanted {
 pub struct Session {
     tx: Option<Tx>,
     lost: Option<Trouble>,
+    /// What opened the open transaction block, while nothing else ran in it.
+    begun: Option<Bytes>,
+    /// The standby that held the open transaction, which can go on on the primary, is gone.
+    stranded: Option<NodeName>,
+    /// Transaction blocks of this session only read, unless they are told otherwise.
+    pub reads_as_usual: bool,
     pinned: bool,
     /// Functions that were called and may have left something behind in the session.
     suspects: BTreeSet<String>,
@@ -71,6 +80,9 @@ pub struct Session {
     /// Something is on its primary connection that only it may have.
     kept: bool,
     why_kept: Option<Why>,
+    temporaries: Temporaries,
+    /// How often a standby would not follow the session's settings.
+    refusals: u32,
     lazy_commits: bool,
     statements: Statements,
     settings: Settings,
@@ -103,6 +115,12 @@ impl Session {
     /// The session stays with the primary from now on.
     pub fn pin(&mut self) {
         self.pinned = true;
+    }
+
+    /// A standby would not follow the session's settings. After some of these no other is asked.
+    pub fn note_refusal(&mut self) {
+        self.refusals += 1;
+        self.pinned |= self.refusals > REFUSALS_MAX;
     }
 
     /// What its reads are sure to see: as the session was told by a SET, or else `usual`.
@@ -155,7 +173,7 @@ impl Session {
 
     /// Whether its connection to the primary is for it alone.
     pub fn is_kept(&self) -> bool {
-        self.kept || self.is_pinned()
+        self.kept || self.is_pinned() || !self.temporaries.is_empty()
     }
 
     /// Why that is so; the first reason counts.
@@ -168,6 +186,7 @@ impl Session {
         self.pinned = false;
         self.suspects.clear();
         self.kept = false;
+        self.temporaries.forget();
         self.why_kept = None;
     }
 
@@ -200,7 +219,8 @@ impl Session {
     /// The transaction status as the client knows it.
     pub fn status(&self) -> TxStatus {
         match self.tx {
-            None => TxStatus::Idle,
+            None if self.stranded.is_none() => TxStatus::Idle,
+            None => TxStatus::Open,
             Some(Tx { failed: false, .. }) => TxStatus::Open,
             Some(Tx { failed: true, .. }) => TxStatus::Failed,
         }
@@ -246,19 +266,9 @@ impl Session {
 
     /// The batch came to its end without reaching its server, or its server is gone.
     pub fn abandon_tx(&mut self) {
-        self.tx = None;
+        (self.tx, self.stranded) = (None, None);
         self.settings.rollback();
         self.statements.forget_pending();
-    }
-
-    /// The transaction goes on elsewhere: here it is over, and nothing was changed in it.
-    pub fn detach_tx(&mut self) {
-        self.tx = None;
-    }
-
-    /// It goes on at `node`.
-    pub fn attach_tx(&mut self, node: NodeId) {
-        self.tx = Some(Tx { node, failed: false });
     }
 
     /// What was read ahead of the batch is not run.
@@ -438,15 +448,17 @@ impl Session {
                 known.statements.insert(name, 0);
             }
         }
-        let was_failed = self.tx.is_some_and(|tx| tx.failed);
+        let (was_open, was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
         self.tx = match status {
             TxStatus::Idle => None,
             TxStatus::Open => Some(Tx { node, failed: false }),
             TxStatus::Failed => Some(Tx { node, failed: true }),
         };
+        self.begun = batch.begin.clone().filter(|_| status == TxStatus::Open && !was_open);
         self.redefined |= batch.redefines;
         self.on_traces(batch, reply.failed(), known);
         for effect in &batch.effects {
+            self.pinned |= !self.temporaries.on_effect(effect);
             match effect {
                 Effect::Pin => self.pinned = true,
                 Effect::Suspect(name) => self.suspect(name),
@@ -481,6 +493,7 @@ impl Session {
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
             Effect::Terminate | Effect::LazyCommits | Effect::Because(_) | Effect::Logins(_) => {}
+            Effect::Temporary(_) | Effect::LikelyTemporary(_) | Effect::Mingles => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);
                 known.statements.remove(name);
@@ -504,6 +517,9 @@ impl Session {
     }
 }
 
+/// Each costs a connection.
+const REFUSALS_MAX: u32 = 5;
+
 /// Whoever calls more functions that nobody knows stays with the primary.
 const SUSPECTS_MAX: usize = 100;
 
@@ -522,6 +538,8 @@ pub struct Batch {
     pub route: Route,
     /// A transaction block was opened in it.
     pub opens: bool,
+    /// The text that opened it, if there is nothing else in the batch.
+    begin: Option<Bytes>,
     redefines: bool,
     effects: Vec<Effect>,
     traces: Traces,
@@ -536,6 +554,7 @@ impl Batch {
         Self {
             route: segment.route,
             opens: segment.opens,
+            begin: segment.beginning(),
             redefines: segment.redefines,
             effects: segment.effects.clone(),
             traces: segment.traces.clone(),
@@ -554,6 +573,7 @@ impl Batch {
     pub fn extend(&mut self, segment: &Segment) {
         self.route = self.route.together(segment.route);
         self.opens |= segment.opens;
+        self.begin = self.begin.take().filter(|_| !segment.has_statements());
         self.redefines |= segment.redefines;
         self.effects.extend(segment.effects.iter().cloned());
         self.traces.add(&segment.traces);

@@ -98,8 +98,8 @@ impl Shared {
     pub(crate) fn verdict(&self, database: &str, sql: &[u8]) -> Arc<Verdict> {
         let edition = self.catalogs.edition(database);
         let verdict = lock(&self.verdicts).verdict(database, &edition, sql);
-        if let Some(names) = &verdict.defines {
-            self.catalogs.doubt(database, names);
+        if let Some(defined) = &verdict.defines {
+            self.catalogs.doubt(database, defined);
         }
         verdict
     }

@@ -6,6 +6,7 @@
 
 mod cache;
 mod classify;
+mod defines;
 mod facts;
 mod functions;
 mod logins;
@@ -13,11 +14,14 @@ mod settings;
 mod settles;
 mod show;
 mod traces;
+mod temporary;
 mod walk;
 mod why;
+mod words;
 
 pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
+pub use defines::Defined;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
 pub use settles::Settles;
 pub use show::Show;
@@ -79,7 +83,13 @@ pub enum Effect {
     Terminate,
     /// State came to be on this connection that only this session may have; reads may still go elsewhere.
     Keep,
-    /// The likely reason for [`Effect::Keep`] or [`Effect::Pin`] beside it.
+    /// Something of this name came to be that only this session has, on its connection to the primary.
+    Temporary(String),
+    /// The same, if it rests on something temporary.
+    LikelyTemporary(String),
+    /// What is temporary, if there is any, may be found under other names now.
+    Mingles,
+    /// The likely reason for [`Effect::Keep`], [`Effect::Pin`] or [`Effect::Temporary`] beside it.
     Because(Why),
     /// What a login gets changes. Names, some of them of databases, are given where it concerns whole
     /// databases.
@@ -97,16 +107,23 @@ pub struct Verdict {
     pub route: Route,
     /// What it does to the session, in order.
     pub effects: Vec<Effect>,
+    /// Whether whatever it reads is named in it, or lies behind something that is: nothing in it looks
+    /// for names by itself, as functions of the user's may.
+    pub spelled_out: bool,
     /// Prepared statements it uses by name (`EXECUTE`, `DEALLOCATE`).
     pub uses: Vec<String>,
     /// Whether it may end a transaction block with a commit.
     pub may_commit: bool,
     /// Whether it only opens a transaction block, so that running it twice does no harm.
     pub begins: bool,
+    /// Whether it leaves it to the session whether that block only reads.
+    pub begins_as_usual: bool,
+    /// Whether all it does is to tell an open transaction block to only read from here on.
+    pub turns_read_only: bool,
     /// Whether it only rolls a transaction back.
     pub rolls_back: bool,
     /// Names that may mean something else once it is done: functions, views and the like.
-    pub defines: Option<Vec<String>>,
+    pub defines: Option<Vec<Defined>>,
     /// The proxy's own answer is asked for.
     pub show: Option<Show>,
     /// What it leaves behind on its connection.
@@ -121,9 +138,12 @@ impl Verdict {
         Self {
             route,
             effects: vec![],
+            spelled_out: true,
             uses: vec![],
             may_commit: false,
             begins: false,
+            begins_as_usual: false,
+            turns_read_only: false,
             rolls_back: false,
             defines: None,
             show: None,

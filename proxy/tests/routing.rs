@@ -80,7 +80,8 @@ async fn reads_and_writes(world: &World) {
     client.batch_execute("COMMIT").await.unwrap();
     client.batch_execute("CREATE TEMP TABLE x AS SELECT 1 AS a").await.unwrap();
     assert_eq!(simple(&client, "SELECT a FROM x").await, ["1"]);
-    assert_eq!(simple(&client, WHERE).await, [primary]);
+    assert_eq!(simple(&client, &format!("{WHERE} FROM x")).await, [primary]);
+    assert_eq!(simple(&client, WHERE).await, [standby]);
 }
 
 async fn prepared_statements(world: &World) {

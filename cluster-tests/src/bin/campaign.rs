@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use pgherd_cluster_tests::campaign::kind::{Kind, RULES, Replication};
 use pgherd_cluster_tests::campaign::{self, Options};
-use tokio::signal::unix::{SignalKind, signal};
+use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Inflicts random faults on a real cluster and checks that it never has two primaries, loses nothing
 /// it should not, and heals by itself. Exit status 1 if anything was wrong.
@@ -72,24 +72,4 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() {
-    let of = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = of(SignalKind::interrupt()) => (),
-        () = of(SignalKind::terminate()) => (),
-        () = of(SignalKind::hangup()) => (),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -8,8 +8,8 @@ use clap::Parser;
 use pgherd_cluster_tests::Cluster;
 use pgherd_cluster_tests::descriptor::Descriptor;
 use pgherd_cluster_tests::install;
+use pgherd_cluster_tests::terminal::{say, stopped};
 use pgherd_common::errors::Chain;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 /// Three PostgreSQL servers with their agents, a witness and a proxy, on this machine.
@@ -41,7 +41,10 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let ended = tokio::select! {
         ended = demo(&args) => ended,
-        signal = stopped() => signal,
+        () = stopped() => {
+            say("\nending everything");
+            Ok(())
+        }
     };
     if let Some(path) = &args.descriptor {
         let _never_written = std::fs::remove_file(path);
@@ -102,25 +105,6 @@ Ctrl-C ends everything and removes it.
         data = data_dir.join("postmaster.pid").display(),
         dir = cluster.dir().display()
     )
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() -> Ended {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => (),
-        _ = terminate.recv() => (),
-        _ = hangup.recv() => (),
-    }
-    say("\nending everything");
-    Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }
 
 #[expect(clippy::print_stderr, reason = "this program talks to a person")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use pgherd_cluster_tests::regress::{self, Options, Suite};
-use tokio::signal::unix::{SignalKind, signal};
+use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Runs PostgreSQL's regression suite against a primary and through the proxy of a cluster with two
 /// standbys, and says which tests differ. Exit status 1 if any does.
@@ -74,24 +74,4 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() {
-    let of = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = of(SignalKind::interrupt()) => (),
-        () = of(SignalKind::terminate()) => (),
-        () = of(SignalKind::hangup()) => (),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }

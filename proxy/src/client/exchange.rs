@@ -419,7 +419,8 @@ impl Client {
                 flow.release(&mut server.pipe.input, &mut self.pipe.output);
                 Err(Gone::Trouble(Trouble::ServerEnded(error)))
             }
-            End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03") => {
+            // The last is for what stood in the way of recovery.
+            End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03" | "40001") => {
                 self.on_lost(flow, &server, role, &format!("the server said: {}", error.message))
             }
             End::Fatal(error) => {
@@ -479,10 +480,14 @@ impl Client {
             Role::Primary(_) => self.session.floor.doubt(),
         }
         if flow.reply.is_replaceable()
-            && self.session.tx_node().is_none()
             && let Some(segment) = flow.segment.take()
         {
-            return Ok(Outcome::Elsewhere(segment));
+            if self.session.tx_node().is_none() {
+                return Ok(Outcome::Elsewhere(segment));
+            }
+            if role == Role::Standby && self.session.strand(server.node, &server.name) {
+                return Ok(Outcome::OnPrimary(segment));
+            }
         }
         if flow.reply.is_mid_message() {
             // Nothing can be said to the client before the rest of that message, which nobody has.

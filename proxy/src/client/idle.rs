@@ -8,7 +8,7 @@ use pgherd_common::{NodeId, Topology};
 use tokio::time::Instant;
 
 use crate::sqlstate::Trouble;
-use crate::topology::{Fate, fate};
+use crate::topology::{Fate, Role, fate};
 use crate::upstream::{Heard, Server};
 use crate::wire::backend::{self, ServerError};
 use crate::wire::frame;
@@ -143,7 +143,9 @@ impl Client {
     pub(super) fn drop_server(&mut self, node: NodeId, why: &str) {
         if let Some(server) = self.servers.remove(&node) {
             tracing::debug!(user = self.user, server = %server.name, why, "server connection dropped");
-            self.session.on_idle_loss(node, &server.name, why);
+            if server.role != Role::Standby || !self.session.strand(node, &server.name) {
+                self.session.on_idle_loss(node, &server.name, why);
+            }
             server.close();
         }
     }

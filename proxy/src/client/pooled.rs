@@ -222,7 +222,7 @@ impl Client {
         }
         if self.shares_always() && self.servers.is_empty() && self.session.is_kept() {
             self.session.shed();
-            self.note_parsing();
+            self.note_told();
         }
     }
 

@@ -172,8 +172,9 @@ impl Client {
                 tracing::info!(server = %backend.name, user = self.user, error = error.message, "a setting of the session is refused");
                 self.drop_server(node, "a setting could not be replayed");
                 if role == Role::Standby {
-                    // It is this session's fault, not the server's: its reads go to the primary.
-                    self.session.pin();
+                    // It may be behind, and know a role only later; or it is this session's fault, not the server's.
+                    closed.insert(node);
+                    self.session.note_refusal();
                     return None;
                 }
                 self.session.forget_settings();

@@ -149,7 +149,7 @@ impl Client {
         for (name, value) in &self.told {
             backend::put_parameter(&mut self.pipe.output, name, value);
         }
-        self.note_parsing();
+        self.note_told();
         backend::put_ready(&mut self.pipe.output, self.session.status());
         self.pipe.flush().await?;
         if self.login.replication.is_some() {
@@ -265,15 +265,18 @@ impl Client {
             return false;
         }
         self.told.insert(name.to_owned(), value.to_owned());
-        self.note_parsing();
+        self.note_told();
         true
     }
 
-    /// With backslashes in plain strings, texts mean something else than the classifier reads.
-    pub(super) fn note_parsing(&mut self) {
-        if self.told.get("standard_conforming_strings").is_some_and(|value| value == "off") {
+    /// Some settings concern the proxy, too.
+    pub(super) fn note_told(&mut self) {
+        let is = |name: &str, value: &str| self.told.get(name).is_some_and(|told| told == value);
+        // With backslashes in plain strings, texts mean something else than the classifier reads.
+        if is("standard_conforming_strings", "off") {
             self.session.pin();
         }
+        self.session.reads_as_usual = is("default_transaction_read_only", "on");
     }
 }
 

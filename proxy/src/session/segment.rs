@@ -64,6 +64,8 @@ pub struct Segment {
     rolls_back: Option<bool>,
     /// What the statements so far settle; `None` before the first.
     settles: Option<Settles>,
+    /// Whether the last statement tells the transaction block to only read, and is alone.
+    turns_read_only: bool,
     /// The proxy's own answer that is asked for.
     pub show: Option<Show>,
     /// Whether any statement was judged yet.
@@ -99,6 +101,7 @@ impl Default for Segment {
             begins: None,
             rolls_back: None,
             settles: None,
+            turns_read_only: false,
             show: None,
             judged: false,
             mixed: false,
@@ -194,22 +197,40 @@ impl Segment {
         known && self.rest == 0 && (self.ends_with_sync() || (self.ended && self.parts.len() == 1))
     }
 
+    /// The text that opens a transaction block, if that is all it does.
+    pub(super) fn beginning(&self) -> Option<Bytes> {
+        let text = self.texts.first().filter(|_| self.only_begins())?;
+        self.texts.iter().all(|other| other == text).then(|| text.clone())
+    }
+
+    /// Whether there is any statement in it.
+    pub(super) fn has_statements(&self) -> bool {
+        !self.texts.is_empty() || self.begins.is_some()
+    }
+
+    /// Whether all it does is to tell an open transaction block to only read.
+    pub fn turns_read_only(&self) -> bool {
+        self.turns_read_only
+    }
+
     /// Whether all it does is to roll back.
     pub(super) fn only_rolls_back(&self) -> bool {
         self.rolls_back == Some(true)
     }
 
-    fn add(&mut self, verdict: &Verdict) {
+    /// `route`: where it may run in this session.
+    fn add(&mut self, verdict: &Verdict, route: Route) {
         // What stands beside a rollback is not undone by it.
         self.may_commit |= self.rolls_back.is_some() && (self.ends_tx || verdict.rolls_back);
         self.ends_tx |= verdict.rolls_back;
         self.opens |= verdict.begins;
         let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
-        let reads = verdict.route == Route::Read && verdict.effects.is_empty();
+        let reads = (route == Route::Read && verdict.effects.is_empty()) || verdict.turns_read_only;
         self.impure |= !reads && (verdict.effects.is_empty() || !verdict.effects.iter().all(ends));
+        self.turns_read_only = verdict.turns_read_only && self.begins.is_none();
         self.begins = Some(verdict.begins && self.begins.unwrap_or(true));
         self.rolls_back = Some(verdict.rolls_back && self.rolls_back.unwrap_or(true));
-        self.route = self.route.together(verdict.route);
+        self.route = self.route.together(route);
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
         self.traces.add(&verdict.traces);
@@ -285,7 +306,14 @@ impl Session {
                 if whole && text.is_none() {
                     return Err(TakeError::Content(header.tag));
                 }
-                segment.add_text(text, judge);
+                match text {
+                    Some(text) => {
+                        let verdict = judge(text);
+                        segment.add(&verdict, self.route(&verdict, Some(text)));
+                        segment.texts.push(Bytes::copy_from_slice(text));
+                    }
+                    None => segment.add_unknown(),
+                }
                 Ok(What::Query)
             }
             b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
@@ -296,18 +324,23 @@ impl Session {
                 let name = name.to_owned();
                 match self.statements.find(&name) {
                     Some(definition) => {
-                        segment.add(&definition.verdict_now(judge));
-                        segment.texts.extend(definition.text());
+                        let (verdict, text) = (definition.verdict_now(judge), definition.text());
+                        segment.add(&verdict, self.route(&verdict, text.as_deref()));
+                        segment.texts.extend(text);
                     }
                     // Prepared by SQL, or an error.
-                    None => segment.add(&Verdict { may_commit: true, ..Verdict::plain(Route::Primary) }),
+                    None => {
+                        let verdict = Verdict { may_commit: true, ..Verdict::plain(Route::Primary) };
+                        segment.add(&verdict, Route::Primary);
+                    }
                 }
                 Ok(What::Uses(name))
             }
             b'D' | b'C' => match (header.tag, frontend::subject(payload).map_err(malformed)?) {
                 (b'D', Subject::Statement(name)) => {
-                    let known = self.statements.find(name);
-                    let route = known.map_or(Route::Primary, |known| known.verdict_now(judge).route);
+                    let route = self.statements.find(name).map_or(Route::Primary, |known| {
+                        self.route(&known.verdict_now(judge), known.text().as_deref())
+                    });
                     segment.route = segment.route.together(route);
                     Ok(What::Uses(name.to_owned()))
                 }
@@ -318,11 +351,17 @@ impl Session {
             },
             b'E' | b'H' | b'S' | b'd' | b'c' | b'f' => Ok(What::Other),
             b'F' => {
-                segment.add(&Verdict::unknown());
+                segment.add_unknown();
                 Ok(What::Other)
             }
             other => Err(TakeError::Tag(other)),
         }
+    }
+
+    /// Where a text may run in this session.
+    fn route(&self, verdict: &Verdict, text: Option<&[u8]>) -> Route {
+        let reads = verdict.begins_as_usual && self.reads_as_usual;
+        if reads { Route::Read } else { self.temporaries.route(verdict, text) }
     }
 
     fn read_parse(
@@ -335,14 +374,14 @@ impl Session {
         if !whole {
             let name = frame::Reader(payload).text()?;
             let verdict = std::sync::Arc::new(Verdict::unknown());
-            segment.add(&verdict);
+            segment.add(&verdict, Route::Primary);
             let definition = self.statements.announce(name, None, verdict);
             return Ok(What::Parse { name: name.to_owned(), definition });
         }
         let parse = Parse::read(payload)?;
         let verdict = judge(parse.sql);
         // What it does to the session it does when it is bound; preparing it only needs the right place.
-        segment.route = segment.route.together(verdict.route);
+        segment.route = segment.route.together(self.route(&verdict, Some(parse.sql)));
         segment.note_show(verdict.show);
         segment.texts.push(Bytes::copy_from_slice(parse.sql));
         let body = Some(Bytes::copy_from_slice(parse.body));
@@ -382,14 +421,8 @@ impl Segment {
         })
     }
 
-    fn add_text(&mut self, text: Option<&[u8]>, judge: Judge<'_>) {
-        match text {
-            Some(text) => {
-                self.add(&judge(text));
-                self.texts.push(Bytes::copy_from_slice(text));
-            }
-            None => self.add(&Verdict::unknown()),
-        }
+    fn add_unknown(&mut self) {
+        self.add(&Verdict::unknown(), Route::Primary);
     }
 }
 

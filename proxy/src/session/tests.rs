@@ -155,8 +155,23 @@ fn reads_go_to_readers_until_a_transaction_opens() {
     assert_eq!(fixture.wanted("SELECT 1"), Wanted::Stay(NODE));
     fixture.run(NODE, query("COMMIT"), &done("COMMIT", TxStatus::Idle));
     assert_eq!(fixture.wanted("SELECT 1"), Wanted::Reader);
-    fixture.run(NODE, query("CREATE TEMP TABLE x (a int)"), &done("CREATE TABLE", TxStatus::Idle));
+    fixture.run(NODE, query("SELECT pg_advisory_lock(1)"), &done("SELECT 1", TxStatus::Idle));
     assert_eq!(fixture.wanted("SELECT 1"), Wanted::Writer);
+}
+
+#[test]
+fn only_what_may_mean_a_temporary_table_stays_with_the_primary() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("CREATE TEMP TABLE x (a int)"), &done("CREATE TABLE", TxStatus::Idle));
+    assert_eq!(fixture.wanted("SELECT 1"), Wanted::Reader);
+    assert_eq!(fixture.wanted("SELECT 'x'"), Wanted::Writer);
+    // The catalogs are not known here, so anything may be behind these.
+    assert_eq!(fixture.wanted("SELECT a FROM t"), Wanted::Writer);
+    let named = extended(&[(b'P', b"s\0SELECT 'x'\0\0\0"), (b'D', b"Ss\0"), (b'S', b"")]);
+    let segment = fixture.take(&mut named.clone());
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer);
+    fixture.run(NODE, query("DISCARD ALL"), &done("DISCARD ALL", TxStatus::Idle));
+    assert_eq!(fixture.wanted("SELECT 'x'"), Wanted::Reader);
 }
 
 #[test]
@@ -496,7 +511,7 @@ fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
         ("SELECT 1; PREPARE a AS SELECT 1", false),
         ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", false),
         ("SELECT lastval()", false),
-        ("CREATE TEMP TABLE x (a int)", true),
+        ("CREATE TEMP TABLE x (a int)", false),
         ("SELECT pg_advisory_lock(1)", true),
         ("DO 'BEGIN END'", true),
         ("LOAD 'x'", true),

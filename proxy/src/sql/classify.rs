@@ -1,21 +1,23 @@
 //! From a text to its verdict.
 
 use sqlparser::ast::{
-    ContextModifier, CopyTarget, DiscardObject, Expr, Ident, ObjectName, OnCommit, Reset, Set, Statement,
-    TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
+    ContextModifier, CopyTarget, CreateTable, DiscardObject, Expr, Function, Ident, ObjectName, Reset, Set,
+    Statement, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
+use super::defines::defines;
 use super::facts::Facts;
 use super::logins;
 use super::settings::same_everywhere;
 use super::settles::settles;
 use super::show::Show;
+use super::temporary;
 use super::traces;
-use super::walk::{Walk, only_sets_config, relation_reads};
-use super::why;
+use super::walk::{Walk, folded_part as folded, only_sets_config, relation_reads};
 use super::{Effect, Route, Verdict};
+use super::{why, words};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
 /// that is worth it.
@@ -31,7 +33,11 @@ pub fn classify(sql: &[u8], facts: &Facts) -> Verdict {
     }
     if let Ok(text) = std::str::from_utf8(sql) {
         verdict.effects.extend(logins::changed_by(text));
-        if verdict.effects.iter().any(|effect| matches!(effect, Effect::Pin | Effect::Keep)) {
+        if verdict
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Pin | Effect::Keep | Effect::Temporary(_)))
+        {
             verdict.effects.push(Effect::Because(why::why(text)));
         }
     }
@@ -52,8 +58,8 @@ fn judge(sql: &[u8], facts: &Facts) -> Verdict {
             traces::note(&mut verdict, Some(&statements), text, facts);
             verdict
         }
-        Err(_) => bare_table(text, facts).unwrap_or_else(|| {
-            let mut verdict = unparsed(text);
+        Err(_) => bare_table(text, facts).or_else(|| read_by_words(text, facts)).unwrap_or_else(|| {
+            let mut verdict = unparsed(text, facts);
             traces::note(&mut verdict, None, text, facts);
             verdict
         }),
@@ -72,6 +78,7 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
         // What comes behind BEGIN in one text is not looked at one by one.
         let route = if verdict.begins { Route::Primary } else { verdict.route };
         all.route = all.route.together(route);
+        all.spelled_out &= verdict.spelled_out;
         all.effects.extend(verdict.effects);
         all.uses.extend(verdict.uses);
         if let Some(names) = verdict.defines {
@@ -93,15 +100,27 @@ fn bare_table(text: &str, facts: &Facts) -> Option<Verdict> {
     Some(combine(&statements, text, facts))
 }
 
+fn read_by_words(text: &str, facts: &Facts) -> Option<Verdict> {
+    let spelled_out = words::reads(text, facts)?;
+    Some(Verdict { spelled_out, ..Verdict::plain(Route::Read) })
+}
+
+/// Statements that change what is stored, and no setting of the session.
+const QUIET: &[&str] = &["alter", "create", "delete", "insert", "merge", "update"];
+
+/// Statements that call the functions in them at once.
+const RUNS: &[&str] =
+    &["copy", "delete", "explain", "insert", "merge", "select", "table", "update", "values", "with"];
+
 /// A text that the parser does not understand. PostgreSQL may.
-fn unparsed(text: &str) -> Verdict {
-    let mut verdict = Verdict { may_commit: true, defines: defines(text), ..Verdict::plain(Route::Primary) };
-    let mut words =
-        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+fn unparsed(text: &str, facts: &Facts) -> Verdict {
+    let mut verdict =
+        Verdict { may_commit: true, defines: defines(text, facts), ..Verdict::plain(Route::Primary) };
+    let mut words = words_of(text);
     let first = words.next().unwrap_or_default().to_ascii_lowercase();
     let body = text.trim().trim_end_matches(';');
     let one_statement = !body.contains(';');
-    let scope = words.clone().find(|word| !word.eq_ignore_ascii_case("session"));
+    let scope = words.find(|word| !word.eq_ignore_ascii_case("session"));
     let local = scope.is_some_and(ends_with_the_transaction);
     if first == "abort" && one_statement {
         return Verdict { rolls_back: true, ..neutral(Effect::Rollback) };
@@ -111,39 +130,33 @@ fn unparsed(text: &str) -> Verdict {
         verdict.may_commit = false;
         if !local {
             verdict.effects.push(Effect::Set { key: body.to_ascii_lowercase(), sql: body.to_owned() });
+            verdict.effects.extend(temporary::found_by_default(body));
         }
         return verdict;
     }
-    if matches!(first.as_str(), "do" | "call") || leaves_state(&first) || words.any(leaves_state) {
+    let (made, rest) = temporary::made_by_unparsed(body);
+    verdict.effects.extend(made);
+    let code = first == "do" && !(speaks_plpgsql(body) && facts.leaves_nothing(body, &[]));
+    // In these SET is no statement of its own.
+    let quiet = one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest);
+    let telling = |word: &str| {
+        leaves_state(word) && !(quiet && ["set", "reset"].contains(&word.to_ascii_lowercase().as_str()))
+    };
+    let calls = RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(rest);
+    if code || calls || first == "call" || leaves_state(&first) || words_of(rest).any(telling) {
         verdict.effects.push(Effect::Pin);
     }
     verdict
 }
 
-/// Names that mean something else, to readers, once this is done; `None` when it defines nothing of that
-/// kind. Rather too many.
-fn defines(text: &str) -> Option<Vec<String>> {
-    const KINDS: &[&str] = &[
-        "view",
-        "function",
-        "procedure",
-        "routine",
-        "aggregate",
-        "sequence",
-        "unlogged",
-        "logged",
-        "foreign",
-        "rule",
-        "extension",
-        "schema",
-        "rename",
-    ];
-    const NAMES_MAX: usize = 12;
-    let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let words = split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase);
-    let from = words.skip_while(|word| !matches!(word.as_str(), "create" | "alter" | "drop"));
-    let names: Vec<String> = from.take(NAMES_MAX).collect();
-    names.iter().any(|word| KINDS.contains(&word.as_str())).then_some(names)
+/// Whether a `DO` block is in a language whose text can be looked at.
+fn speaks_plpgsql(text: &str) -> bool {
+    let mut languages = words_of(text).skip_while(|word| !word.eq_ignore_ascii_case("language")).skip(1);
+    languages.next().is_none_or(|name| name.eq_ignore_ascii_case("plpgsql"))
+}
+
+pub(super) fn words_of(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
 /// By the word behind `SET`.
@@ -166,16 +179,21 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
             }
             let walk = Walk::through(statement, facts);
             let route = if walk.reads { Route::Read } else { Route::Primary };
-            Verdict { effects: walk.effects(), ..Verdict::plain(route) }
+            Verdict { effects: walk.effects(), spelled_out: walk.spelled_out, ..Verdict::plain(route) }
         }
         Statement::Explain { .. } | Statement::ShowVariable { .. } | Statement::Copy { .. } => {
             let route = if utility_reads(statement, facts) { Route::Read } else { Route::Primary };
-            let effects = Walk::through(statement, facts).lasting_effects();
-            Verdict { effects, ..Verdict::plain(route) }
+            let walk = Walk::through(statement, facts);
+            let mut effects = walk.lasting_effects();
+            if let Statement::Explain { statement, .. } = statement {
+                effects.extend(temporary::made_by(statement, text));
+            }
+            Verdict { effects, spelled_out: walk.spelled_out, ..Verdict::plain(route) }
         }
         Statement::StartTransaction { modes, statements, modifier: None, .. } if statements.is_empty() => {
             let route = if may_run_on_a_standby(modes) { Route::Read } else { Route::Primary };
-            Verdict { begins: true, ..Verdict::plain(route) }
+            let begins_as_usual = modes.iter().all(keeps_no_snapshot);
+            Verdict { begins: true, begins_as_usual, ..Verdict::plain(route) }
         }
         Statement::Commit { .. } => Verdict { may_commit: true, ..neutral(Effect::Commit) },
         Statement::Rollback { savepoint: None, .. } => {
@@ -184,6 +202,9 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         Statement::Rollback { savepoint: Some(name), .. } => neutral(Effect::RollbackTo(folded(name))),
         Statement::Savepoint { name } => neutral(Effect::Savepoint(folded(name))),
         Statement::ReleaseSavepoint { .. } => Verdict::plain(Route::Neutral),
+        Statement::Set(Set::SetTransaction { modes, snapshot: None, session: false }) => {
+            Verdict { turns_read_only: may_run_on_a_standby(modes), ..Verdict::plain(Route::Neutral) }
+        }
         Statement::Set(set) => set_verdict(set, text),
         Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
         Statement::Deallocate { name, .. } if name.value.eq_ignore_ascii_case("all") => {
@@ -200,13 +221,14 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
             let effects = Walk::through(statement, facts).lasting_effects();
             Verdict { uses, effects, ..Verdict::plain(Route::Primary) }
         }
-        Statement::Call(_) => Verdict::unknown(),
+        Statement::Call(call) => called(call, facts),
         other => {
-            let mut effects = Walk::through(other, facts).lasting_effects();
+            let mut effects = effects_of(other, facts);
             if keeps_connection(other) {
                 effects.push(Effect::Keep);
             }
-            if makes_temporary(other) || matches!(other, Statement::Load { .. }) {
+            effects.extend(temporary::made_by(other, text));
+            if matches!(other, Statement::Load { .. }) {
                 effects.push(Effect::Pin);
             }
             let data = matches!(
@@ -216,10 +238,30 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
                     | Statement::Delete(_)
                     | Statement::Merge { .. }
             );
-            let defines = if data { None } else { defines(text) };
+            let defines = if data { None } else { defines(text, facts) };
             Verdict { effects, defines, ..Verdict::plain(Route::Primary) }
         }
     }
+}
+
+/// What of a statement outlives it.
+fn effects_of(statement: &Statement, facts: &Facts) -> Vec<Effect> {
+    match statement {
+        // Nothing in it is called yet.
+        Statement::CreateView(view) if !view.materialized => vec![],
+        // How it is partitioned looks like the call of a function.
+        Statement::CreateTable(table) if table.partition_by.is_some() => {
+            let plain = CreateTable { partition_by: None, ..table.clone() };
+            Walk::through(&Statement::CreateTable(plain), facts).lasting_effects()
+        }
+        other => Walk::through(other, facts).lasting_effects(),
+    }
+}
+
+/// A procedure may do whatever a function may, and commit.
+fn called(call: &Function, facts: &Facts) -> Verdict {
+    let effects = Walk::through(&Expr::Function(call.clone()), facts).lasting_effects();
+    Verdict { may_commit: true, effects, ..Verdict::plain(Route::Primary) }
 }
 
 /// Things that stay on the connection until they are given up.
@@ -235,27 +277,19 @@ fn keeps_connection(statement: &Statement) -> bool {
 /// on elsewhere when a standby cannot serve it any further. One with a snapshot of its own cannot.
 fn may_run_on_a_standby(modes: &[TransactionMode]) -> bool {
     const READ_ONLY: TransactionMode = TransactionMode::AccessMode(TransactionAccessMode::ReadOnly);
-    let fits = |mode: &TransactionMode| match mode {
-        TransactionMode::AccessMode(access) => *access == TransactionAccessMode::ReadOnly,
-        TransactionMode::IsolationLevel(level) => {
-            matches!(
-                level,
-                TransactionIsolationLevel::ReadCommitted | TransactionIsolationLevel::ReadUncommitted
-            )
-        }
-    };
-    modes.contains(&READ_ONLY) && modes.iter().all(fits)
+    modes.contains(&READ_ONLY) && modes.iter().all(|mode| *mode == READ_ONLY || keeps_no_snapshot(mode))
+}
+
+fn keeps_no_snapshot(mode: &TransactionMode) -> bool {
+    use TransactionIsolationLevel::{ReadCommitted, ReadUncommitted};
+    matches!(mode, TransactionMode::IsolationLevel(ReadCommitted | ReadUncommitted))
 }
 
 fn neutral(effect: Effect) -> Verdict {
     Verdict { effects: vec![effect], ..Verdict::plain(Route::Neutral) }
 }
 
-fn folded(ident: &Ident) -> String {
-    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_ascii_lowercase() }
-}
-
-fn last_part(name: &ObjectName) -> Option<String> {
+pub(super) fn last_part(name: &ObjectName) -> Option<String> {
     name.0.last().and_then(|part| part.as_ident()).map(folded)
 }
 
@@ -303,7 +337,9 @@ fn set_verdict(set: &Set, text: &str) -> Verdict {
 fn set_of(key: String, text: &str) -> Verdict {
     // It sets its two halves one by one: what an earlier one set may still hold.
     let key = if key == "datestyle" { text.to_ascii_lowercase() } else { key };
-    neutral(Effect::Set { key, sql: text.to_owned() })
+    let mut verdict = neutral(Effect::Set { key, sql: text.to_owned() });
+    verdict.effects.extend(temporary::found_by_default(text));
+    verdict
 }
 
 fn reset_verdict(statement: &Statement, text: &str) -> Verdict {
@@ -318,23 +354,6 @@ fn reset_verdict(statement: &Statement, text: &str) -> Verdict {
             Verdict { effects: vec![Effect::DiscardAll], ..Verdict::plain(Route::Primary) }
         }
         _ => Verdict::plain(Route::Primary),
-    }
-}
-
-fn makes_temporary(statement: &Statement) -> bool {
-    let in_temporary_schema = |name: &ObjectName| {
-        name.0
-            .first()
-            .and_then(|part| part.as_ident())
-            .is_some_and(|ident| folded(ident).starts_with("pg_temp"))
-    };
-    match statement {
-        // One that goes with its transaction is not there for anything else to see.
-        Statement::CreateTable(table) if table.on_commit == Some(OnCommit::Drop) => false,
-        Statement::CreateTable(table) => table.temporary || in_temporary_schema(&table.name),
-        Statement::CreateView(view) => view.temporary || in_temporary_schema(&view.name),
-        Statement::CreateSequence { temporary, name, .. } => *temporary || in_temporary_schema(name),
-        _ => false,
     }
 }
 

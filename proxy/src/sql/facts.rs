@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::Defined;
 use super::functions;
 use super::walk::is_plain_relation;
 
@@ -70,6 +71,8 @@ struct Catalog {
     functions: BTreeMap<String, BTreeMap<String, Standing>>,
     /// Relations that are no reads, by name, with their schemas.
     odd: BTreeMap<String, BTreeSet<String>>,
+    /// Views in which functions of the user's are called, by name.
+    calling: BTreeSet<String>,
 }
 
 /// See the module.
@@ -79,8 +82,10 @@ pub struct Facts {
     catalog: Option<Arc<Catalog>>,
     /// They are going to be.
     pending: bool,
-    /// Names that were given a new meaning since.
-    doubted: BTreeSet<String>,
+    /// Names that were given a new meaning since, with how the new ones stand to the session.
+    doubted: BTreeMap<String, Standing>,
+    /// Those of before the last reading, during which they may not have been committed yet.
+    older: BTreeMap<String, Standing>,
 }
 
 /// Sessions would have to name so many things at once; then everything is doubted.
@@ -100,18 +105,41 @@ impl Facts {
     /// As the catalogs say.
     pub fn of(functions: &[FunctionRow], relations: &[RelationRow]) -> Self {
         let standings = function_standings(functions);
-        let catalog =
-            Catalog { odd: odd_relations(relations, &standings), functions: by_name(functions, &standings) };
+        let catalog = Catalog {
+            odd: odd_relations(relations, &standings),
+            functions: by_name(functions, &standings),
+            calling: calling_views(relations),
+        };
         Self { catalog: Some(Arc::new(catalog)), ..Self::default() }
     }
 
     /// These names may mean something else from now on.
-    pub fn doubt(&mut self, names: &[String]) {
-        if self.doubted.len() + names.len() > DOUBTED_MAX {
+    pub fn doubt(&mut self, defined: &[Defined]) {
+        if self.doubted.len() + defined.len() > DOUBTED_MAX {
             *self = Self::pending();
-        } else if self.catalog.is_some() {
-            self.doubted.extend(names.iter().cloned());
+        } else if self.catalog.is_some() || self.pending {
+            for one in defined {
+                let standing = self.doubted.entry(one.name.clone()).or_insert(one.standing);
+                *standing = one.standing.max(*standing);
+            }
         }
+    }
+
+    /// What a new reading of the catalogs told. What was doubted while it went on may not have been committed
+    /// before it: that is settled by the next one only. Whether there has to be one.
+    pub fn replaces(&mut self, before: &Self) -> bool {
+        self.older = before.doubted.clone();
+        !self.older.is_empty()
+    }
+
+    /// Whether there is no function of this name, as far as is known.
+    pub fn is_unheard_of(&self, name: &str) -> bool {
+        let bears = |catalog: &Arc<Catalog>| catalog.functions.contains_key(name);
+        !self.catalog.as_ref().is_some_and(bears) && self.doubt_about(name).is_none()
+    }
+
+    fn doubt_about(&self, name: &str) -> Option<Standing> {
+        self.doubted.get(name).copied().max(self.older.get(name).copied())
     }
 
     /// Whether the catalogs have yet to be read.
@@ -134,18 +162,51 @@ impl Facts {
                 (false, false) => Standing::Stateful,
             };
         };
-        if self.doubted.contains(name) {
-            return Standing::Unknown;
-        }
+        let doubted = self.doubt_about(name);
         let bearers = catalog.functions.get(name).into_iter().flatten();
         let meant = bearers.filter(|(own, _)| schema.is_none_or(|schema| schema == own.as_str()));
         let by_catalog = meant.map(|(_, standing)| *standing).max();
-        match (by_catalog, named) {
+        match (by_catalog.max(doubted), named) {
             (Some(standing), _) => standing,
             // Syntax that looks like a function.
             (None, true) if schema.is_none() => builtin,
             (None, _) => Standing::Unknown,
         }
+    }
+
+    /// Whether code, as in the text of a function, leaves nothing behind in its session. `own`: names that are not
+    /// held against it.
+    pub fn leaves_nothing(&self, code: &str, own: &[String]) -> bool {
+        let Some(catalog) = &self.catalog else { return false };
+        let passes = |standing: &Standing| *standing <= Standing::Stateless;
+        let harmless = |word: String| {
+            let known = catalog.functions.get(&word).into_iter().flatten();
+            own.contains(&word)
+                || (self.doubt_about(&word).is_none_or(|doubt| passes(&doubt))
+                    && known.map(|(_, standing)| standing).all(passes))
+        };
+        let is_known = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            functions::is_syntax(&name)
+                || functions::is_read_only(&name)
+                || own.contains(&name)
+                || self.doubt_about(&name).is_some()
+                || catalog.functions.contains_key(&name)
+        };
+        !leaves_state(code) && words(code).all(harmless) && calls(code).all(is_known)
+    }
+
+    /// Whether functions of this name look for nothing by a name that is not in the statement.
+    pub fn is_spelled_out(&self, schema: Option<&str>, name: &str) -> bool {
+        let Some(catalog) = &self.catalog else { return false };
+        let bearers = catalog.functions.get(name).into_iter().flatten();
+        let mut meant = bearers.filter(|(own, _)| schema.is_none_or(|schema| schema == own.as_str()));
+        meant.all(|(own, _)| own == "pg_catalog") && !functions::sees_temporary(name)
+    }
+
+    /// Whether relations of this name look for nothing by a name that they do not show.
+    pub fn is_plain(&self, name: &str) -> bool {
+        self.catalog.as_ref().is_some_and(|catalog| !catalog.calling.contains(name))
     }
 
     /// Whether reading from the relations of this name is a read.
@@ -165,7 +226,7 @@ impl Facts {
         let Some(catalog) = &self.catalog else { return !self.pending };
         let odd = catalog.odd.get(name);
         let is_odd = odd.is_some_and(|schemas| schema.is_none_or(|schema| schemas.contains(schema)));
-        !is_odd && !self.doubted.contains(name)
+        !is_odd && self.doubt_about(name).is_none()
     }
 }
 
@@ -225,7 +286,8 @@ fn by_itself(row: &FunctionRow) -> Standing {
         let reads = row.volatility == 'i' || functions::is_read_only(&row.name);
         return match reads {
             true => Standing::Reads,
-            false if functions::is_stateless(&row.name) => Standing::Stateless,
+            // None of these that is not volatile leaves anything behind.
+            false if row.volatility == 's' || functions::is_stateless(&row.name) => Standing::Stateless,
             false => Standing::Stateful,
         };
     }
@@ -244,6 +306,37 @@ fn by_itself(row: &FunctionRow) -> Standing {
 fn words(text: &str) -> impl Iterator<Item = String> {
     let split = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase)
+}
+
+impl Facts {
+    /// Whether no function is called in a text that may leave something behind.
+    pub fn calls_leave_nothing(&self, text: &str) -> bool {
+        let passes = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            let syntax = functions::is_syntax(&name) && self.is_unheard_of(&name);
+            syntax || self.function(None, &name) <= Standing::Stateless
+        };
+        calls(text).all(passes)
+    }
+}
+
+/// Names in front of a parenthesis, but for those of relations with their columns.
+fn calls(code: &str) -> impl Iterator<Item = &str> {
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut rest, mut before) = (code, "");
+    std::iter::from_fn(move || {
+        loop {
+            let (gap, text) = rest.split_at(rest.find(in_word)?);
+            let (word, behind) = text.split_at(text.find(|c| !in_word(c)).unwrap_or(text.len()));
+            let relation = ["into", "table", "references", "exists", "as"];
+            let names =
+                gap.trim().is_empty() && relation.iter().any(|known| before.eq_ignore_ascii_case(known));
+            (rest, before) = (behind, word);
+            if behind.trim_start().starts_with('(') && !names {
+                return Some(word);
+            }
+        }
+    })
 }
 
 /// Words in the text of a function that claims to only read and may all the same not give the same
@@ -302,7 +395,14 @@ fn leaves_state(body: &str) -> bool {
         "execute",
         "lo_open",
         "lo_creat",
+        "setseed",
         "pg_terminate_backend",
+        // Temporary tables may come by another name that way.
+        "view",
+        "rule",
+        "rename",
+        "inherit",
+        "inherits",
     ];
     let leaves = |word: &String| {
         let session_lock = word.contains("advisory") && !word.contains("xact");
@@ -349,6 +449,25 @@ fn odd_relations(
         names.entry(row.name.clone()).or_default().insert(row.schema.clone());
     }
     names
+}
+
+/// Views that call functions of the user's, and the views over them.
+fn calling_views(rows: &[RelationRow]) -> BTreeSet<String> {
+    // Those of PostgreSQL's own have smaller numbers.
+    const USERS_MIN: u32 = 16384;
+    let calls = |row: &&RelationRow| row.calls.iter().any(|oid| *oid >= USERS_MIN);
+    let mut calling: BTreeSet<u32> = rows.iter().filter(calls).map(|row| row.oid).collect();
+    loop {
+        let over = |row: &&RelationRow| {
+            !calling.contains(&row.oid) && row.reads.iter().any(|oid| calling.contains(oid))
+        };
+        let more: Vec<u32> = rows.iter().filter(over).map(|row| row.oid).collect();
+        if more.is_empty() {
+            let named = rows.iter().filter(|row| calling.contains(&row.oid));
+            return named.map(|row| row.name.clone()).collect();
+        }
+        calling.extend(more);
+    }
 }
 
 #[cfg(test)]

@@ -142,6 +142,11 @@ fn what_is_redefined_is_unknown_until_the_catalogs_are_read_again() {
     let unparsed =
         classify(b"CREATE FUNCTION known() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; END", &facts);
     facts.doubt(&unparsed.defines.unwrap());
+    // Its text says that it leaves nothing behind; that it only reads is for the catalogs to say.
+    assert_eq!(facts.function(None, "known"), Standing::Stateless);
+    let sql = "CREATE OR REPLACE FUNCTION known() RETURNS int LANGUAGE plpgsql AS
+        'BEGIN CREATE TEMP TABLE x (a int); RETURN 1; END'";
+    facts.doubt(&classify(sql.as_bytes(), &facts).defines.unwrap());
     assert_eq!(facts.function(None, "known"), Standing::Unknown);
     for sql in [
         "CREATE TABLE x (a int)",
@@ -171,4 +176,42 @@ fn statements_follow_the_facts() {
     assert_eq!(judged("TABLE unlogged"), (Route::Primary, vec![]));
     assert_eq!(judged("COPY over_unlogged TO STDOUT"), (Route::Primary, vec![]));
     assert_eq!(judged("COPY fine TO STDOUT"), (Route::Read, vec![]));
+}
+
+#[test]
+fn what_was_doubted_while_the_catalogs_were_read_is_doubted_until_the_next_reading() {
+    let mut before = facts();
+    before.doubt(&classify(b"CREATE VIEW fine AS SELECT 1", &before).defines.unwrap());
+    let mut read = facts();
+    assert!(read.replaces(&before));
+    assert!(!read.relation_reads(&["fine".to_owned()]));
+    let mut read_again = facts();
+    assert!(!read_again.replaces(&read));
+    assert!(read_again.relation_reads(&["fine".to_owned()]));
+}
+
+#[test]
+fn code_leaves_nothing_behind_when_all_that_it_calls_is_known_to() {
+    let facts = facts();
+    let pins = |sql: &str| classify(sql.as_bytes(), &facts).effects.contains(&Effect::Pin);
+    for code in [
+        "DO $$ BEGIN PERFORM known(); INSERT INTO t (a) VALUES (write()); END $$",
+        "DO LANGUAGE plpgsql 'BEGIN UPDATE t SET a = 1; END'",
+        "CALL write()",
+        "ALTER TABLE t ALTER COLUMN a SET STORAGE plain",
+        "UPDATE t SET a[1] = 2 WHERE CURRENT OF c",
+    ] {
+        assert!(!pins(code), "{code}");
+    }
+    for code in [
+        "DO $$ BEGIN PERFORM temps(); END $$",
+        "DO $$ BEGIN PERFORM nobody(); END $$",
+        "DO $$ BEGIN EXECUTE 'SELECT 1'; END $$",
+        "DO LANGUAGE plpython3u 'pass'",
+        "DO $$ BEGIN SET a.b = 'c'; END $$",
+        "CALL temps()",
+        "UPDATE t SET a[1] = temps() WHERE CURRENT OF c",
+    ] {
+        assert!(pins(code), "{code}");
+    }
 }

@@ -25,15 +25,37 @@ pub(super) fn outlives_emptying(name: &str) -> bool {
         )
 }
 
+/// Whether a word can stand in front of a parenthesis without being the name of a function.
+pub(super) fn is_syntax(word: &str) -> bool {
+    SYNTAX.split_ascii_whitespace().any(|known| known == word)
+}
+
+const SYNTAX: &str = "
+    all analyze and any array as bit by case columns conflict copy explain cycle depth breadth first fetch group next only order partition passing path
+    search xmlnamespaces xmltable cast char character check cube decimal default distinct dec do else elsif except
+    exists filter float for foreign from grouping having if in int integer intersect interval into key lateral limit
+    list loop materialized not notice null numeric offset on or over precision primary range return returns rollup row
+    select sets setof smallint bigint some table then time timestamp timestamptz union unique using values varchar
+    varying when where while with within
+";
+
+/// Whether what a function of `pg_catalog` tells may depend on which temporary objects there are.
+pub(super) fn sees_temporary(name: &str) -> bool {
+    ["pg_get_", "has_", "to_reg", "reg"].iter().any(|prefix| name.starts_with(prefix))
+        || name.ends_with("_is_visible")
+        || matches!(name, "current_schema" | "current_schemas" | "format_type")
+}
+
 /// Functions that are no reads and whose effects, if any, are in the database alone.
 const STATELESS: &str = "
     nextval setval currval lastval random random_normal gen_random_uuid gen_random_bytes clock_timestamp timeofday
-    to_regclass to_regproc to_regprocedure to_regtype to_regrole to_regnamespace format_type obj_description
-    col_description shobj_description row_security_active
+    to_regclass to_regproc to_regprocedure to_regtype to_regrole to_regnamespace ts_rewrite
+    amvalidate brin_desummarize_range brin_summarize_new_values brin_summarize_range currtid2 gin_clean_pending_list
+    loread lowrite
 ";
 
 /// Immutable and stable functions of `pg_catalog`, without those that tell servers apart
-/// (`inet_server_addr`), look into catalogs or files, or run SQL from a text (`query_to_xml`).
+/// (`inet_server_addr`), look into files, or run SQL from a text (`query_to_xml`).
 const READ_ONLY: &str = "
     any_value array_agg avg bit_and bit_or bit_xor bool_and bool_or count every json_agg json_object_agg
     jsonb_agg jsonb_object_agg json_arrayagg json_objectagg max min range_agg range_intersect_agg string_agg sum
@@ -72,7 +94,7 @@ const READ_ONLY: &str = "
 
     array_to_tsvector numnode plainto_tsquery phraseto_tsquery websearch_to_tsquery querytree setweight strip
     to_tsquery to_tsvector json_to_tsvector jsonb_to_tsvector ts_delete ts_filter ts_headline ts_rank ts_rank_cd
-    ts_rewrite tsquery_phrase tsvector_to_array get_current_ts_config
+    tsquery_phrase tsvector_to_array get_current_ts_config
 
     uuid_extract_timestamp uuid_extract_version
 
@@ -104,6 +126,24 @@ const READ_ONLY: &str = "
     session_user user version pg_typeof pg_size_pretty pg_size_bytes pg_client_encoding pg_column_size
     pg_char_to_encoding pg_encoding_to_char num_nonnulls num_nulls row
     int2 int4 int8 float4 float8 numeric bool varchar bpchar bytea
+
+    format_type obj_description col_description shobj_description getdatabaseencoding row_security_active
+    pg_get_constraintdef pg_get_expr pg_get_function_arg_default pg_get_function_arguments
+    pg_get_function_identity_arguments pg_get_function_result pg_get_functiondef pg_get_indexdef
+    pg_get_partition_constraintdef pg_get_partkeydef pg_get_ruledef pg_get_statisticsobjdef
+    pg_get_statisticsobjdef_columns pg_get_statisticsobjdef_expressions pg_get_triggerdef pg_get_userbyid
+    pg_get_viewdef pg_index_column_has_property pg_index_has_property pg_indexam_has_property pg_options_to_table
+    pg_partition_ancestors pg_partition_root pg_partition_tree
+    pg_collation_is_visible pg_conversion_is_visible pg_function_is_visible pg_opclass_is_visible
+    pg_operator_is_visible pg_opfamily_is_visible pg_statistics_obj_is_visible pg_table_is_visible
+    pg_ts_config_is_visible pg_ts_dict_is_visible pg_ts_parser_is_visible pg_ts_template_is_visible
+    pg_type_is_visible
+    has_any_column_privilege has_column_privilege has_database_privilege has_foreign_data_wrapper_privilege
+    has_function_privilege has_language_privilege has_parameter_privilege has_schema_privilege
+    has_sequence_privilege has_server_privilege has_table_privilege has_tablespace_privilege has_type_privilege
+    pg_has_role pg_relation_is_publishable
+    bit inet json jsonb macaddr macaddr8 money oid pg_lsn regclass regcollation regconfig regdictionary regnamespace
+    regoper regoperator regproc regprocedure regrole regtype tid tsquery tsvector uuid varbit xid xid8 xml
 ";
 
 #[cfg(test)]
@@ -140,6 +180,7 @@ mod tests {
             "pg_read_file",
             "cursor_to_xml",
             "ts_stat",
+            "ts_rewrite",
             "to_regclass",
         ] {
             assert!(!is_read_only(name), "{name}");

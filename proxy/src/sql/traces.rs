@@ -61,7 +61,8 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
     };
     if mentions(text, "pg_temp") && !statements.iter().all(is_data) {
         verdict.traces.holds.push(Why::Temporary);
-        if !opaque {
+        let known = |effect: &Effect| matches!(effect, Effect::Temporary(_));
+        if !opaque && !verdict.effects.iter().any(known) {
             verdict.effects.push(Effect::Pin);
         }
     }

@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName,
-    ObjectNamePart, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Value, Visit, Visitor,
+    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
+    ObjectName, ObjectNamePart, Query, Select, SelectItem, SetExpr, Statement, TableFactor, Value, Visit,
+    Visitor,
 };
 
 use super::Effect;
@@ -22,10 +23,16 @@ pub(super) struct Walk<'a> {
     pub(super) reads: bool,
     /// State came to be that only this server has.
     pub(super) pins: bool,
+    /// All that is read is named in it, as [`super::Verdict::spelled_out`] says.
+    pub(super) spelled_out: bool,
+    /// Temporary tables that it makes.
+    temporaries: Vec<String>,
     /// It asks what the connection remembers of sequences.
     keeps: bool,
     /// Server processes may be ended.
     pub(super) terminates: bool,
+    /// What is called where a relation could stand, and is visited as one next.
+    called: Option<ObjectName>,
     /// Functions of which it is not known whether they leave state behind.
     suspects: Vec<String>,
 }
@@ -48,8 +55,11 @@ impl<'a> Walk<'a> {
             plans,
             reads: true,
             pins: false,
+            spelled_out: true,
+            temporaries: vec![],
             keeps: false,
             terminates: false,
+            called: None,
             suspects: vec![],
         };
         // Never breaks: a pin may hide behind the first thing that is no read.
@@ -67,7 +77,8 @@ impl<'a> Walk<'a> {
     pub(super) fn lasting_effects(&self) -> Vec<Effect> {
         let suspects = self.suspects.iter().cloned().map(Effect::Suspect);
         let keeps = self.keeps.then_some(Effect::Keep);
-        self.pins.then_some(Effect::Pin).into_iter().chain(keeps).chain(suspects).collect()
+        let temporaries = self.temporaries.iter().cloned().map(Effect::Temporary);
+        self.pins.then_some(Effect::Pin).into_iter().chain(temporaries).chain(keeps).chain(suspects).collect()
     }
 
     fn require(&mut self, condition: bool) {
@@ -112,6 +123,7 @@ impl<'a> Walk<'a> {
         self.terminates |= catalog_part(schema, name) == Some("pg_terminate_backend");
         self.keeps |= matches!(catalog_part(schema, name), Some("currval" | "lastval"));
         let standing = self.facts.function(schema, name);
+        self.spelled_out &= self.facts.is_spelled_out(schema, name);
         match standing {
             Standing::Reads | Standing::Stateless => {}
             // It may have made a temporary table or changed a setting.
@@ -124,6 +136,8 @@ impl<'a> Walk<'a> {
     }
 
     fn relation(&mut self, name: &ObjectName) {
+        let last = folded(name).and_then(|parts| parts.last().cloned());
+        self.spelled_out &= last.is_some_and(|name| self.facts.is_plain(&name));
         self.require(relation_reads(name, self.facts));
     }
 
@@ -136,13 +150,13 @@ impl<'a> Walk<'a> {
     }
 
     fn data_type(&mut self, data_type: &DataType) {
-        // Names of objects are resolved where the statement runs: temporary ones exist on one server only.
+        // Names of objects are resolved, and told, as the temporary ones allow.
         let registered = match data_type {
             DataType::Regclass => true,
             DataType::Custom(name, _) => catalog_name(name).is_some_and(|name| name.starts_with("reg")),
             _ => false,
         };
-        self.require(!registered);
+        self.spelled_out &= !registered;
     }
 
     fn body(&mut self, body: &SetExpr) {
@@ -150,6 +164,7 @@ impl<'a> Walk<'a> {
             SetExpr::Table(table) => {
                 let names = [table.schema_name.as_deref(), table.table_name.as_deref()];
                 let parts: Vec<String> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
+                self.spelled_out &= parts.last().is_some_and(|name| self.facts.is_plain(name));
                 self.require(self.facts.relation_reads(&parts));
             }
             SetExpr::SetOperation { left, right, .. } => {
@@ -186,8 +201,9 @@ pub(super) fn only_sets_config(query: &Query) -> Option<(&str, bool)> {
     (bare && catalog_name(&function.name)? == "set_config").then_some((name.as_str(), local))
 }
 
+/// What a server counts for itself; what the planner knows of columns is the same everywhere.
 fn is_statistic(name: &str) -> bool {
-    name.starts_with("pg_stat")
+    name.starts_with("pg_stat") && !name.starts_with("pg_statistic") && !name.starts_with("pg_stats")
 }
 
 pub(super) fn literal(argument: &FunctionArg) -> Option<&Value> {
@@ -200,11 +216,15 @@ pub(super) fn literal(argument: &FunctionArg) -> Option<&Value> {
 /// The name parts as PostgreSQL folds them; `None` when a part is no plain name.
 pub(super) fn folded(name: &ObjectName) -> Option<Vec<String>> {
     let part = |part: &ObjectNamePart| match part {
-        ObjectNamePart::Identifier(ident) if ident.quote_style.is_some() => Some(ident.value.clone()),
-        ObjectNamePart::Identifier(ident) => Some(ident.value.to_ascii_lowercase()),
+        ObjectNamePart::Identifier(ident) => Some(folded_part(ident)),
         ObjectNamePart::Function(_) => None,
     };
     name.0.iter().map(part).collect()
+}
+
+/// A name as PostgreSQL folds it.
+pub(super) fn folded_part(ident: &Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_ascii_lowercase() }
 }
 
 /// The name within `pg_catalog`, if that is where it is looked up.
@@ -240,13 +260,16 @@ pub(super) fn is_plain_relation<'a>(parts: impl Iterator<Item = &'a str>) -> boo
 /// Catalogs that standbys have from the primary, like any table.
 fn is_replicated_catalog(name: &str) -> bool {
     const CATALOGS: &str = "
-        pg_aggregate pg_am pg_amop pg_amproc pg_attrdef pg_attribute pg_auth_members pg_cast pg_class pg_collation
-        pg_constraint pg_conversion pg_database pg_default_acl pg_depend pg_description pg_enum pg_event_trigger
-        pg_extension pg_foreign_data_wrapper pg_foreign_server pg_foreign_table pg_index pg_indexes pg_inherits
-        pg_language pg_matviews pg_namespace pg_opclass pg_operator pg_opfamily pg_partitioned_table pg_policies
-        pg_policy pg_proc pg_publication pg_publication_rel pg_publication_tables pg_range pg_rewrite pg_roles
-        pg_rules pg_seclabel pg_sequence pg_shdepend pg_shdescription pg_tables pg_tablespace pg_transform pg_trigger
-        pg_ts_config pg_ts_config_map pg_ts_dict pg_ts_parser pg_ts_template pg_type pg_user pg_views
+        pg_aggregate pg_am pg_amop pg_amproc pg_attrdef pg_attribute pg_auth_members pg_authid pg_cast pg_class
+        pg_collation pg_constraint pg_conversion pg_database pg_db_role_setting pg_default_acl pg_depend pg_description
+        pg_enum pg_event_trigger pg_extension pg_foreign_data_wrapper pg_foreign_server pg_foreign_table pg_group
+        pg_index pg_indexes pg_inherits pg_init_privs pg_language pg_largeobject pg_largeobject_metadata pg_matviews
+        pg_namespace pg_opclass pg_operator pg_opfamily pg_parameter_acl pg_partitioned_table pg_policies pg_policy
+        pg_proc pg_publication pg_publication_namespace pg_publication_rel pg_publication_tables pg_range pg_rewrite
+        pg_roles pg_rules pg_seclabel pg_sequence pg_shadow pg_shdepend pg_shdescription pg_shseclabel pg_statistic
+        pg_statistic_ext pg_statistic_ext_data pg_stats pg_stats_ext pg_stats_ext_exprs pg_subscription
+        pg_subscription_rel pg_tables pg_tablespace pg_transform pg_trigger pg_ts_config pg_ts_config_map pg_ts_dict
+        pg_ts_parser pg_ts_template pg_type pg_user pg_user_mapping pg_user_mappings pg_views
     ";
     CATALOGS.split_ascii_whitespace().any(|known| known == name)
 }
@@ -282,7 +305,11 @@ impl Visitor for Walk<'_> {
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
         if let Some(into) = &select.into {
             self.require(false);
-            self.pins |= into.temporary;
+            match into.targets.as_slice() {
+                _ if !into.temporary => {}
+                [Expr::Identifier(name)] => self.temporaries.push(folded_part(name)),
+                _ => self.pins = true,
+            }
         }
         ControlFlow::Continue(())
     }
@@ -291,7 +318,9 @@ impl Visitor for Walk<'_> {
         // Whoever watches a server's statistics means to see in them what this session does.
         self.pins |=
             folded(relation).is_some_and(|parts| parts.last().is_some_and(|name| is_statistic(name)));
-        self.relation(relation);
+        if self.called.take().as_ref() != Some(relation) {
+            self.relation(relation);
+        }
         ControlFlow::Continue(())
     }
 
@@ -299,6 +328,7 @@ impl Visitor for Walk<'_> {
         match factor {
             TableFactor::Table { name, args: Some(call), .. } => {
                 self.require(call.settings.is_none());
+                self.called = Some(name.clone());
                 self.function(name, Some(&call.args));
             }
             TableFactor::Function { name, args, .. } => self.function(name, Some(args)),

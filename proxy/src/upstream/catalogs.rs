@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Row};
 use crate::config::{Auth, ServerTls};
 use crate::control::{Cluster, lock};
 use crate::routing;
-use crate::sql::{Edition, Facts, FunctionRow, RelationRow};
+use crate::sql::{Defined, Edition, Facts, FunctionRow, RelationRow};
 use crate::tls::Kept;
 
 use super::dial::{DialError, Line, dial};
@@ -85,6 +85,16 @@ enum CatalogError {
     TooMany,
 }
 
+/// What became of a reading.
+enum TakenIn {
+    /// Nobody asked since the last one.
+    Unused,
+    /// It holds for its time.
+    Settled,
+    /// Some of it will be known better soon.
+    Doubtful,
+}
+
 #[derive(Debug)]
 struct Entry {
     edition: Edition,
@@ -120,10 +130,10 @@ impl Catalogs {
     }
 
     /// These names may mean something else soon.
-    pub(crate) fn doubt(&self, database: &str, names: &[String]) {
+    pub(crate) fn doubt(&self, database: &str, defined: &[Defined]) {
         let number = self.next_number();
         if let Some(entry) = lock(&self.entries).get_mut(database) {
-            Arc::make_mut(&mut entry.edition.facts).doubt(names);
+            Arc::make_mut(&mut entry.edition.facts).doubt(defined);
             entry.edition.number = number;
         }
     }
@@ -183,12 +193,14 @@ impl Catalogs {
                 Some(topology) => self.read(&topology, database, user).await,
                 None => Err(CatalogError::NoServer),
             };
-            let life = if result.is_ok() { LIFE } else { RETRY };
+            let mut life = if result.is_ok() { LIFE } else { RETRY };
             if let Err(error) = &result {
                 tracing::warn!(database, error = %Chain(error), "which functions and views only read is not known");
             }
-            if !self.take_in(database, result.ok()) {
-                return;
+            match self.take_in(database, result.ok()) {
+                TakenIn::Unused => return,
+                TakenIn::Settled => {}
+                TakenIn::Doubtful => life = Duration::ZERO,
             }
             sleep(PAUSE).await;
             tokio::select! {
@@ -198,21 +210,26 @@ impl Catalogs {
         }
     }
 
-    /// Puts facts into effect, if there are any. Whether anybody asked since the last time.
-    fn take_in(&self, database: &str, facts: Option<Facts>) -> bool {
+    /// Puts facts into effect, if there are any.
+    fn take_in(&self, database: &str, facts: Option<Facts>) -> TakenIn {
         let number = self.next_number();
         let mut entries = lock(&self.entries);
-        let Some(entry) = entries.get_mut(database) else { return false };
-        let facts = match facts {
+        let Some(entry) = entries.get_mut(database) else { return TakenIn::Unused };
+        let mut facts = match facts {
             Some(facts) => facts,
             // What was known before is better than nothing.
             None if entry.edition.facts.is_pending() => Facts::by_names(),
-            None => return true,
+            None => return TakenIn::Settled,
         };
+        let doubtful = facts.replaces(&entry.edition.facts);
         if *entry.edition.facts != facts {
             entry.edition = Edition { facts: Arc::new(facts), number };
         }
-        std::mem::take(&mut entry.used)
+        match (std::mem::take(&mut entry.used), doubtful) {
+            (_, true) => TakenIn::Doubtful,
+            (true, false) => TakenIn::Settled,
+            (false, false) => TakenIn::Unused,
+        }
     }
 
     /// Asks the primary, then the others that are up.

@@ -75,6 +75,8 @@ struct Flow {
     streaming: usize,
     /// The batch was sent by a simple query.
     simple: bool,
+    /// So often the server has all data for a COPY that it did not ask for yet.
+    data_ends: usize,
     /// The answer is thrown away up to `ReadyForQuery`.
     withdrawn: bool,
     /// Waits for the server to end what it has, to go on elsewhere.
@@ -180,7 +182,7 @@ impl Client {
                     self.on_error(flow, server, len, &error);
                 }
                 Event::CopyIn(len) => {
-                    flow.input = if flow.simple { Input::Copy } else { Input::CopyThenSync(false) };
+                    flow.on_copy_in();
                     flow.clear(len, &mut server.pipe.input, out);
                 }
                 Event::Ready { len, status } => {
@@ -253,6 +255,7 @@ impl Client {
         let shared = Arc::clone(&self.shared);
         let database = self.login.database().to_owned();
         let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        self.segment.continues = true;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Incomplete) => return Ok(false),
             Ok(Taken::Complete) => {}
@@ -272,6 +275,7 @@ impl Client {
             self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
             flow.input = if segment.ended { Input::Closed } else { Input::Open };
             flow.streaming = segment.rest;
+            flow.data_ends += segment.data_ends();
             flow.simple |= segment.messages().any(|(tag, _)| tag == b'Q');
             if flow.reply.skips_to_sync() {
                 flow.input = Input::UntilSync;
@@ -428,8 +432,18 @@ impl Flow {
             input: if segment.ended { Input::Closed } else { Input::Open },
             streaming: segment.rest,
             simple: segment.messages().any(|(tag, _)| tag == b'Q'),
+            data_ends: segment.data_ends(),
             withdrawn: false,
             switching: None,
+        }
+    }
+
+    /// The server asks for data, which it may have already.
+    fn on_copy_in(&mut self) {
+        if self.data_ends > 0 {
+            self.data_ends -= 1;
+        } else {
+            self.input = if self.simple { Input::Copy } else { Input::CopyThenSync(false) };
         }
     }
 

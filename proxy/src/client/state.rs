@@ -151,6 +151,7 @@ impl Client {
         let shared = Arc::clone(&self.shared);
         let database = self.login.database().to_owned();
         let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        self.segment.continues = false;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Complete) => {
                 let segment = std::mem::take(&mut self.segment);

@@ -69,6 +69,8 @@ pub struct Segment {
     pub rest: usize,
     /// The server answers `ReadyForQuery` to the last message.
     pub ended: bool,
+    /// It belongs to a batch whose beginning was sent before.
+    pub continues: bool,
 }
 
 impl Default for Segment {
@@ -92,6 +94,7 @@ impl Default for Segment {
             texts: vec![],
             rest: 0,
             ended: false,
+            continues: false,
         }
     }
 }
@@ -124,6 +127,11 @@ pub enum TakeError {
 }
 
 impl Segment {
+    /// How many times the data of a COPY comes to its end in it.
+    pub fn data_ends(&self) -> usize {
+        self.parts.iter().filter(|part| matches!(part.tag, b'c' | b'f')).count()
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -207,8 +215,10 @@ impl Session {
                 return Ok(Taken::Goodbye);
             }
             let whole = have == header.len;
-            // Left over from a COPY that failed: servers ignore them too.
-            if matches!(header.tag, b'd' | b'c' | b'f') {
+            // Left over from a COPY that failed: servers ignore them too. Behind other messages of a batch
+            // they may be for a COPY that is yet to begin.
+            let behind_others = segment.continues || !segment.is_empty();
+            if matches!(header.tag, b'd' | b'c' | b'f') && !behind_others {
                 input.advance(have);
                 if !whole {
                     return Ok(Taken::Ignored(header.len - have));
@@ -274,7 +284,7 @@ impl Session {
                 (_, Subject::Portal(_)) => Ok(What::Other),
                 (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
             },
-            b'E' | b'H' | b'S' => Ok(What::Other),
+            b'E' | b'H' | b'S' | b'd' | b'c' | b'f' => Ok(What::Other),
             b'F' => {
                 segment.add(&Verdict::unknown());
                 Ok(What::Other)

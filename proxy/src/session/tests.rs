@@ -42,6 +42,14 @@ impl Fixture {
         Self { session, known }
     }
 
+    /// The same behind what was sent of a batch before.
+    fn take_more(&mut self, input: &mut BytesMut) -> Segment {
+        let mut segment = Segment { continues: true, ..Segment::default() };
+        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+        assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
+        segment
+    }
+
     fn take(&mut self, input: &mut BytesMut) -> Segment {
         let mut segment = Segment::default();
         let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
@@ -460,4 +468,24 @@ fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
         fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
         assert!(!fixture.session.is_kept(), "{sql}");
     }
+}
+
+#[test]
+fn data_that_comes_with_its_copy_is_kept_and_that_of_one_that_failed_is_not() {
+    let mut fixture = Fixture::new();
+    let copy: &[(u8, &[u8])] = &[
+        (b'd', b"left over"),
+        (b'P', b"\0COPY t FROM STDIN\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'd', b"1\n"),
+        (b'c', b""),
+        (b'S', b""),
+    ];
+    let segment = fixture.take(&mut extended(copy));
+    assert_eq!((tags(&segment.bytes).as_str(), segment.data_ends()), ("PBEdcS", 1));
+    let flushed = fixture.take(&mut extended(&[(b'P', b"\0COPY t FROM STDIN\0\0\0"), (b'H', b"")]));
+    assert_eq!((tags(&flushed.bytes).as_str(), flushed.data_ends()), ("PH", 0));
+    let rest = fixture.take_more(&mut extended(&[(b'd', b"1\n"), (b'f', b"no\0"), (b'S', b"")]));
+    assert_eq!((tags(&rest.bytes).as_str(), rest.data_ends()), ("dfS", 1));
 }

@@ -21,11 +21,36 @@ impl Told {
         Self { tag: 0, payload: vec![] }
     }
 
+    /// A `ReadyForQuery` in a transaction that has failed.
+    pub(super) fn is_failed(&self) -> bool {
+        self.tag == b'Z' && self.payload == b"E"
+    }
+
+    /// Refused because the transaction has failed.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_error(b"\0C25P02")
+    }
+
+    /// Refused for the number of values.
+    pub(super) fn is_miscounted(&self) -> bool {
+        self.is_error(b"\0C08P01")
+    }
+
+    fn is_error(&self, code: &[u8; 7]) -> bool {
+        self.tag == b'E' && self.payload.windows(code.len()).any(|part| part == code)
+    }
+
     /// A message as it came.
     pub(super) fn new(tag: u8, mut payload: Vec<u8>) -> Self {
         match tag {
             b'T' => columns(&mut payload),
             b't' => oids(payload.get_mut(2..).unwrap_or_default()),
+            b'E' if payload.windows(7).any(|part| part == b"\0C25P02") => {
+                // A connection that has yet to hear of a statement refuses it, not its use.
+                let fields = payload.split(|byte| *byte == 0);
+                let kept = fields.filter(|field| !matches!(field.first(), Some(b'F' | b'L' | b'R')));
+                payload = kept.collect::<Vec<_>>().join(&0);
+            }
             // The process that notified.
             b'A' => payload.iter_mut().take(4).for_each(|byte| *byte = 0),
             _ => {}
@@ -106,6 +131,8 @@ mod tests {
         assert_ne!(row(20_000, 23), row(1259, 23));
         assert_ne!(row(20_000, 23), row(20_000, 25));
         let error = |text: &[u8]| Told::new(b'E', text.to_vec());
-        assert_ne!(error(b"Mone"), error(b"Mtwo"));
+        assert_ne!(error(b"SERROR\0C22012\0L1\0\0"), error(b"SERROR\0C22012\0L2\0\0"));
+        assert_eq!(error(b"SERROR\0C25P02\0L1\0\0"), error(b"SERROR\0C25P02\0L2\0\0"));
+        assert_ne!(error(b"SERROR\0C25P02\0Mone\0\0"), error(b"SERROR\0C25P02\0Mtwo\0\0"));
     }
 }

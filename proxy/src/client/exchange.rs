@@ -267,9 +267,9 @@ impl Client {
         let segment = std::mem::take(&mut self.segment);
         let in_reading = self.session.tx_node().is_some() || flow.batch.opens;
         let fits = server.role != Role::Standby
-            || segment.suits_reader()
-            || (segment.route != Route::Primary && !in_reading)
-            || flow.reply.failed();
+            || flow.reply.failed()
+            || (!segment.leaves_portals()
+                && (segment.suits_reader() || (segment.route != Route::Primary && !in_reading)));
         if fits {
             flow.batch.extend(&segment);
             self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);

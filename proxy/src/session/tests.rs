@@ -489,3 +489,26 @@ fn data_that_comes_with_its_copy_is_kept_and_that_of_one_that_failed_is_not() {
     let rest = fixture.take_more(&mut extended(&[(b'd', b"1\n"), (b'f', b"no\0"), (b'S', b"")]));
     assert_eq!((tags(&rest.bytes).as_str(), rest.data_ends()), ("dfS", 1));
 }
+
+#[test]
+fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow() {
+    let mut fixture = Fixture::new();
+    let parse: (u8, &[u8]) = (b'P', b"\0SELECT 1\0\0\0");
+    let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
+    let (all, some): ((u8, &[u8]), (u8, &[u8])) = ((b'E', b"\0\0\0\0\0"), (b'E', b"\0\0\0\0\x05"));
+    let (flush, sync): ((u8, &[u8]), (u8, &[u8])) = ((b'H', b""), (b'S', b""));
+    for (messages, wanted) in [
+        (vec![parse, bind, flush], Wanted::Writer),
+        (vec![parse, bind, some, flush], Wanted::Writer),
+        (vec![parse, bind, some, sync], Wanted::Reader),
+        (vec![parse, bind, all, flush], Wanted::Reader),
+        (vec![parse, flush], Wanted::Reader),
+    ] {
+        let segment = fixture.take(&mut extended(&messages));
+        assert_eq!(fixture.session.wanted(&segment), wanted, "{messages:?}");
+    }
+    let mut large = extended(&[parse, (b'B', &[b"\0\0".as_slice(), &[0; LARGE]].concat())]);
+    large.truncate(LARGE + 10);
+    let segment = fixture.take(&mut large);
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "the rest of it may use the portal");
+}

@@ -196,7 +196,7 @@ impl Maker {
         let mut says = Vec::new();
         let mut until = Until::Ready(1);
         for _ in 0..3 + self.below(8) {
-            let name = self.one_of(&["", "", "p0", "p1", "q0"]).to_owned();
+            let name = self.one_of(&["", "", "p0", "p1"]).to_owned();
             let portal = self.one_of(&["", "", "a", "c0"]).to_owned();
             let shape = self.shape();
             says.push(match self.below(14) {

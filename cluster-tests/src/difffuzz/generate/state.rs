@@ -58,8 +58,8 @@ impl Maker {
             8 => format!("SELECT set_config('{name}', '{}', false)", value.trim_matches('\'')),
             9 => format!("SELECT set_config('{name}', '{}', true)", value.trim_matches('\'')),
             10 => format!("SET {name} TO DEFAULT"),
-            11 | 12 => format!("SHOW {name}"),
-            13 => format!("SELECT coalesce(nullif(current_setting('{name}', true), ''), '-')"),
+            11 | 12 if !name.starts_with("my.") => format!("SHOW {name}"),
+            11..14 => format!("SELECT coalesce(nullif(current_setting('{name}', true), ''), '-')"),
             14 => self
                 .one_of(&["RESET ALL", "SET SESSION AUTHORIZATION DEFAULT", "SET ROLE app", "RESET ROLE"])
                 .to_owned(),
@@ -93,7 +93,7 @@ impl Maker {
             ("statement_timeout", &["0", "'50s'"]),
             ("client_encoding", &["'UTF8'", "'LATIN1'", "'SQL_ASCII'"]),
             ("default_transaction_read_only", &["on", "off"]),
-            ("default_transaction_isolation", &["'read committed'", "'repeatable read'"]),
+            ("default_transaction_isolation", &["'read committed'"]),
             ("my.setting", &["'mine'", "'yours'"]),
             ("no_such_setting", &["1"]),
             ("work_mem", &["'much'"]),
@@ -105,10 +105,12 @@ impl Maker {
     /// `PREPARE` and what belongs to it.
     pub(super) fn sql_prepared(&mut self) -> String {
         let (p, row) = (self.prefix.clone(), self.row());
+        let new = self.one_of(&["q0", "q1"]);
+        // What was prepared with the protocol can be executed as well.
         let name = self.one_of(&["q0", "q1", "p0"]);
         match self.below(8) {
-            0 | 1 => format!("PREPARE {name} (int) AS SELECT id, a FROM {p}t0 WHERE id = $1"),
-            2 => format!("PREPARE {name} (int) AS UPDATE {p}t0 SET a = a + 1 WHERE id = $1 RETURNING a"),
+            0 | 1 => format!("PREPARE {new} (int) AS SELECT id, a FROM {p}t0 WHERE id = $1"),
+            2 => format!("PREPARE {new} (int) AS UPDATE {p}t0 SET a = a + 1 WHERE id = $1 RETURNING a"),
             3..6 => format!("EXECUTE {name} ({row})"),
             6 => {
                 self.named.retain(|(known, _)| known != name);

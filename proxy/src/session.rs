@@ -301,12 +301,18 @@ impl Session {
         Known { seen: self.settings.beginning(), ..Known::default() }
     }
 
-    /// Statements that SQL in `segment` uses by name and the connection does not know: `Parse`
-    /// messages with a `Sync` behind them, or nothing.
+    /// Statements that SQL in `segment` uses by name and the connection does not know, or knows although they
+    /// were closed elsewhere: `Parse` and `Close` messages with a `Sync` behind them, or nothing.
     pub fn introduce(&self, segment: &Segment, known: &mut Known) -> BytesMut {
         let mut out = BytesMut::new();
         for name in &segment.uses {
-            let Some(definition) = self.statements.confirmed(name) else { continue };
+            let Some(definition) = self.statements.confirmed(name) else {
+                if known.statements.get(name).is_some_and(|id| *id != 0) {
+                    frontend::put_close_statement(&mut out, name);
+                    known.statements.remove(name);
+                }
+                continue;
+            };
             if let Some(body) = &definition.body
                 && known.statements.get(name) != Some(&definition.id)
             {

@@ -133,11 +133,7 @@ impl Played {
         let heard = proxied.exchange(bytes, as_much, &mut proxy_answer).await;
         self.messages += answer.len();
         let ended = answer.last().is_some_and(|last| last.tag == 0);
-        let status = answer.iter().rev().find(|told| told.tag == b'Z').map(Told::is_failed);
-        if self.failed {
-            even_out(&mut answer, &mut proxy_answer);
-        }
-        self.failed = status.unwrap_or(self.failed);
+        self.failed = even_out(self.failed, &mut answer, &mut proxy_answer);
         self.difference = compare(Some(number), answer, proxy_answer, !heard);
         Ok(ended || self.difference.is_some())
     }
@@ -145,11 +141,13 @@ impl Played {
 
 /// In a transaction that has failed, a connection cannot hear of a statement that was prepared elsewhere: it
 /// refuses what is said about it, whereas PostgreSQL describes it if it gives no rows, and counts the values
-/// bound to it. Takes out of both answers what is said up to the next `Sync` then.
-fn even_out(direct: &mut Vec<Told>, proxied: &mut Vec<Told>) {
+/// bound to it. Takes out of both answers what is said up to the next `Sync` then. `failed`: the transaction has
+/// failed before; whether it has now.
+fn even_out(mut failed: bool, direct: &mut Vec<Told>, proxied: &mut Vec<Told>) -> bool {
     let mut at = 0;
     while let (Some(one), Some(other)) = (direct.get(at), proxied.get(at)) {
-        if one == other || !other.is_refused() || !(one.tag == b't' || one.is_miscounted()) {
+        failed = if one.tag == b'Z' { one.is_failed() } else { failed };
+        if !failed || one == other || !other.is_refused() || !(one.tag == b't' || one.is_miscounted()) {
             at += 1;
             continue;
         }
@@ -158,6 +156,7 @@ fn even_out(direct: &mut Vec<Told>, proxied: &mut Vec<Told>) {
             told.drain(at..at + upto.unwrap_or(told.len() - at));
         }
     }
+    failed
 }
 
 /// The order of the first `ParameterStatus` messages says nothing.
@@ -218,10 +217,10 @@ mod tests {
         let described = [same.clone(), told(b't', b"\0\0"), told(b'n', b""), ready.clone(), same.clone()];
         let hidden = [same.clone(), refused.clone(), ready.clone(), same.clone()];
         let (mut direct, mut proxied) = (described.to_vec(), hidden.to_vec());
-        even_out(&mut direct, &mut proxied);
+        even_out(true, &mut direct, &mut proxied);
         assert!(direct == proxied && direct.len() == 3, "{direct:?} {proxied:?}");
         let (mut direct, mut proxied) = (vec![told(b'D', b"row"), ready.clone()], vec![refused, ready]);
-        even_out(&mut direct, &mut proxied);
+        even_out(true, &mut direct, &mut proxied);
         assert!(compare(None, direct, proxied, false).is_some(), "a row is not hidden");
     }
 }

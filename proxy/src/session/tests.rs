@@ -512,3 +512,22 @@ fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow()
     let segment = fixture.take(&mut large);
     assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "the rest of it may use the portal");
 }
+
+#[test]
+fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
+    let mut fixture = Fixture::new();
+    let prepare = [(b'P', b"p0\0SELECT 1\0\0\0".as_slice()), (b'S', b"")];
+    let mut answer = BytesMut::new();
+    answer::put_empty(&mut answer, b'1');
+    answer::put_ready(&mut answer, TxStatus::Idle);
+    fixture.run(NODE, extended(&prepare), &answer);
+    let mut answer = BytesMut::new();
+    answer::put_empty(&mut answer, b'3');
+    answer::put_ready(&mut answer, TxStatus::Idle);
+    fixture.run(OTHER, extended(&[(b'C', b"Sp0\0"), (b'S', b"")]), &answer);
+    for (node, sent) in [(NODE, "CS"), (NODE, ""), (OTHER, "")] {
+        let segment = fixture.take(&mut query("EXECUTE p0"));
+        let known = fixture.known.get_mut(&node).unwrap();
+        assert_eq!(tags(&fixture.session.introduce(&segment, known)), sent);
+    }
+}

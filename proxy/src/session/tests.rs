@@ -507,8 +507,8 @@ fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow()
         let segment = fixture.take(&mut extended(&messages));
         assert_eq!(fixture.session.wanted(&segment), wanted, "{messages:?}");
     }
-    let mut large = extended(&[parse, (b'B', &[b"\0\0".as_slice(), &[0; LARGE]].concat())]);
-    large.truncate(LARGE + 10);
+    let mut large = extended(&[parse, (b'B', &[b"\0\0".as_slice(), &[0; LARGE]].concat().as_slice())]);
+    large.truncate(LARGE + 20);
     let segment = fixture.take(&mut large);
     assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "the rest of it may use the portal");
 }
@@ -516,11 +516,11 @@ fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow()
 #[test]
 fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
     let mut fixture = Fixture::new();
-    let prepare = [(b'P', b"p0\0SELECT 1\0\0\0".as_slice()), (b'S', b"")];
+    let prepare: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT 1\0\0\0"), (b'S', b"")];
     let mut answer = BytesMut::new();
     answer::put_empty(&mut answer, b'1');
     answer::put_ready(&mut answer, TxStatus::Idle);
-    fixture.run(NODE, extended(&prepare), &answer);
+    fixture.run(NODE, extended(prepare), &answer);
     let mut answer = BytesMut::new();
     answer::put_empty(&mut answer, b'3');
     answer::put_ready(&mut answer, TxStatus::Idle);

@@ -182,8 +182,9 @@ impl Client {
                     self.on_error(flow, server, len, &error);
                 }
                 Event::CopyIn(len) => {
+                    self.send_begun(flow, server);
                     flow.on_copy_in();
-                    flow.clear(len, &mut server.pipe.input, out);
+                    flow.clear(len, &mut server.pipe.input, &mut self.pipe.output);
                 }
                 Event::Ready { len, status } => {
                     flow.clear(len, &mut server.pipe.input, out);
@@ -286,6 +287,16 @@ impl Client {
             flow.switching = Some(segment);
         }
         Ok(true)
+    }
+
+    /// What was taken of a further segment goes out before the data for a COPY is passed on as it comes.
+    fn send_begun(&mut self, flow: &mut Flow, server: &mut Server) {
+        if flow.input == Input::Open && !self.segment.is_empty() {
+            let segment = std::mem::take(&mut self.segment);
+            flow.batch.extend(&segment);
+            self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
+            flow.data_ends += segment.data_ends();
+        }
     }
 
     /// A message of a client that copies data in. Whether there was one.

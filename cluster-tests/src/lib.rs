@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod config_files;
 pub mod daemon;
 pub mod descriptor;
+pub mod difffuzz;
 pub mod disk;
 pub mod drivers;
 pub mod failure;

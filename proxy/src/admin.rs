@@ -352,7 +352,8 @@ mod tests {
     fn every_table_is_as_wide_as_its_head() {
         let world = World::new();
         world.cluster.offer(topology(1, None, vec![up(1)]));
-        let account = Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None, replication: None }));
+        let account =
+            Arc::new(Account::new("ann", &Login { parameters: vec![], keys: None, replication: None }));
         world.pool.place(NodeId(1), &account);
         let (user, database) = ("ann".to_owned(), "app".to_owned());
         let _ann = world.clients.enter(Guest { user, database, ..Guest::default() }, &world.config).unwrap();

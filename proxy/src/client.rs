@@ -5,6 +5,7 @@ mod answer;
 mod calls;
 mod console;
 mod exchange;
+mod flow;
 mod fresh;
 mod idle;
 mod login;

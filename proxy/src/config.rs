@@ -4,8 +4,8 @@
 //! Names no backend: those come from the agents.
 
 mod hba;
-mod own;
 mod local;
+mod own;
 mod pool;
 mod reload;
 mod tls;
@@ -21,8 +21,8 @@ use crate::hba::Rule;
 use crate::routing::Shares;
 use crate::session::Consistency;
 
-pub use own::{Effective, Own};
 pub use local::LocalSocket;
+pub use own::{Effective, Own};
 pub use pool::{PoolMode, Pooling};
 pub use reload::{Change, needs_restart};
 pub use tls::{Pair, ServerTls, ServerTlsMode, Tls};

@@ -99,6 +99,7 @@ impl Session {
         }
         match segment.route {
             Route::Primary => Wanted::Writer,
+            Route::Read | Route::Neutral if segment.leaves_portals() => Wanted::Writer,
             Route::Neutral => Wanted::Any,
             Route::Read if self.is_pinned() => Wanted::Writer,
             Route::Read if segment.opens && !segment.suits_reader() => Wanted::Writer,

@@ -315,9 +315,12 @@ impl Trouble {
                 Why::Sequence => {
                     "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
                 }
-                Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Replication | Why::Unknown => {
-                    "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
-                }
+                Why::Listen
+                | Why::Prepare
+                | Why::HeldCursor
+                | Why::Statistics
+                | Why::Replication
+                | Why::Unknown => "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration.",
             }),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Startup(StartupError::Replication(_)) => {

@@ -2,14 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::{Buf, BytesMut};
 use pgherd_common::NodeId;
 
-use crate::pipe::Pipe;
 use crate::routing;
-use crate::session::{Batch, Event, LARGE, Reply, ReplyError, Segment, TakeError, Taken};
+use crate::session::{Batch, Event, LARGE, ReplyError, Segment, TakeError, Taken};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
@@ -18,6 +15,7 @@ use crate::wire::backend::{self, ServerError, Severity, TxStatus};
 use crate::wire::frontend;
 
 use super::calls::unless_killed;
+use super::flow::{Flow, Input, Progress};
 use super::state::{Client, Gone, protocol};
 
 /// How the batch ended, for whoever runs it.
@@ -46,55 +44,6 @@ enum End {
     ClientProtocol(TakeError),
     /// An administrator sends the client away.
     Killed,
-}
-
-/// What the client may send while the batch runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
-    /// Nothing: its next batch waits in its socket.
-    Closed,
-    /// More messages of this batch.
-    Open,
-    /// Data for a COPY that a simple query began.
-    Copy,
-    /// Data for a COPY of the extended protocol, whose batch goes on behind it.
-    CopyThenOpen,
-    /// Whatever there is up to a `Sync`, for the server to ignore.
-    UntilSync,
-}
-
-/// A batch on its way.
-struct Flow {
-    batch: Batch,
-    reply: Reply,
-    /// Kept while it may have to be run again.
-    segment: Option<Segment>,
-    /// The beginning of an answer that may have to be thrown away.
-    held: BytesMut,
-    /// So many bytes at the front of the server's input go to the client as they are.
-    cleared: usize,
-    input: Input,
-    /// So many bytes of the client's belong to a message whose beginning the server has.
-    streaming: usize,
-    /// The batch was sent by a simple query.
-    simple: bool,
-    /// A message that has no place among the data for a simple query's COPY was passed on.
-    stray: Option<u8>,
-    /// So many ends of data were sent ahead of the server's asking for that data.
-    copies_ended: usize,
-    /// The answer is thrown away up to `ReadyForQuery`.
-    withdrawn: bool,
-    /// Waits for the server to end what it has, to go on elsewhere.
-    switching: Option<Segment>,
-    /// The server was asked for its position in one go with the batch.
-    asked: bool,
-}
-
-/// Some progress, or why there will be none.
-enum Progress {
-    Moved,
-    ServerGone(io::Error),
-    ClientGone(io::Error),
 }
 
 impl Client {
@@ -313,9 +262,9 @@ impl Client {
         let segment = std::mem::take(&mut self.segment);
         let in_reading = self.session.tx_node().is_some() || flow.batch.opens;
         let fits = server.role != Role::Standby
-            || segment.suits_reader()
-            || (segment.route != Route::Primary && !in_reading)
-            || flow.reply.failed();
+            || flow.reply.failed()
+            || (!segment.leaves_portals()
+                && (segment.suits_reader() || (segment.route != Route::Primary && !in_reading)));
         if fits {
             self.continue_batch(flow, server, &segment);
             flow.input = if segment.ended { Input::Closed } else { Input::Open };
@@ -515,109 +464,4 @@ fn may_differ(code: &str) -> bool {
 /// Errors that say that no standby will ever run this.
 fn recovery_refused(code: &str) -> bool {
     matches!(code, "25006" | "55000")
-}
-
-impl Flow {
-    fn new(segment: &Segment, repeatable: bool) -> Self {
-        Self {
-            batch: Batch::of(segment),
-            reply: Reply::new(repeatable),
-            segment: None,
-            held: BytesMut::new(),
-            cleared: 0,
-            input: if segment.ended { Input::Closed } else { Input::Open },
-            streaming: segment.rest,
-            simple: segment.messages().any(|(tag, _)| tag == b'Q'),
-            stray: None,
-            copies_ended: segment.copies_ended(),
-            withdrawn: false,
-            switching: None,
-            asked: false,
-        }
-    }
-
-    /// Whether the client has sent all of the batch, so that it waits for `ReadyForQuery`.
-    fn ends(&self) -> bool {
-        match self.input {
-            Input::Closed | Input::Copy => self.switching.is_none(),
-            Input::Open | Input::CopyThenOpen | Input::UntilSync => false,
-        }
-    }
-
-    /// So many more bytes go to the client as they are.
-    fn clear(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
-        if !self.held.is_empty() && !self.reply.is_replaceable() {
-            self.release(input, out);
-        }
-        self.cleared += len;
-    }
-
-    /// Hands over what was cleared, so that something else can come behind it.
-    fn settle(&mut self, input: &mut BytesMut, out: &mut BytesMut) {
-        if self.cleared > 0 {
-            out.extend_from_slice(&input.split_to(self.cleared.min(input.len())));
-            self.cleared = 0;
-        }
-    }
-
-    fn swallow(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
-        self.settle(input, out);
-        input.advance(len.min(input.len()));
-    }
-
-    fn release(&mut self, input: &mut BytesMut, out: &mut BytesMut) {
-        self.settle(input, out);
-        out.extend_from_slice(&self.held);
-        self.held.clear();
-    }
-
-    /// Moves bytes between the sockets, wherever that is possible right now.
-    fn poll(&mut self, cx: &mut Context<'_>, client: &mut Pipe, server: &mut Pipe) -> Poll<Progress> {
-        let mut moved = false;
-        if server.has_output() {
-            match server.poll_drain(cx, &[]) {
-                Poll::Ready(Ok(_)) => moved = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Progress::ServerGone(error)),
-                Poll::Pending => {}
-            }
-        }
-        if self.cleared > 0 || client.has_output() {
-            match client.poll_drain(cx, server.input.get(..self.cleared).unwrap_or_default()) {
-                Poll::Ready(Ok(written)) => {
-                    server.input.advance(written);
-                    self.cleared -= written;
-                    moved = true;
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Progress::ClientGone(error)),
-                Poll::Pending => {}
-            }
-        }
-        if self.cleared + client.output.len() < LARGE {
-            match server.poll_fill(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Progress::ServerGone(error)),
-                Poll::Pending => {}
-            }
-        }
-        let wanted = self.input != Input::Closed || self.streaming > 0;
-        if wanted && server.output.len() < LARGE && client.input.len() < LARGE {
-            match client.poll_fill(cx) {
-                Poll::Ready(Ok(())) => moved = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Progress::ClientGone(error)),
-                Poll::Pending => {}
-            }
-        }
-        if moved { Poll::Ready(Progress::Moved) } else { Poll::Pending }
-    }
-
-    /// Writes what the client has yet to get.
-    async fn flush(&mut self, client: &mut Pipe, server: &mut Pipe) -> io::Result<()> {
-        while self.cleared > 0 {
-            let more = server.input.get(..self.cleared).unwrap_or_default();
-            let written = std::future::poll_fn(|cx| client.poll_drain(cx, more)).await?;
-            server.input.advance(written);
-            self.cleared -= written;
-        }
-        client.flush().await
-    }
 }

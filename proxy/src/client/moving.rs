@@ -25,7 +25,7 @@ impl Client {
     /// Whether the transaction has to leave its standby before `segment` is run. What failed there
     /// stays there.
     pub(super) fn must_move(&self, segment: &Segment) -> bool {
-        self.session.status() == TxStatus::Open && !segment.suits_reader()
+        self.session.status() == TxStatus::Open && (!segment.suits_reader() || segment.leaves_portals())
     }
 
     /// Ends the transaction on the standby `from` and begins it anew on the primary.

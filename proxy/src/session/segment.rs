@@ -56,6 +56,8 @@ pub struct Segment {
     pub(super) ends_tx: bool,
     /// A transaction block is opened in it.
     pub(super) opens: bool,
+    /// So many portals were bound and have yet to give rows.
+    portals: u32,
     /// Something in it is neither a read nor the end of a transaction, or leaves something behind in it.
     impure: bool,
     /// Whether all statements so far only open a transaction block; `None` before the first.
@@ -97,6 +99,7 @@ impl Default for Segment {
             may_commit: false,
             ends_tx: false,
             opens: false,
+            portals: 0,
             impure: false,
             begins: None,
             rolls_back: None,
@@ -173,6 +176,12 @@ impl Segment {
     /// Whether a transaction on a standby can hold it, and still go on elsewhere behind it.
     pub fn suits_reader(&self) -> bool {
         !self.impure && self.route != Route::Primary
+    }
+
+    /// Whether what follows it in its batch may use a portal that is bound in it, and is with that
+    /// portal's server for better or worse.
+    pub fn leaves_portals(&self) -> bool {
+        self.portals > 0 && !self.ended
     }
 
     /// Whether a transaction block is opened in it.
@@ -319,6 +328,7 @@ impl Session {
             b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
             b'B' => {
                 let (portal, name) = frontend::bind(payload).map_err(malformed)?;
+                segment.portals += 1;
                 // It may be asked for more rows later.
                 segment.impure |= !portal.is_empty();
                 let name = name.to_owned();
@@ -345,11 +355,21 @@ impl Session {
                     Ok(What::Uses(name.to_owned()))
                 }
                 (b'C', Subject::Statement(name)) => Ok(What::CloseStatement(name.to_owned())),
-                (b'C', Subject::Portal(_)) => Ok(What::ClosePortal),
+                (b'C', Subject::Portal(_)) => {
+                    segment.portals = segment.portals.saturating_sub(1);
+                    Ok(What::ClosePortal)
+                }
                 (_, Subject::Portal(_)) => Ok(What::Other),
                 (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
             },
-            b'E' | b'H' | b'S' | b'd' | b'c' | b'f' => Ok(What::Other),
+            b'E' => {
+                // All rows at once: nobody comes back for more.
+                if payload.ends_with(&[0; 4]) {
+                    segment.portals = segment.portals.saturating_sub(1);
+                }
+                Ok(What::Other)
+            }
+            b'H' | b'S' | b'd' | b'c' | b'f' => Ok(What::Other),
             b'F' => {
                 segment.add_unknown();
                 Ok(What::Other)

@@ -44,6 +44,14 @@ impl Fixture {
         Self { session, known }
     }
 
+    /// The same behind what was sent of a batch before.
+    fn take_more(&mut self, input: &mut BytesMut) -> Segment {
+        let mut segment = Segment { under_way: true, ..Segment::default() };
+        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+        assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
+        segment
+    }
+
     fn take(&mut self, input: &mut BytesMut) -> Segment {
         let mut segment = Segment::default();
         let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
@@ -529,5 +537,67 @@ fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
     {
         fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
         assert!(!fixture.session.is_kept(), "{sql}");
+    }
+}
+
+#[test]
+fn data_that_comes_with_its_copy_is_kept_and_that_of_one_that_failed_is_not() {
+    let mut fixture = Fixture::new();
+    let copy: &[(u8, &[u8])] = &[
+        (b'd', b"left over"),
+        (b'P', b"\0COPY t FROM STDIN\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'd', b"1\n"),
+        (b'c', b""),
+        (b'S', b""),
+    ];
+    let segment = fixture.take(&mut extended(copy));
+    assert_eq!((tags(&segment.bytes).as_str(), segment.copies_ended()), ("PBEdcS", 1));
+    let flushed = fixture.take(&mut extended(&[(b'P', b"\0COPY t FROM STDIN\0\0\0"), (b'H', b"")]));
+    assert_eq!((tags(&flushed.bytes).as_str(), flushed.copies_ended()), ("PH", 0));
+    let rest = fixture.take_more(&mut extended(&[(b'd', b"1\n"), (b'f', b"no\0"), (b'S', b"")]));
+    assert_eq!((tags(&rest.bytes).as_str(), rest.copies_ended()), ("dfS", 1));
+}
+
+#[test]
+fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow() {
+    let mut fixture = Fixture::new();
+    let parse: (u8, &[u8]) = (b'P', b"\0SELECT 1\0\0\0");
+    let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
+    let (all, some): ((u8, &[u8]), (u8, &[u8])) = ((b'E', b"\0\0\0\0\0"), (b'E', b"\0\0\0\0\x05"));
+    let (flush, sync): ((u8, &[u8]), (u8, &[u8])) = ((b'H', b""), (b'S', b""));
+    for (messages, wanted) in [
+        (vec![parse, bind, flush], Wanted::Writer),
+        (vec![parse, bind, some, flush], Wanted::Writer),
+        (vec![parse, bind, some, sync], Wanted::Reader),
+        (vec![parse, bind, all, flush], Wanted::Reader),
+        (vec![parse, flush], Wanted::Reader),
+    ] {
+        let segment = fixture.take(&mut extended(&messages));
+        assert_eq!(fixture.session.wanted(&segment), wanted, "{messages:?}");
+    }
+    let mut large = extended(&[parse, (b'B', &[b"\0\0".as_slice(), &[0; LARGE]].concat().as_slice())]);
+    large.truncate(LARGE + 20);
+    let segment = fixture.take(&mut large);
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "the rest of it may use the portal");
+}
+
+#[test]
+fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
+    let mut fixture = Fixture::new();
+    let prepare: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT 1\0\0\0"), (b'S', b"")];
+    let mut answer = BytesMut::new();
+    answer::put_empty(&mut answer, b'1');
+    answer::put_ready(&mut answer, TxStatus::Idle);
+    fixture.run(NODE, extended(prepare), &answer);
+    let mut answer = BytesMut::new();
+    answer::put_empty(&mut answer, b'3');
+    answer::put_ready(&mut answer, TxStatus::Idle);
+    fixture.run(OTHER, extended(&[(b'C', b"Sp0\0"), (b'S', b"")]), &answer);
+    for (node, sent) in [(NODE, "CS"), (NODE, ""), (OTHER, "")] {
+        let segment = fixture.take(&mut query("EXECUTE p0"));
+        let known = fixture.known.get_mut(&node).unwrap();
+        assert_eq!(tags(&fixture.session.introduce(&segment, known)), sent);
     }
 }

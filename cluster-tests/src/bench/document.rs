@@ -34,7 +34,7 @@ pub fn document(summaries: &[Summary], conditions: &Conditions) -> String {
          ![CPU per transaction relative to PgBouncer]({PLOT})\n\n\
          Processor time is the figure to go by: it hardly depends on what else the machine does. Throughput\n\
          is what is left when pgbench, servers and proxy share the cores. Each figure is the median of\n\
-         {rounds} rounds of {seconds} s; ratios are taken within a round, and the brackets hold the rounds furthest apart.\n",
+         {rounds} rounds (of {seconds} s); ratios are taken within a round, and the brackets hold the rounds furthest apart.\n",
         rounds = conditions.rounds,
         seconds = conditions.seconds,
     );

@@ -46,7 +46,12 @@ pub(super) async fn run(stand: &Stand, target: &Running, workload: Workload, sec
     if !output.status.success() {
         return Err(reason(&text(&output.stderr)));
     }
-    let counted = counted(&text(&output.stdout));
+    let said = text(&output.stdout);
+    if let Some(logins) = logins(&said).filter(|logins| *logins * 2 > Duration::from_secs(seconds)) {
+        // The figures would be those of logins.
+        return Err(format!("logging in took {:.1} of the {seconds} s", logins.as_secs_f64()));
+    }
+    let counted = counted(&said);
     let (tps, transactions) = counted.ok_or_else(|| "pgbench counted no transactions".to_owned())?;
     let cpu_us = before.zip(after).map(|(before, after)| per(after.saturating_sub(before), transactions));
     let pss_mb = target.pid.and_then(usage::pss_mb);
@@ -64,6 +69,13 @@ fn counted(said: &str) -> Option<(f64, u64)> {
     let count = behind("number of transactions actually processed: ")?;
     let transactions = count.split(['/', ' ']).next()?.parse().ok()?;
     (transactions > 0).then_some((tps, transactions))
+}
+
+/// How long it took until all clients were logged in, which counts as time of the run.
+fn logins(said: &str) -> Option<Duration> {
+    let line = said.lines().find_map(|line| line.strip_prefix("initial connection time = "))?;
+    let milliseconds: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(milliseconds / 1000.0).ok()
 }
 
 /// The first thing that pgbench complained of.
@@ -102,6 +114,8 @@ mod tests {
         let said = "number of transactions actually processed: 1234\nlatency average = 0.1 ms\n\
              initial connection time = 6.6 ms\ntps = 617.25 (without initial connection time)\n";
         assert_eq!(counted(said), Some((617.25, 1234)));
+        assert_eq!(logins(said), Some(Duration::from_micros(6600)));
+        assert_eq!(logins("tps = 7.5 (including)"), None);
         assert_eq!(counted(&said.replace("1234", "0")), None);
         assert_eq!(counted("tps = 7.5 (including)"), None);
         assert!((per(90, 4) - 22.5).abs() < 1e-9);

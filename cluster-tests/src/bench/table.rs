@@ -22,7 +22,7 @@ pub fn table(summary: &Summary) -> String {
     };
     let [first, second, third, fourth] = heads;
     let _infallible =
-        writeln!(text, "{:<18}{first:>10}{second:>24}{third:>12}{fourth:>24}{:>9}", "target", "PSS MB");
+        writeln!(text, "{:<18}{first:>10}{second:>25}{third:>13}{fourth:>25}{:>9}", "target", "PSS MB");
     for row in &summary.rows {
         if row.failed() {
             let _infallible = writeln!(text, "{:<18}{:>10}", row.target, "failed");
@@ -46,7 +46,7 @@ pub fn table(summary: &Summary) -> String {
         let [first, second, third, fourth] = cells;
         let memory = number(row.pss_mb, 1);
         let _infallible =
-            writeln!(text, "{:<18}{first:>10}{second:>24}{third:>12}{fourth:>24}{memory:>9}", row.target);
+            writeln!(text, "{:<18}{first:>10}{second:>25}{third:>13}{fourth:>25}{memory:>9}", row.target);
     }
     for row in summary.rows.iter().filter(|row| !row.failures.is_empty()) {
         let _infallible = writeln!(text, "{}: {}", row.target, failures(row));

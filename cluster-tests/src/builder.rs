@@ -446,12 +446,14 @@ fn proxy(
     Ok(Proxy { name, place, port, process })
 }
 
+/// Makes it, and gives it to user `postgres`.
 pub(crate) fn make_dir_for_postgres(dir: &Path) -> Result<(), StartError> {
     let io = |source| StartError::Io { path: dir.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(io)?;
     give_to_postgres(dir)
 }
 
+/// A file that only user `postgres` can read.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), StartError> {
     let io = |source| StartError::Io { path: path.to_owned(), source };
     std::fs::write(path, text).map_err(io)?;

@@ -6,6 +6,7 @@
 //! nothing outlives the process that holds a [`Cluster`], however that process ends.
 
 mod application;
+pub mod bench;
 pub mod binaries;
 pub mod builder;
 pub mod campaign;

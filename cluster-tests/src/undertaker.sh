@@ -17,7 +17,7 @@ done
 members() {
     for proc in /proc/[0-9]*; do
         read -r program <"$proc/comm" || continue
-        case $program in postgres | pgherd-* | pg_*) ;; *) continue ;; esac
+        case $program in postgres | pgherd-* | pg_* | pgbouncer | pgpool | haproxy) ;; *) continue ;; esac
         cwd=$(readlink "$proc/cwd") || continue
         for dir in $dirs; do
             case $cwd/ in "$dir"/*) echo "${proc#/proc/} $program" ;; esac
@@ -29,11 +29,12 @@ members() {
 for at in $mounts; do fsfreeze --unfreeze "$at"; done 2>/dev/null
 
 # Agents and proxies first, so that nobody starts a server again. Then an immediate stop of the
-# servers, in which a postmaster gives back its shared memory. Then whatever is left.
+# servers, in which a postmaster gives back its shared memory, and of pgpool, which does the same.
+# Then whatever is left.
 round=0
 while found=$(members); [ -n "$found" ] && [ $round -lt 100 ]; do
-    others=$(echo "$found" | sed -n '/ postgres$/!s/ .*//p')
-    servers=$(echo "$found" | sed -n 's/ postgres$//p')
+    others=$(echo "$found" | sed -n '/ postgres$/d; / pgpool$/d; s/ .*//p')
+    servers=$(echo "$found" | sed -n 's/ postgres$//p; s/ pgpool$//p')
     if [ -n "$others" ]; then kill -KILL $others
     elif [ $round -ge 60 ]; then kill -KILL $servers
     else kill -QUIT $servers; kill -CONT $servers

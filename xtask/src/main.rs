@@ -1,5 +1,5 @@
-//! The one door for people: `cargo xtask demo | test | sim | campaign | regress | stale | difffuzz | fix`. CI goes through
-//! the same door.
+//! The one door for people: `cargo xtask demo | test | sim | campaign | regress | stale | difffuzz | bench | fix`. CI goes
+//! through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
@@ -60,6 +60,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
+    /// Measure the proxy beside others; `bench proxy --help` tells its options.
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
+        options: Vec<OsString>,
+    },
     /// Check everything, change nothing: format, lints, documentation, tests, simulation, clusters.
     Test,
     /// Format, and apply what clippy can mend by itself.
@@ -73,6 +79,7 @@ fn main() -> ExitCode {
         Task::Regress { options } => program::run("pgherd-regress", &options),
         Task::Stale { options } => program::run("pgherd-stale", &options),
         Task::Difffuzz { options } => program::run("pgherd-difffuzz", &options),
+        Task::Bench { options } => program::run("pgherd-bench", &options),
         Task::Sim { options } => sim::run(&options),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),

@@ -11,7 +11,8 @@ use crate::{built, cargo};
 pub(crate) fn run(program: &str, options: &[OsString]) -> ExitCode {
     if options.iter().any(|option| option == "--help" || option == "-h") {
         let mut help = cargo();
-        help.args(["run", "--quiet", "--package", "pgherd-cluster-tests", "--bin", program, "--", "--help"]);
+        help.args(["run", "--quiet", "--package", "pgherd-cluster-tests", "--bin", program, "--"]);
+        help.args(options);
         return becomes(help);
     }
     if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {

@@ -1,0 +1,109 @@
+//! Our proxy beside others, in front of the same servers: what it costs for each transaction.
+//!
+//! Rounds are interleaved: each visits all targets in turn, every second one in reverse, so that a drift
+//! of the machine hits all alike. What counts is the time that the proxy's processes spent on the
+//! processor, which depends little on what else competes for it.
+
+pub mod document;
+pub mod machine;
+mod measure;
+mod packages;
+pub mod relay;
+mod rivals;
+mod stand;
+pub mod stats;
+pub mod summary;
+pub mod svg;
+pub mod table;
+pub mod target;
+mod usage;
+pub mod workload;
+
+use std::path::{Path, PathBuf};
+
+use document::Conditions;
+use machine::Machine;
+use stand::{Running, Stand};
+use summary::{Round, Summary};
+use target::Target;
+use workload::Workload;
+
+use crate::failure::Failure;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long each run is.
+    pub seconds: u64,
+    /// How often each is done.
+    pub rounds: usize,
+    /// pgbench's scale: 100,000 rows each.
+    pub scale: u32,
+    /// Which work.
+    pub workloads: Vec<Workload>,
+    /// Through what.
+    pub targets: Vec<Target>,
+    /// PostgreSQL's programs, if not the newest installed.
+    pub pg_bin: Option<PathBuf>,
+    /// Another PgBouncer than Debian's.
+    pub pgbouncer: Option<PathBuf>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// One for each workload.
+    pub summaries: Vec<Summary>,
+    /// How it was measured.
+    pub conditions: Conditions,
+}
+
+impl Report {
+    /// Writes document and plot into this directory.
+    pub fn write(&self, dir: &Path) -> std::io::Result<()> {
+        std::fs::write(dir.join("benchmarks.md"), document::document(&self.summaries, &self.conditions))?;
+        std::fs::write(dir.join(document::PLOT), svg::svg(&self.summaries))
+    }
+}
+
+/// Measures, and tells every step and each workload's table to `say`.
+pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report, Failure> {
+    let machine = Machine::here();
+    say(&format!("load average: {}", machine.load));
+    let stand = Stand::start(options, say).await?;
+    let mut summaries = Vec::new();
+    for workload in &options.workloads {
+        let mut rounds = Vec::new();
+        for number in 0..options.rounds {
+            say(&format!("{workload}: round {} of {}", number + 1, options.rounds));
+            rounds.push(round(&stand, *workload, options.seconds, number).await);
+        }
+        let summary = Summary::of(*workload, &rounds);
+        say(&table::table(&summary));
+        summaries.push(summary);
+    }
+    let conditions = Conditions {
+        machine,
+        versions: stand.versions.clone(),
+        seconds: options.seconds,
+        rounds: options.rounds,
+        scale: options.scale,
+    };
+    Ok(Report { summaries, conditions })
+}
+
+/// Every target once, in an order that is another in every second round.
+async fn round(stand: &Stand, workload: Workload, seconds: u64, number: usize) -> Round {
+    // Where transaction mode does all, session mode need not stand in for it.
+    let takes_part = |running: &&Running| running.target != Target::PgBouncerSession || workload.prepares();
+    let mut visited: Vec<&Running> = stand.targets.iter().filter(takes_part).collect();
+    let backwards = number % 2 == 1;
+    if backwards {
+        visited.reverse();
+    }
+    let mut round = Vec::new();
+    for running in visited {
+        round.push((running.target, measure::run(stand, running, workload, seconds).await));
+    }
+    round
+}

@@ -1,0 +1,130 @@
+//! `cargo xtask bench`: what our proxy costs, beside other proxies.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pgherd_cluster_tests::bench::target::Target;
+use pgherd_cluster_tests::bench::workload::Workload;
+use pgherd_cluster_tests::bench::{self, Options, relay};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures on this machine, with real servers.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Proxy(ProxyArgs),
+    /// Carries bytes for `proxy`, in a process of its own.
+    #[command(hide = true)]
+    Relay {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        to: SocketAddr,
+    },
+}
+
+/// pgherd-proxy beside PgBouncer, Pgpool-II, HAProxy, a bare relay and no proxy at all, in front of the same
+/// primary and two standbys.
+#[derive(Debug, clap::Args)]
+struct ProxyArgs {
+    /// How long each run is.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// How often each target is visited.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Only these.
+    #[arg(long, value_name = "WORKLOAD,...", value_delimiter = ',', default_values_t = Workload::ALL)]
+    workloads: Vec<Workload>,
+    /// Only these.
+    #[arg(long, value_name = "TARGET,...", value_delimiter = ',', default_values_t = Target::ALL)]
+    targets: Vec<Target>,
+    /// pgbench's scale: 100,000 rows each.
+    #[arg(long, default_value_t = 10)]
+    scale: u32,
+    /// PostgreSQL's programs, if not the newest ones under /usr/lib/postgresql.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+    /// Another PgBouncer than Debian's.
+    #[arg(long, value_name = "PROGRAM")]
+    pgbouncer: Option<PathBuf>,
+    /// Write docs/benchmarks.md and its plot.
+    #[arg(long)]
+    write: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match Args::parse().what {
+        What::Proxy(args) => proxy(args).await,
+        What::Relay { listen, to } => match relay::serve(listen, to).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(&format!("cannot listen on {listen}: {error}"));
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+async fn proxy(args: ProxyArgs) -> ExitCode {
+    let options = Options {
+        seconds: args.seconds,
+        rounds: args.rounds.into(),
+        scale: args.scale,
+        workloads: args.workloads,
+        targets: args.targets,
+        pg_bin: args.pg_bin,
+        pgbouncer: args.pgbouncer,
+    };
+    let ended = tokio::select! {
+        ended = bench::run(&options, &say) => ended,
+        () = stopped() => {
+            say("stopped: ending everything");
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = match ended {
+        Ok(report) => report,
+        Err(error) => {
+            say(&format!("cannot measure: {error:?}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    match args.write.then(|| report.write(&docs)) {
+        None | Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            say(&format!("cannot write {}: {error}", docs.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
+async fn stopped() {
+    let of = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = of(SignalKind::interrupt()) => (),
+        () = of(SignalKind::terminate()) => (),
+        () = of(SignalKind::hangup()) => (),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "this program talks to a person")]
+fn say(text: &str) {
+    println!("{text}");
+}

@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -117,7 +117,7 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Tally, Failure
         next: AtomicU64::new(options.first),
         serial: AtomicU32::new(1),
     };
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     let mut tally = all(Arc::new(plan), say).await?;
     tally.reads = reads(&cluster).await?;
     say(&told(options, &tally, begun.elapsed().as_secs()));

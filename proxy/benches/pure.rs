@@ -134,9 +134,8 @@ fn topology() -> Option<Topology> {
 
 fn routing(criterion: &mut Criterion) {
     let Some(topology) = topology() else { return };
-    let (shares, lag_bytes, avoided) = (Shares::default(), BTreeMap::new(), BTreeSet::new());
-    let view =
-        View { topology: &topology, shares: &shares, lag_bytes: &lag_bytes, avoided: &avoided, backed: true };
+    let (shares, lags, avoided) = (Shares::default(), BTreeMap::new(), BTreeSet::new());
+    let view = View { topology: &topology, shares: &shares, lags: &lags, avoided: &avoided, backed: true };
     let mut group = criterion.benchmark_group("routing");
     let mut draw = 0_u64;
     group.bench_function("read", |bencher| {

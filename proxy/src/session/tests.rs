@@ -598,6 +598,6 @@ fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
     for (node, sent) in [(NODE, "CS"), (NODE, ""), (OTHER, "")] {
         let segment = fixture.take(&mut query("EXECUTE p0"));
         let known = fixture.known.get_mut(&node).unwrap();
-        assert_eq!(tags(&fixture.session.introduce(&segment, known)), sent);
+        assert_eq!(tags(&fixture.session.introduce(&segment, known).messages), sent);
     }
 }

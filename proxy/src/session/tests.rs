@@ -46,7 +46,8 @@ impl Fixture {
 
     /// The same behind what was sent of a batch before.
     fn take_more(&mut self, input: &mut BytesMut) -> Segment {
-        let mut segment = Segment { under_way: true, ..Segment::default() };
+        let mut segment = Segment::default();
+        segment.under_way = true;
         let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
         assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
         segment
@@ -565,8 +566,8 @@ fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow()
     let mut fixture = Fixture::new();
     let parse: (u8, &[u8]) = (b'P', b"\0SELECT 1\0\0\0");
     let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
-    let (all, some): ((u8, &[u8]), (u8, &[u8])) = ((b'E', b"\0\0\0\0\0"), (b'E', b"\0\0\0\0\x05"));
-    let (flush, sync): ((u8, &[u8]), (u8, &[u8])) = ((b'H', b""), (b'S', b""));
+    let [all, some]: [(u8, &[u8]); 2] = [(b'E', b"\0\0\0\0\0"), (b'E', b"\0\0\0\0\x05")];
+    let [flush, sync]: [(u8, &[u8]); 2] = [(b'H', b""), (b'S', b"")];
     for (messages, wanted) in [
         (vec![parse, bind, flush], Wanted::Writer),
         (vec![parse, bind, some, flush], Wanted::Writer),
@@ -577,7 +578,7 @@ fn a_portal_that_is_used_later_in_the_batch_is_bound_where_all_else_can_follow()
         let segment = fixture.take(&mut extended(&messages));
         assert_eq!(fixture.session.wanted(&segment), wanted, "{messages:?}");
     }
-    let mut large = extended(&[parse, (b'B', &[b"\0\0".as_slice(), &[0; LARGE]].concat().as_slice())]);
+    let mut large = extended(&[parse, (b'B', [b"\0\0".as_slice(), &[0; LARGE]].concat().as_slice())]);
     large.truncate(LARGE + 20);
     let segment = fixture.take(&mut large);
     assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "the rest of it may use the portal");

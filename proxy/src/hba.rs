@@ -178,12 +178,9 @@ impl fmt::Display for Facts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, user, database, .. } = self;
         let encryption = if self.encrypted { "SSL encryption" } else { "no encryption" };
-        if self.replication {
-            f.write_str("replication ")?;
-        }
         match address {
-            Some(address) => write!(f, "connection for host \"{address}\", user \"{user}\", ")?,
-            None => write!(f, "connection for host \"[local]\", user \"{user}\", ")?,
+            Some(address) => write!(f, "host \"{address}\", user \"{user}\", ")?,
+            None => write!(f, "host \"[local]\", user \"{user}\", ")?,
         }
         if !self.replication {
             write!(f, "database \"{database}\", ")?;
@@ -302,9 +299,9 @@ mod tests {
     #[test]
     fn facts_are_told_as_postgresql_does() {
         let told = facts("::1", true, "ann", "shop").to_string();
-        assert_eq!(told, "connection for host \"::1\", user \"ann\", database \"shop\", SSL encryption");
+        assert_eq!(told, "host \"::1\", user \"ann\", database \"shop\", SSL encryption");
         let local = Facts { address: None, replication: true, ..facts("::1", false, "ann", "shop") };
-        let expected = "replication connection for host \"[local]\", user \"ann\", no encryption";
+        let expected = "host \"[local]\", user \"ann\", no encryption";
         assert_eq!(local.to_string(), expected);
         assert!(facts("::1", false, "ann", "shop").to_string().ends_with("no encryption"));
     }

@@ -282,10 +282,11 @@ async fn who_gives_up_waiting_ends_the_pause() {
     cancel.cancel_query(NoTls).await.unwrap();
     assert_eq!(soon(pausing).await.unwrap().code(), &SqlState::QUERY_CANCELED);
     assert_eq!(paused().await, [""]);
-    let waiting = world.console().await;
-    let pausing = tokio::spawn(async move { simple(&waiting, "PAUSE").await });
+    let (waiting, connection) = world.login("postgres", "pgherd").await.unwrap();
+    let pausing = tokio::spawn(async move { waiting.simple_query("PAUSE").await.is_err() });
     soon(async { while paused().await != ["all databases"] {} }).await;
-    pausing.abort();
+    connection.abort();
+    assert!(soon(pausing).await.unwrap(), "its connection is gone");
     soon(async { while paused().await != [""] {} }).await;
     simple(&ann, "COMMIT").await;
     // With nothing to wait for it returns at once; a session that keeps its connection does not hinder it.

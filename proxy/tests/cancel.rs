@@ -39,7 +39,7 @@ async fn they_work_when_everything_is_full() {
     let primary = Postgres::primary(Access::Trust);
     primary.configure("max_connections = 12", "host all all all trust");
     let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
-    let lines = "max_client_connections = 1\n[pool]\nsize = 1";
+    let lines = "max_client_connections = 1\nreserve = 0\n[pool]\nsize = 1";
     let proxy = Proxy::start_with(&mut agent, Access::Trust, lines).await;
     let client = proxy.connect().await;
     let token = client.cancel_token();

@@ -155,7 +155,11 @@ async fn the_queue_is_served_in_order_and_has_an_end() {
     let (_agent, proxy) = world.proxy("[pool]\nsize = 1\nqueue_size = 5\nqueue_timeout = '10s'").await;
     let admin = connect(&proxy, "postgres").await;
     let holder = connect(&proxy, "ann").await;
-    let clients = join_all((0..6).map(|_| connect(&proxy, "ann"))).await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        // One after the other: logins wait in the same queue.
+        clients.push(connect(&proxy, "ann").await);
+    }
     let waits = async || shown(&admin, "stats", "ann", "waits").await[0].parse::<u64>().unwrap();
     simple(&holder, "BEGIN; INSERT INTO t (n) VALUES (-1)").await;
     let before = waits().await;
@@ -177,8 +181,8 @@ async fn the_queue_is_served_in_order_and_has_an_end() {
     soon(join_all(waiting)).await;
     let order = simple(&admin, "SELECT n FROM (SELECT * FROM t ORDER BY id FOR UPDATE) s").await;
     assert_eq!(order, ["-1", "0", "1", "2", "3", "4"]);
-    simple(&last, "INSERT INTO t (n) VALUES (6)").await;
     assert_eq!(waits().await - before, 5);
+    simple(&last, "INSERT INTO t (n) VALUES (6)").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -72,12 +72,11 @@ async fn strangers_are_told_why_and_do_no_harm() {
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "C08P01"),
         (b"\x00\x10\x00\x00\x00\x03\x00\x00user\0", "C08P01"),
         (b"\xff\xff\xff\xff\0\x03\0\0", "C08P01"),
-        (b"\0\0\0\x08\0\x02\0\0", "C0A000"),
+        (b"\0\0\0\x08\0\x02\0\0", "unsupported frontend protocol 2.0"),
         (b"\0\0\0\x0e\0\x03\0\0user\0\0", "C08P01"),
-        (b"\0\0\0\x09\0\x03\0\0\0", "C08P01"),
+        (b"\0\0\0\x09\0\x03\0\0\0", "C28000"),
         (b"\0\0\0\x08\x04\xd2\x16\x2f", "N"),
         (b"\0\0\0\x27\0\x03\0\0user\0postgres\0replication\0tr", "C08P01"),
-        (b"\0\0\0\x25\0\x03\0\0user\0postgres\0replication\x001\0\0", "C0A000"),
     ] {
         let answer = say(bytes).await;
         assert!(answer.contains(expected), "{bytes:?}: {answer:?}");

@@ -212,7 +212,7 @@ async fn rules_tell_replication_from_databases() {
         psql(&proxy, &parameters, "IDENTIFY_SYSTEM").await
     };
     let error = try_it("true").await.unwrap_err();
-    let expected = "no hba entry for replication connection for host \"127.0.0.1\", user \"postgres\"";
+    let expected = "no hba entry for replication connection from host \"127.0.0.1\", user \"postgres\"";
     assert!(error.contains(expected), "{error}");
     try_it("database").await.unwrap();
     let lines = rules.replace("address = '127.0.0.2'\n", "");

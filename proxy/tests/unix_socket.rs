@@ -74,9 +74,9 @@ async fn rules_and_tls_know_it() {
     let host = world.host();
     assert_eq!(psql(&proxy, &host, "SELECT 1").await.unwrap(), "1\n");
     let error = psql(&proxy, "host=127.0.0.1", "SELECT 1").await.unwrap_err();
-    assert!(error.contains("no hba entry for connection for host \"127.0.0.1\""), "{error}");
+    assert!(error.contains("no hba entry for host \"127.0.0.1\""), "{error}");
     let error = psql(&proxy, &format!("{host} user=ann"), "SELECT 1").await.unwrap_err();
-    assert!(error.contains("no hba entry for connection for host \"[local]\", user \"ann\""), "{error}");
+    assert!(error.contains("no hba entry for host \"[local]\", user \"ann\""), "{error}");
     proxy.stop().await;
 
     let rules = "[[hba]]\ntype = 'host'\nmethod = 'trust'";

@@ -137,9 +137,15 @@ fn method(
     let replication = replication == Some(Replication::Physical);
     let facts = Facts { address, encrypted, user, database, replication };
     match hba::method(rules, &facts) {
-        Some(AuthMethod::Reject) => Err(Trouble::Unauthorized(format!("hba rejects {facts}")).into()),
+        Some(AuthMethod::Reject) => {
+            let what = if replication { "replication connection" } else { "connection" };
+            Err(Trouble::Unauthorized(format!("hba rejects {what} for {facts}")).into())
+        }
         Some(method) => Ok(method),
-        None => Err(Trouble::Unauthorized(format!("no hba entry for {facts}")).into()),
+        None => {
+            let what = if replication { "replication connection from " } else { "" };
+            Err(Trouble::Unauthorized(format!("no hba entry for {what}{facts}")).into())
+        }
     }
 }
 

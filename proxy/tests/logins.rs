@@ -88,7 +88,7 @@ async fn strangers_are_told_why_and_do_no_harm() {
         let answer = say(&[login, garbage].concat()).await;
         assert!(answer.contains("C08P01"), "{garbage:?}: {answer:?}");
     }
-    let newer = say(b"\0\0\0\x23\0\x03\0\x02user\0postgres\0_pq_.x\0y\0\0\0\0\0X\0\0\0\x04").await;
+    let newer = say(b"\0\0\0\x20\0\x03\0\x02user\0postgres\0_pq_.x\0y\0\0X\0\0\0\x04").await;
     assert!(newer.starts_with("v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x"), "{newer:?}");
 
     let (one, two) = (proxy.connect().await, proxy.connect().await);

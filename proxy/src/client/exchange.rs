@@ -308,33 +308,7 @@ impl Client {
     async fn conclude(&mut self, mut flow: Flow, mut server: Server, end: End) -> Result<Outcome, Gone> {
         let (node, role) = (server.node, server.role);
         match end {
-            // The COPY was over before the server saw it: who knows what it made of it.
-            End::Ready(_) if flow.stray.is_some() => {
-                flow.settle(&mut server.pipe.input, &mut self.pipe.output);
-                server.leave();
-                Err(protocol(&TakeError::InCopy(flow.stray.unwrap_or_default())))
-            }
-            End::Ready(status) => {
-                let was_open = self.session.tx_node().is_some();
-                self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
-                let flush = flow.flush(&mut self.pipe, &mut server.pipe);
-                let flushed = unless_killed(&self.presence.badge, flush).await;
-                self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
-                if flow.asked {
-                    self.session.floor.doubt();
-                } else {
-                    self.note_writes(&flow.batch, was_open, &mut server).await;
-                }
-                self.note_redefinitions();
-                server.pipe.shrink();
-                let heard = flushed.is_ok() && !server.pipe.input.is_empty();
-                self.servers.insert(node, server);
-                if heard {
-                    self.on_server_news(node, Ok(()));
-                }
-                flushed?;
-                Ok(Outcome::Done)
-            }
+            End::Ready(status) => self.on_ready(flow, server, status).await,
             End::Switched(status) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 let (failed, was_open) = (flow.reply.failed(), self.session.tx_node().is_some());
@@ -396,6 +370,40 @@ impl Client {
                 Err(self.on_killed(server, flow.reply.is_mid_message()))
             }
         }
+    }
+
+    /// The server is ready for the next batch.
+    async fn on_ready(
+        &mut self,
+        mut flow: Flow,
+        mut server: Server,
+        status: TxStatus,
+    ) -> Result<Outcome, Gone> {
+        if let Some(stray) = flow.stray {
+            // The COPY was over before the server saw it: who knows what it made of it.
+            flow.settle(&mut server.pipe.input, &mut self.pipe.output);
+            server.leave();
+            return Err(protocol(&TakeError::InCopy(stray)));
+        }
+        let (node, was_open) = (server.node, self.session.tx_node().is_some());
+        self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
+        let flush = flow.flush(&mut self.pipe, &mut server.pipe);
+        let flushed = unless_killed(&self.presence.badge, flush).await;
+        self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
+        if flow.asked {
+            self.session.floor.doubt();
+        } else {
+            self.note_writes(&flow.batch, was_open, &mut server).await;
+        }
+        self.note_redefinitions();
+        server.pipe.shrink();
+        let heard = flushed.is_ok() && !server.pipe.input.is_empty();
+        self.servers.insert(node, server);
+        if heard {
+            self.on_server_news(node, Ok(()));
+        }
+        flushed?;
+        Ok(Outcome::Done)
     }
 
     /// Asks for the position of what the batch may have committed.

@@ -326,26 +326,7 @@ impl Session {
                 Ok(What::Query)
             }
             b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
-            b'B' => {
-                let (portal, name) = frontend::bind(payload).map_err(malformed)?;
-                segment.portals += 1;
-                // It may be asked for more rows later.
-                segment.impure |= !portal.is_empty();
-                let name = name.to_owned();
-                match self.statements.find(&name) {
-                    Some(definition) => {
-                        let (verdict, text) = (definition.verdict_now(judge), definition.text());
-                        segment.add(&verdict, self.route(&verdict, text.as_deref()));
-                        segment.texts.extend(text);
-                    }
-                    // Prepared by SQL, or an error.
-                    None => {
-                        let verdict = Verdict { may_commit: true, ..Verdict::plain(Route::Primary) };
-                        segment.add(&verdict, Route::Primary);
-                    }
-                }
-                Ok(What::Uses(name))
-            }
+            b'B' => self.read_bind(payload, segment, judge).map_err(malformed),
             b'D' | b'C' => match (header.tag, frontend::subject(payload).map_err(malformed)?) {
                 (b'D', Subject::Statement(name)) => {
                     let route = self.statements.find(name).map_or(Route::Primary, |known| {
@@ -376,6 +357,26 @@ impl Session {
             }
             other => Err(TakeError::Tag(other)),
         }
+    }
+
+    fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: Judge<'_>) -> Result<What, Malformed> {
+        let (portal, name) = frontend::bind(payload)?;
+        segment.portals += 1;
+        // It may be asked for more rows later.
+        segment.impure |= !portal.is_empty();
+        match self.statements.find(name) {
+            Some(definition) => {
+                let (verdict, text) = (definition.verdict_now(judge), definition.text());
+                segment.add(&verdict, self.route(&verdict, text.as_deref()));
+                segment.texts.extend(text);
+            }
+            // Prepared by SQL, or an error.
+            None => {
+                let verdict = Verdict { may_commit: true, ..Verdict::plain(Route::Primary) };
+                segment.add(&verdict, Route::Primary);
+            }
+        }
+        Ok(What::Uses(name.to_owned()))
     }
 
     /// Where a text may run in this session.

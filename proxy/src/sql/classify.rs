@@ -228,9 +228,7 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
                 effects.push(Effect::Keep);
             }
             effects.extend(temporary::made_by(other, text));
-            if matches!(other, Statement::Load { .. }) {
-                effects.push(Effect::Pin);
-            }
+            effects.extend(matches!(other, Statement::Load { .. }).then_some(Effect::Pin));
             let data = matches!(
                 other,
                 Statement::Insert(_)

@@ -136,14 +136,16 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
     }
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
-    let code = first == "do" && !(speaks_plpgsql(body) && facts.leaves_nothing(body, &[]));
+    let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
     // In these SET is no statement of its own.
-    let quiet = one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest);
+    let quiet = harmless_code
+        || (one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest));
     let telling = |word: &str| {
         leaves_state(word) && !(quiet && ["set", "reset"].contains(&word.to_ascii_lowercase().as_str()))
     };
     let calls = RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(rest);
-    if code || calls || first == "call" || leaves_state(&first) || words_of(rest).any(telling) {
+    let code = (first == "do" && !harmless_code) || first == "call";
+    if code || calls || leaves_state(&first) || words_of(rest).any(telling) {
         verdict.effects.push(Effect::Pin);
     }
     verdict

@@ -409,12 +409,23 @@ fn leaves_state(body: &str) -> bool {
         let foreign = ["dblink", "pg_temp", "pg_stat"].iter().any(|prefix| word.starts_with(prefix));
         session_lock || foreign || functions::outlives_emptying(word) || WORDS.contains(&word.as_str())
     };
-    // SET is a statement of its own, unless it is a part of UPDATE.
+    // In a comment the words of an UPDATE may stand before a SET.
+    let commented = body.contains("--") || body.contains("/*");
     let sets = |statement: &str| {
-        let mut before = words(statement).take_while(|word| word != "set");
-        words(statement).any(|word| word == "set") && !before.any(|word| word == "update")
+        let words: Vec<String> = words(statement).collect();
+        let mut places = words.iter().enumerate().filter(|(_, word)| *word == "set");
+        places.any(|(at, _)| commented || !is_in_update(words.get(..at).unwrap_or_default()))
     };
     words(body).any(|word| leaves(&word)) || body.split(';').any(sets)
+}
+
+/// Whether a SET is a part of an UPDATE rather than a statement of its own, by the words before it: between the
+/// two there is no more than the table's name and alias.
+fn is_in_update(before: &[String]) -> bool {
+    const BETWEEN_MAX: usize = 6;
+    let back = before.iter().rev().take(BETWEEN_MAX);
+    let mut back = back.take_while(|word| !matches!(word.as_str(), "then" | "else" | "loop" | "begin"));
+    back.any(|word| word == "update")
 }
 
 /// Views are no reads when something in them is none, in views behind them, too.

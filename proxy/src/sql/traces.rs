@@ -106,6 +106,7 @@ fn is_data(statement: &Statement) -> bool {
             | Statement::Update { .. }
             | Statement::Delete(_)
             | Statement::Merge { .. }
+            | Statement::Copy { .. }
     )
 }
 

@@ -135,7 +135,7 @@ impl Facts {
     /// Whether there is no function of this name, as far as is known.
     pub fn is_unheard_of(&self, name: &str) -> bool {
         let bears = |catalog: &Arc<Catalog>| catalog.functions.contains_key(name);
-        !self.catalog.as_ref().is_some_and(bears) && self.doubt_about(name).is_none()
+        !is_cut(name) && !self.catalog.as_ref().is_some_and(bears) && self.doubt_about(name).is_none()
     }
 
     fn doubt_about(&self, name: &str) -> Option<Standing> {
@@ -211,7 +211,7 @@ impl Facts {
 
     /// Whether reading from the relations of this name is a read.
     pub fn relation_reads(&self, parts: &[String]) -> bool {
-        if !is_plain_relation(parts.iter().map(String::as_str)) {
+        if !is_plain_relation(parts.iter().map(String::as_str)) || parts.iter().any(|part| is_cut(part)) {
             return false;
         }
         let (schema, name) = match parts {
@@ -228,6 +228,12 @@ impl Facts {
         let is_odd = odd.is_some_and(|schemas| schema.is_none_or(|schema| schemas.contains(schema)));
         !is_odd && self.doubt_about(name).is_none()
     }
+}
+
+/// PostgreSQL cuts names of this length: it is another one that is meant.
+fn is_cut(name: &str) -> bool {
+    const NAME_MAX: usize = 63;
+    name.len() > NAME_MAX
 }
 
 fn by_name(

@@ -157,6 +157,46 @@ fn what_is_redefined_is_unknown_until_the_catalogs_are_read_again() {
     }
 }
 
+/// A column may be a function in disguise.
+#[test]
+fn functions_are_found_behind_columns() {
+    let facts = facts();
+    let route = |sql: &str| classify(sql.as_bytes(), &facts).route;
+    for sql in [
+        "SELECT t.write FROM t",
+        "SELECT (t).write FROM t",
+        "SELECT (t.*).write FROM t",
+        "SELECT t.\"write\" FROM t",
+    ] {
+        assert_eq!(route(sql), Route::Primary, "{sql}");
+    }
+    for sql in ["SELECT t.a, t.known FROM t", "SELECT t.name, t.twice_a FROM t"] {
+        assert_eq!(route(sql), Route::Read, "{sql}");
+    }
+}
+
+#[test]
+fn nothing_is_redefined_unnoticed() {
+    for (sql, name) in [
+        ("CREATE /* x */ OR REPLACE VIEW fine AS SELECT nextval('s')", "fine"),
+        ("CREATE OR REPLACE -- it's\n VIEW fine AS SELECT nextval('s')", "fine"),
+        ("CREATE VIEW a$b AS SELECT nextval('s')", "a$b"),
+        ("CREATE VIEW \"a\"\"b\" AS SELECT nextval('s')", "a\"b"),
+        ("CREATE VIEW s.é AS SELECT nextval('s')", "é"),
+        ("ALTER FUNCTION \"doThing\"() VOLATILE", "doThing"),
+        ("ALTER VIEW \"my view\" RENAME TO x", "my view"),
+        ("ALTER FUNCTION f(int, int, int, int, int, int, int, int, int) RENAME TO known", "known"),
+        ("ALTER TABLE t ADD a int, ADD b int, ADD c int, ADD d int, SET UNLOGGED", "t"),
+        ("SELECT 1; ALTER VIEW fine RENAME TO other", "other"),
+        ("DO $$ BEGIN CREATE OR REPLACE VIEW fine AS SELECT nextval('s'); END $$", "fine"),
+    ] {
+        let mut facts = facts();
+        facts.doubt(&classify(sql.as_bytes(), &facts).defines.unwrap_or_default());
+        assert!(!facts.relation_reads(&[name.to_owned()]), "{sql}");
+        assert_eq!(facts.function(None, name), Standing::Unknown, "{sql}");
+    }
+}
+
 #[test]
 fn statements_follow_the_facts() {
     let facts = facts();

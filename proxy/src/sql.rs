@@ -13,6 +13,7 @@ mod logins;
 mod settings;
 mod settles;
 mod show;
+mod spaced;
 mod temporary;
 mod traces;
 mod walk;

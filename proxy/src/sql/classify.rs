@@ -17,7 +17,7 @@ use super::temporary;
 use super::traces;
 use super::walk::{Walk, folded_part as folded, only_sets_config, relation_reads};
 use super::{Effect, Route, Verdict};
-use super::{why, words};
+use super::{spaced, why, words};
 
 /// Longer texts are not parsed: deep trees need deep stacks, and a text of this size is rarely a read
 /// that is worth it.
@@ -49,9 +49,27 @@ fn judge(sql: &[u8], facts: &Facts) -> Verdict {
         Ok(text) if text.len() <= TEXT_MAX => text,
         Ok(_) | Err(_) => return Verdict::unknown(),
     };
+    let text = spaced::without_leading_comments(text);
     if let Some(show) = Show::parse(text) {
         return Verdict { show: Some(show), ..Verdict::plain(Route::Neutral) };
     }
+    let mut verdict = judge_text(text, facts);
+    // The parser takes a comment right behind an operator for a part of it, and then strings for code and code for
+    // strings. Each reading may be the right one.
+    if let Some(spaced) = spaced::before_comments(text) {
+        let other = judge_text(&spaced, facts);
+        verdict.route = verdict.route.together(other.route);
+        verdict.spelled_out &= other.spelled_out;
+        verdict.may_commit |= other.may_commit;
+        let more = other.effects.into_iter().filter(|effect| !matches!(effect, Effect::Set { .. }));
+        let more: Vec<Effect> = more.filter(|effect| !verdict.effects.contains(effect)).collect();
+        verdict.effects.extend(more);
+        verdict.traces.add(&other.traces);
+    }
+    verdict
+}
+
+fn judge_text(text: &str, facts: &Facts) -> Verdict {
     match Parser::parse_sql(&PostgreSqlDialect {}, text) {
         Ok(statements) => {
             let mut verdict = combine(&statements, text, facts);
@@ -136,17 +154,29 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
     }
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
-    let code = first == "do" && !(speaks_plpgsql(body) && facts.leaves_nothing(body, &[]));
+    let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
     // In these SET is no statement of its own.
-    let quiet = one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest);
+    let quiet = harmless_code
+        || (one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest));
     let telling = |word: &str| {
         leaves_state(word) && !(quiet && ["set", "reset"].contains(&word.to_ascii_lowercase().as_str()))
     };
     let calls = RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(rest);
-    if code || calls || first == "call" || leaves_state(&first) || words_of(rest).any(telling) {
+    let hidden = !one_statement && first != "do" && begins_code(body, facts);
+    let code = (first == "do" && !harmless_code) || first == "call" || hidden;
+    if code || calls || leaves_state(&first) || words_of(rest).any(telling) {
         verdict.effects.push(Effect::Pin);
     }
     verdict
+}
+
+/// Whether one of several statements runs code that may leave something behind, or calls such a thing.
+fn begins_code(text: &str, facts: &Facts) -> bool {
+    text.split(';').skip(1).map(spaced::without_leading_comments).any(|statement| {
+        let first = words_of(statement).next().unwrap_or_default().to_ascii_lowercase();
+        matches!(first.as_str(), "do" | "call")
+            || (RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(statement))
+    })
 }
 
 /// Whether a `DO` block is in a language whose text can be looked at.

@@ -2,6 +2,7 @@
 
 use super::classify::words_of;
 use super::facts::{Facts, Standing};
+use super::spaced::without_comments;
 
 /// A name that gets a new meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,19 +50,30 @@ const FILLERS: &[&str] = &[
 ];
 
 /// Whatever is altered is named by then.
-const WORDS_MAX: usize = 12;
+const WORDS_MAX: usize = 100;
 
 /// Names that mean something else, to readers, once this is done; `None` when it defines nothing of that
 /// kind. Rather too many.
 pub(super) fn defines(text: &str, facts: &Facts) -> Option<Vec<Defined>> {
+    let found = defined_in(text, facts);
+    // A comment may stand between the words.
+    let bare = (text.contains("--") || text.contains("/*")).then(|| without_comments(text));
+    let more = bare.and_then(|bare| defined_in(&bare, facts));
+    match (found, more) {
+        (Some(found), Some(more)) => Some(found.into_iter().chain(more).collect()),
+        (found, more) => found.or(more),
+    }
+}
+
+fn defined_in(text: &str, facts: &Facts) -> Option<Vec<Defined>> {
     let (mut found, mut rest) = (None, text);
     while let Some((word, behind)) = next_word(rest) {
         rest = behind;
         let more = match word.to_ascii_lowercase().as_str() {
             "create" => created(behind, facts),
             "alter" => altered(behind),
-            // What is gone means nothing else.
-            "drop" => kind_in(behind).map(|_| Vec::new()),
+            // What is gone means nothing else. What is imported was not known.
+            "drop" | "import" => kind_in(behind).map(|_| Vec::new()),
             _ => None,
         };
         if let Some(more) = more {
@@ -85,7 +97,7 @@ fn created(definition: &str, facts: &Facts) -> Option<Vec<Defined>> {
     let kind = kind?;
     // It makes a view of a table that is named further behind.
     if kind == "rule" {
-        return Some(words_of(definition).take(WORDS_MAX).map(unknown).collect());
+        return Some(names_in(definition, &|_| true));
     }
     let name = name(rest)?;
     let leaves_nothing = || facts.leaves_nothing(rest, std::slice::from_ref(&name));
@@ -104,25 +116,35 @@ fn altered(definition: &str) -> Option<Vec<Defined>> {
         let word = word.to_ascii_lowercase();
         !KINDS.contains(&word.as_str()) && !FILLERS.contains(&word.as_str()) && word != "to"
     };
-    let names = words_of(definition).take(WORDS_MAX).filter(is_name).map(unknown);
-    (kind_in(definition)? != "type").then(|| names.collect())
+    (kind_in(definition)? != "type").then(|| names_in(definition, &is_name))
+}
+
+/// All that may be a name, up to the end of the statement: words, and what stands in quotes.
+fn names_in(definition: &str, is_name: &dyn Fn(&&str) -> bool) -> Vec<Defined> {
+    let statement = definition.split(';').next().unwrap_or_default();
+    let words = statement.split(|c: char| !in_name(c)).filter(|word| !word.is_empty());
+    let quoted = statement.split('"').skip(1).step_by(2).map(str::to_owned);
+    let names = words.take(WORDS_MAX).filter(is_name).map(str::to_ascii_lowercase).chain(quoted);
+    names.map(|name| Defined { name, standing: Standing::Unknown }).collect()
+}
+
+fn in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '$') || !c.is_ascii()
 }
 
 fn kind_in(definition: &str) -> Option<&'static str> {
-    let mut words = words_of(definition).take(WORDS_MAX);
+    let statement = definition.split(';').next().unwrap_or_default();
+    let mut words = words_of(statement).take(WORDS_MAX);
     words.find_map(|word| KINDS.iter().copied().find(|kind| word.eq_ignore_ascii_case(kind)))
-}
-
-fn unknown(name: &str) -> Defined {
-    Defined { name: name.to_ascii_lowercase(), standing: Standing::Unknown }
 }
 
 /// Whether it is written in a language whose text can be looked at.
 fn is_legible(code: &str) -> bool {
-    let mut words = words_of(code);
-    let language =
-        words.by_ref().find(|word| word.eq_ignore_ascii_case("language")).and_then(|_| words.next());
-    language.is_some_and(|name| ["sql", "plpgsql"].iter().any(|known| name.eq_ignore_ascii_case(known)))
+    let known = |name: &str| ["sql", "plpgsql"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let is_named = |(before, _): &(&str, &str)| before.eq_ignore_ascii_case("language");
+    // A parameter may be called like that.
+    let mut languages = words_of(code).zip(words_of(code).skip(1)).filter(is_named).peekable();
+    languages.peek().is_some() && languages.all(|(_, name)| known(name))
 }
 
 /// The last part of the name at the beginning of a text.
@@ -131,10 +153,16 @@ fn name(text: &str) -> Option<String> {
     let (part, rest) = match text.strip_prefix('"') {
         Some(quoted) => {
             let (part, rest) = quoted.split_once('"')?;
-            (part.to_owned(), rest)
+            let (mut part, mut rest) = (part.to_owned(), rest);
+            while let Some((more, behind)) = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+                part = format!("{part}\"{more}");
+                rest = behind;
+            }
+            (part, rest)
         }
         None => {
-            let (word, rest) = next_word(text)?;
+            let word = text.get(text.find(in_name)?..)?;
+            let (word, rest) = word.split_at(word.find(|c| !in_name(c)).unwrap_or(word.len()));
             (word.to_ascii_lowercase(), rest)
         }
     };
@@ -175,6 +203,7 @@ mod tests {
             ("CREATE SCHEMA s CREATE VIEW v AS SELECT 1", &["s", "v"]),
             ("SELECT 1; CREATE VIEW a AS SELECT 1; CREATE VIEW b AS SELECT 2", &["a", "b"]),
             ("ALTER VIEW v RENAME TO w", &["v", "w"]),
+            ("ALTER VIEW \"V w\" RENAME TO X", &["v", "w", "x", "V w"]),
             ("ALTER TABLE t SET UNLOGGED", &["t", "set"]),
             ("DROP FUNCTION f(int)", &[]),
         ] {

@@ -135,7 +135,7 @@ impl Facts {
     /// Whether there is no function of this name, as far as is known.
     pub fn is_unheard_of(&self, name: &str) -> bool {
         let bears = |catalog: &Arc<Catalog>| catalog.functions.contains_key(name);
-        !self.catalog.as_ref().is_some_and(bears) && self.doubt_about(name).is_none()
+        !is_cut(name) && !self.catalog.as_ref().is_some_and(bears) && self.doubt_about(name).is_none()
     }
 
     fn doubt_about(&self, name: &str) -> Option<Standing> {
@@ -211,7 +211,7 @@ impl Facts {
 
     /// Whether reading from the relations of this name is a read.
     pub fn relation_reads(&self, parts: &[String]) -> bool {
-        if !is_plain_relation(parts.iter().map(String::as_str)) {
+        if !is_plain_relation(parts.iter().map(String::as_str)) || parts.iter().any(|part| is_cut(part)) {
             return false;
         }
         let (schema, name) = match parts {
@@ -228,6 +228,12 @@ impl Facts {
         let is_odd = odd.is_some_and(|schemas| schema.is_none_or(|schema| schemas.contains(schema)));
         !is_odd && self.doubt_about(name).is_none()
     }
+}
+
+/// PostgreSQL cuts names of this length: it is another one that is meant.
+fn is_cut(name: &str) -> bool {
+    const NAME_MAX: usize = 63;
+    name.len() > NAME_MAX
 }
 
 fn by_name(
@@ -409,12 +415,23 @@ fn leaves_state(body: &str) -> bool {
         let foreign = ["dblink", "pg_temp", "pg_stat"].iter().any(|prefix| word.starts_with(prefix));
         session_lock || foreign || functions::outlives_emptying(word) || WORDS.contains(&word.as_str())
     };
-    // SET is a statement of its own, unless it is a part of UPDATE.
+    // In a comment the words of an UPDATE may stand before a SET.
+    let commented = body.contains("--") || body.contains("/*");
     let sets = |statement: &str| {
-        let mut before = words(statement).take_while(|word| word != "set");
-        words(statement).any(|word| word == "set") && !before.any(|word| word == "update")
+        let words: Vec<String> = words(statement).collect();
+        let mut places = words.iter().enumerate().filter(|(_, word)| *word == "set");
+        places.any(|(at, _)| commented || !is_in_update(words.get(..at).unwrap_or_default()))
     };
     words(body).any(|word| leaves(&word)) || body.split(';').any(sets)
+}
+
+/// Whether a SET is a part of an UPDATE rather than a statement of its own, by the words before it: between the
+/// two there is no more than the table's name and alias.
+fn is_in_update(before: &[String]) -> bool {
+    const BETWEEN_MAX: usize = 6;
+    let back = before.iter().rev().take(BETWEEN_MAX);
+    let mut back = back.take_while(|word| !matches!(word.as_str(), "then" | "else" | "loop" | "begin"));
+    back.any(|word| word == "update")
 }
 
 /// Views are no reads when something in them is none, in views behind them, too.

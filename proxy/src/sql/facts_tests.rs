@@ -38,7 +38,7 @@ fn facts() -> Facts {
         function(20009, "native_write", 'v', "c", "native"),
         function(20010, "twice", 'v', "sql", "SELECT 1"),
         function(20011, "again", 's', "sql", "SELECT again() + known()"),
-        FunctionRow { body: None, ..function(20012, "atomic", 's', "sql", "") },
+        FunctionRow { body: None, ..function(20012, "opaque", 's', "sql", "") },
         FunctionRow { calls: vec![20002], ..function(20013, "sum_up", 'i', "internal", "") },
         FunctionRow { calls: vec![3], ..function(20014, "sum_down", 'i', "internal", "") },
         FunctionRow { schema: "app".to_owned(), ..function(20015, "lower", 'v', "sql", "SELECT 1") },
@@ -90,7 +90,7 @@ fn functions_stand_as_their_rows_and_their_callees_say() {
         ("hides", Stateful),
         ("locks", Stateful),
         ("native_write", Stateful),
-        ("atomic", Stateful),
+        ("opaque", Stateful),
         ("frobnicate", Stateful),
         ("nobody", Unknown),
         ("coalesce", Reads),
@@ -157,6 +157,46 @@ fn what_is_redefined_is_unknown_until_the_catalogs_are_read_again() {
     }
 }
 
+/// A column may be a function in disguise.
+#[test]
+fn functions_are_found_behind_columns() {
+    let facts = facts();
+    let route = |sql: &str| classify(sql.as_bytes(), &facts).route;
+    for sql in [
+        "SELECT t.write FROM t",
+        "SELECT (t).write FROM t",
+        "SELECT (t.*).write FROM t",
+        "SELECT t.\"write\" FROM t",
+    ] {
+        assert_eq!(route(sql), Route::Primary, "{sql}");
+    }
+    for sql in ["SELECT t.a, t.known FROM t", "SELECT t.name, t.twice_a FROM t"] {
+        assert_eq!(route(sql), Route::Read, "{sql}");
+    }
+}
+
+#[test]
+fn nothing_is_redefined_unnoticed() {
+    for (sql, name) in [
+        ("CREATE /* x */ OR REPLACE VIEW fine AS SELECT nextval('s')", "fine"),
+        ("CREATE OR REPLACE -- it's\n VIEW fine AS SELECT nextval('s')", "fine"),
+        ("CREATE VIEW a$b AS SELECT nextval('s')", "a$b"),
+        ("CREATE VIEW \"a\"\"b\" AS SELECT nextval('s')", "a\"b"),
+        ("CREATE VIEW s.é AS SELECT nextval('s')", "é"),
+        ("ALTER FUNCTION \"doThing\"() VOLATILE", "doThing"),
+        ("ALTER VIEW \"my view\" RENAME TO x", "my view"),
+        ("ALTER FUNCTION f(int, int, int, int, int, int, int, int, int) RENAME TO known", "known"),
+        ("ALTER TABLE t ADD a int, ADD b int, ADD c int, ADD d int, SET UNLOGGED", "t"),
+        ("SELECT 1; ALTER VIEW fine RENAME TO other", "other"),
+        ("DO $$ BEGIN CREATE OR REPLACE VIEW fine AS SELECT nextval('s'); END $$", "fine"),
+    ] {
+        let mut facts = facts();
+        facts.doubt(&classify(sql.as_bytes(), &facts).defines.unwrap_or_default());
+        assert!(!facts.relation_reads(&[name.to_owned()]), "{sql}");
+        assert_eq!(facts.function(None, name), Standing::Unknown, "{sql}");
+    }
+}
+
 #[test]
 fn statements_follow_the_facts() {
     let facts = facts();
@@ -197,6 +237,7 @@ fn code_leaves_nothing_behind_when_all_that_it_calls_is_known_to() {
     for code in [
         "DO $$ BEGIN PERFORM known(); INSERT INTO t (a) VALUES (write()); END $$",
         "DO LANGUAGE plpgsql 'BEGIN UPDATE t SET a = 1; END'",
+        "DO $$ BEGIN IF true THEN UPDATE ONLY s.t AS x SET a = 1; END IF; END $$",
         "CALL write()",
         "ALTER TABLE t ALTER COLUMN a SET STORAGE plain",
         "UPDATE t SET a[1] = 2 WHERE CURRENT OF c",
@@ -209,6 +250,9 @@ fn code_leaves_nothing_behind_when_all_that_it_calls_is_known_to() {
         "DO $$ BEGIN EXECUTE 'SELECT 1'; END $$",
         "DO LANGUAGE plpython3u 'pass'",
         "DO $$ BEGIN SET a.b = 'c'; END $$",
+        "DO $$ BEGIN UPDATE t SET a = 1; SET a.b = 'c'; END $$",
+        "DO $$ BEGIN IF EXISTS (SELECT FROM t FOR UPDATE) THEN SET a.b = 'c'; END IF; END $$",
+        "DO $$ BEGIN -- update\nSET a.b = 'c'; END $$",
         "CALL temps()",
         "UPDATE t SET a[1] = temps() WHERE CURRENT OF c",
     ] {

@@ -86,7 +86,8 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     // Large objects, advisory locks, notifications.
     ("SELECT lo_create(0)", Primary, &[]),
     ("SELECT lo_get(1)", Primary, &[]),
-    ("SELECT loread(lo_open(1, 262144), 10)", Primary, &[Effect::Pin]),
+    // What was opened is closed with the transaction.
+    ("SELECT loread(lo_open(1, 262144), 10)", Primary, &[]),
     ("SELECT pg_advisory_lock(1)", Primary, &[Effect::Pin]),
     ("SELECT pg_try_advisory_lock_shared(1)", Primary, &[Effect::Pin]),
     ("SELECT pg_advisory_xact_lock(1)", Primary, &[]),
@@ -188,6 +189,66 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("SELECT 1 FROM t WHERE", Read, &[]),
     ("FROBNICATE t", Primary, &[]),
 ];
+
+/// Writes that look like something else to whoever reads texts in another way than PostgreSQL does.
+#[test]
+fn nothing_hides_from_the_parser() {
+    let mut reads = Vec::new();
+    for operator in
+        ["+", "-", "*", "/", "||", "=", "<", ">", "<>", "@>", "#", "~", "!~", "^", "%", "&", "|", "->"]
+    {
+        for comment in ["/*'*/", "--'\n", "--'\r"] {
+            let sql = format!("SELECT 1 {operator}{comment} nextval(''||$$s$$) --'");
+            if verdict(&sql).route != Primary {
+                reads.push(sql);
+            }
+        }
+    }
+    for sql in [
+        // A string that goes on in the next line is read as its beginning is.
+        "SELECT E'a'\n'\\'', nextval('s'), E'a'\n'\\''",
+        // A tag that is no ASCII.
+        "SELECT $é$'$é$, nextval('s'), $é$'$é$",
+        "SELECT $😀$'$😀$, nextval('s'), $😀$'$😀$",
+        "SELECT 1 @/*'*/ nextval('s') /*'*/",
+        "SELECT 1 -- a\r, nextval('s')",
+        "SELECT a$x$, nextval('s'), $x$ FROM t",
+        "SELECT 1 WHERE 1 *<= nextval('s')",
+        "SELECT app.next(1) *< row(1)",
+        // Names are cut to 63 bytes.
+        &format!("SELECT * FROM {}", "a".repeat(64)),
+        &format!("SELECT row(1) *< row(1) FROM {}", "a".repeat(64)),
+    ] {
+        if verdict(sql).route != Primary {
+            reads.push(sql.to_owned());
+        }
+    }
+    assert!(reads.is_empty(), "{}", reads.join("\n"));
+}
+
+/// State that a text leaves behind is found wherever it stands.
+#[test]
+fn no_state_is_overlooked() {
+    let silent = |sql: &&&str| !verdict(sql).effects.contains(&Effect::Pin);
+    let overlooked: Vec<_> = [
+        "SELECT 1 AS a INTO pg_temp.x",
+        "SELECT 1 AS a INTO TABLE pg_temp.x FROM t",
+        "/* a */ DO $$ BEGIN PERFORM f(); END $$",
+        "-- a\nDO $$ BEGIN PERFORM f(); END $$",
+        "/* a */ CALL f(1) FROBNICATE",
+        "/* a /* b */ c */ SELECT f() *< 1",
+        "CREATE TABLE a (b int, EXCLUDE USING gist (b WITH &&)); DO $$ BEGIN PERFORM f(); END $$",
+        "CREATE TABLE a (b int, EXCLUDE USING gist (b WITH &&)); /* a */ SELECT f()",
+        "SELECT set_config('search_path', 'pg_temp', true)",
+        "SELECT set_config($1, 'pg_temp', true)",
+        "SET LOCAL search_path = pg_temp",
+        "SET standard_conforming_strings = off",
+    ]
+    .iter()
+    .filter(silent)
+    .collect();
+    assert!(overlooked.is_empty(), "{overlooked:#?}");
+}
 
 #[test]
 fn every_kind_of_statement_goes_where_it_belongs() {

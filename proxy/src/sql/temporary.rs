@@ -42,9 +42,13 @@ pub(super) fn made_by_unparsed(text: &str) -> (Option<Effect>, &str) {
     }
 }
 
-/// Whether a setting makes temporary what is not said to be.
+/// Whether a setting makes temporary what is not said to be, or has texts mean something else.
 pub(super) fn found_by_default(set: &str) -> Option<Effect> {
-    set.to_ascii_lowercase().contains("pg_temp").then_some(Effect::Pin)
+    let set = set.to_ascii_lowercase();
+    let usual = ["on", "true", "yes", "1", "default", "standard_conforming_strings"];
+    let escapes = set.contains("standard_conforming_strings")
+        && !words_of(&set).last().is_some_and(|value| usual.contains(&value));
+    (set.contains("pg_temp") || escapes).then_some(Effect::Pin)
 }
 
 fn temporary(name: &ObjectName) -> Option<Effect> {

@@ -6,12 +6,12 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    CreateTable, Expr, FunctionArg, FunctionArguments, ObjectName, OnCommit, Select, Statement, TableFactor,
-    Value, Visit, Visitor,
+    CreateTable, Expr, FunctionArg, FunctionArguments, ObjectName, OnCommit, Select, SelectInto, Statement,
+    TableFactor, Value, Visit, Visitor,
 };
 
 use super::facts::{Facts, Standing};
-use super::walk::{catalog_part, folded, literal};
+use super::walk::{catalog_part, folded, literal, names_temporary};
 use super::{Effect, Route, Verdict, Why};
 
 /// See the module.
@@ -106,6 +106,7 @@ fn is_data(statement: &Statement) -> bool {
             | Statement::Update { .. }
             | Statement::Delete(_)
             | Statement::Merge { .. }
+            | Statement::Copy { .. }
     )
 }
 
@@ -190,7 +191,8 @@ impl Visitor for Search<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
-        if select.into.as_ref().is_some_and(|into| into.temporary) {
+        let is_temporary = |into: &SelectInto| into.temporary || names_temporary(&into.to_string());
+        if select.into.as_ref().is_some_and(is_temporary) {
             self.traces.holds.push(Why::Temporary);
         }
         ControlFlow::Continue(())

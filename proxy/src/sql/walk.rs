@@ -104,6 +104,9 @@ impl<'a> Walk<'a> {
             Some("set_config") => {
                 let local = arguments.and_then(|list| list.get(2)).and_then(literal);
                 self.pins |= !matches!(local, Some(Value::Boolean(true)));
+                // What is made from now on is temporary.
+                let value = arguments.and_then(|list| list.get(1)).and_then(literal);
+                self.pins |= value.is_some_and(|value| names_temporary(&value.to_string()));
                 self.require_if_run(false);
             }
             Some("current_setting") => {
@@ -133,6 +136,13 @@ impl<'a> Walk<'a> {
         // Planning calls what claims to be stable or immutable, and the user's functions may lie.
         let not_called = self.plans && catalog_part(schema, name).is_some_and(is_stateless);
         self.require(standing == Standing::Reads || not_called);
+    }
+
+    /// A column may be a function of the row in disguise.
+    fn column(&mut self, ident: &Ident) {
+        let name = folded_part(ident);
+        let reads = self.facts.is_unheard_of(&name) || self.facts.function(None, &name) == Standing::Reads;
+        self.require_if_run(reads);
     }
 
     fn relation(&mut self, name: &ObjectName) {
@@ -199,6 +209,11 @@ pub(super) fn only_sets_config(query: &Query) -> Option<(&str, bool)> {
     let bare = query.to_string() == format!("SELECT {function}")
         && function.to_string() == format!("{called}({list})");
     (bare && catalog_name(&function.name)? == "set_config").then_some((name.as_str(), local))
+}
+
+/// Whether the schema of what is temporary is named.
+pub(super) fn names_temporary(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("pg_temp")
 }
 
 /// What a server counts for itself; what the planner knows of columns is the same everywhere.
@@ -306,7 +321,7 @@ impl Visitor for Walk<'_> {
         if let Some(into) = &select.into {
             self.require(false);
             match into.targets.as_slice() {
-                _ if !into.temporary => {}
+                _ if !into.temporary => self.pins |= names_temporary(&into.to_string()),
                 [Expr::Identifier(name)] => self.temporaries.push(folded_part(name)),
                 _ => self.pins = true,
             }
@@ -354,7 +369,9 @@ impl Visitor for Walk<'_> {
             Expr::Identifier(ident) => {
                 let name = ident.value.to_ascii_lowercase();
                 self.require(!matches!(name.as_str(), "last_value" | "is_called" | "log_cnt"));
+                self.column(ident);
             }
+            Expr::CompoundIdentifier(parts) => parts.iter().skip(1).for_each(|part| self.column(part)),
             Expr::MatchAgainst { .. } | Expr::Lambda(_) | Expr::MemberOf(_) | Expr::Convert { .. } => {
                 self.require(false);
             }

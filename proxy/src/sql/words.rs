@@ -43,6 +43,11 @@ pub(super) fn reads(text: &str, facts: &Facts) -> Option<bool> {
     while tokens.last() == Some(&Token::SemiColon) {
         tokens.pop();
     }
+    // PostgreSQL reads these in another way, or not at all.
+    let joined = tokens.windows(2).any(|pair| pair.iter().all(is_string));
+    if joined || tokens.iter().any(is_odd) {
+        return None;
+    }
     let first = tokens.iter().find(|token| **token != Token::LParen).and_then(plain)?;
     if !matches!(first.as_str(), "select" | "with" | "values") || tokens.contains(&Token::SemiColon) {
         return None;
@@ -63,7 +68,8 @@ pub(super) fn reads(text: &str, facts: &Facts) -> Option<bool> {
                 (Some(Token::Word(schema)), Some(Token::Period)) => Some(folded(schema)),
                 _ => None,
             };
-            let syntax = word.quote_style.is_none() && is_syntax(&name) && facts.is_unheard_of(&name);
+            let bare = word.quote_style.is_none() && before(1) != Some(&Token::Period);
+            let syntax = bare && is_syntax(&name) && facts.is_unheard_of(&name);
             if !syntax && facts.function(schema.as_deref(), &name) != Standing::Reads {
                 return None;
             }
@@ -78,6 +84,32 @@ pub(super) fn reads(text: &str, facts: &Facts) -> Option<bool> {
         }
     }
     Some(spelled_out)
+}
+
+/// One that goes on in another line is read as its beginning is, escapes and all.
+fn is_string(token: &Token) -> bool {
+    matches!(
+        token,
+        Token::SingleQuotedString(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::UnicodeStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::SingleQuotedByteStringLiteral(_)
+            | Token::HexStringLiteral(_)
+            | Token::DollarQuotedString(_)
+    )
+}
+
+/// What PostgreSQL's lexer has no such token for.
+fn is_odd(token: &Token) -> bool {
+    match token {
+        Token::Backslash | Token::Char(_) => true,
+        Token::Placeholder(name) => {
+            let number = name.strip_prefix('$').unwrap_or_default();
+            number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        _ => false,
+    }
 }
 
 fn folded(word: &Word) -> String {

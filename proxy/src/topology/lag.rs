@@ -7,7 +7,10 @@ use std::time::Duration;
 use pgherd_common::{Lsn, MonoTime};
 
 /// So many positions are remembered. Older ones are thinned out rather than forgotten.
-const SEEN_MAX: usize = 512;
+const SEEN_MAX: usize = 1024;
+
+/// How far apart, in parts of their age, positions may be after that. More of them, if room is short.
+const PART_OF_AGE: u32 = 64;
 
 /// Positions of the primary and when each was first seen, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,13 +28,35 @@ impl Positions {
             Some(_) | None => {}
         }
         if self.seen.len() >= SEEN_MAX {
-            let mut odd = false;
-            self.seen.retain(|_| {
-                odd = !odd;
-                odd
-            });
+            self.thin_out();
         }
         self.seen.push((at, position));
+    }
+
+    /// Makes room for a while. How old something is stays known to within a small part of its age.
+    fn thin_out(&mut self) {
+        let mut part = PART_OF_AGE;
+        while self.seen.len() > SEEN_MAX / 4 * 3 && part > 0 {
+            self.drop_closer_than(part);
+            part /= 2;
+        }
+    }
+
+    /// Drops what is closer to its neighbours than one `part`-th of its age; not the oldest, nor the newest.
+    fn drop_closer_than(&mut self, part: u32) {
+        let Some((newest, _)) = self.seen.last().copied() else { return };
+        let mut kept: Vec<(MonoTime, Lsn)> = Vec::with_capacity(self.seen.len());
+        let nexts = self.seen.iter().skip(1).map(|(at, _)| Some(*at)).chain([None]);
+        for (seen, next) in self.seen.iter().zip(nexts) {
+            let is_needed = match (kept.last(), next) {
+                (Some((before, _)), Some(next)) => next.since(*before) * part > newest.since(next),
+                (None, _) | (_, None) => true,
+            };
+            if is_needed {
+                kept.push(*seen);
+            }
+        }
+        self.seen = kept;
     }
 
     /// Since when there has been more than `replayed`; `None`: there is not, as far as is known.

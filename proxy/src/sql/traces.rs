@@ -23,7 +23,8 @@ pub struct Traces {
     /// Custom settings (`my.name`), which are known on the connection from now on, though `RESET` empties
     /// them.
     pub customs: Vec<String>,
-    /// What certainly needs this very connection beyond the transaction.
+    /// What certainly needs this very connection beyond the transaction; what sequences gave last is not
+    /// among it where the text itself opens a transaction block in front of the question.
     pub holds: Vec<Why>,
     /// Name and text of a statement that SQL prepares.
     pub prepares: Option<(String, String)>,
@@ -67,8 +68,19 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
         }
     }
     let mut search = Search { facts, traces: std::mem::take(&mut verdict.traces) };
+    let mut in_block = false;
     for statement in statements {
+        match statement {
+            Statement::StartTransaction { .. } => in_block = true,
+            Statement::Commit { .. } | Statement::Rollback { savepoint: None, .. } => in_block = false,
+            _ => {}
+        }
+        let held = search.traces.holds.len();
         let ControlFlow::Continue(()) = statement.visit(&mut search);
+        if in_block {
+            let behind = search.traces.holds.split_off(held);
+            search.traces.holds.extend(behind.into_iter().filter(|why| *why != Why::Sequence));
+        }
         search.traces.holds.extend(held_by(statement));
     }
     verdict.traces = search.traces;

@@ -231,7 +231,7 @@ async fn what_keeps_a_client_on_its_connection_is_shown() {
         ("SELECT pg_advisory_lock(5)", "advisory lock"),
         ("SELECT nextval('t_id_seq'), currval('t_id_seq')", "currval or lastval"),
         ("SELECT count(*) FROM pg_stat_user_tables", "statistics"),
-        ("DO 'BEGIN END'", "something not understood"),
+        ("DO 'BEGIN EXECUTE ''SELECT 1''; END'", "something not understood"),
         ("LOAD 'plpgsql'", "something not understood"),
         ("SET work_mem = '9MB'", ""),
         ("PREPARE p AS SELECT 1", ""),

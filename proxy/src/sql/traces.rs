@@ -306,6 +306,8 @@ mod tests {
             ("SELECT 1 AS b INTO TEMP a", Why::Temporary),
             ("SELECT pg_try_advisory_lock_shared(1)", Why::AdvisoryLock),
             ("INSERT INTO a VALUES (lastval())", Why::Sequence),
+            ("BEGIN; COMMIT; SELECT lastval()", Why::Sequence),
+            ("BEGIN; SELECT pg_advisory_lock(1); COMMIT", Why::AdvisoryLock),
             ("SELECT 1; PREPARE a AS SELECT 1", Why::Prepare),
         ] {
             assert_eq!(traces(sql).holds, [why], "{sql}");
@@ -314,6 +316,7 @@ mod tests {
             "CREATE TEMP TABLE a (b int) ON COMMIT DROP",
             "SELECT pg_advisory_xact_lock(1), pg_advisory_unlock_all()",
             "DECLARE c CURSOR FOR SELECT 1",
+            "BEGIN; INSERT INTO a VALUES (1); SAVEPOINT s; ROLLBACK TO s; SELECT lastval(), currval('b')",
             "PREPARE a AS SELECT 1",
             "UNLISTEN *",
             "SELECT f()",

@@ -349,9 +349,22 @@ impl Pool {
     /// A client is gone: what it claimed is for everybody, once nothing of it is left there.
     pub(crate) fn leave(self: &Arc<Self>, client: ClientId, topology: Option<&Arc<Topology>>) {
         for place in self.all() {
-            let left = lock(&place.shelf).remove(|resting| resting.claim == Some(client));
-            for mut server in left {
-                match place.turn_now(false) {
+            let mut turns = Vec::new();
+            let left = lock(&place.shelf).remove(|resting| {
+                if resting.claim != Some(client) {
+                    return false;
+                }
+                let turn = place.turn_now(false);
+                // Without a turn somebody else is about to take it, and empties it then.
+                resting.claim = None;
+                let kept = turn.is_none() && !resting.stale && !resting.connection.known.is_indelible();
+                if !kept {
+                    turns.push(turn);
+                }
+                !kept
+            });
+            for (mut server, turn) in left.into_iter().zip(turns) {
+                match turn {
                     Some(turn) => {
                         server.lease.renew(turn);
                         self.clean(server, topology.cloned());

@@ -24,6 +24,7 @@ pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use defines::Defined;
 pub use facts::{Facts, FunctionRow, RelationRow, Standing};
+pub use settings::is_of_the_transaction;
 pub use settles::Settles;
 pub use show::Show;
 pub use traces::Traces;

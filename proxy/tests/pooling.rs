@@ -151,6 +151,8 @@ async fn nothing_goes_over_to_the_next_client() {
             assert_eq!(simple(&other, PID).await, pid, "{trace}");
             assert_eq!(findings(&other).await, clean, "{trace}");
         }
+        drop(client);
+        let client = proxy.connect().await;
         let pid = simple(&client, PID).await;
         simple(&client, trace).await;
         drop(client);
@@ -229,7 +231,7 @@ async fn what_keeps_a_client_on_its_connection_is_shown() {
         ("SELECT pg_advisory_lock(5)", "advisory lock"),
         ("SELECT nextval('t_id_seq'), currval('t_id_seq')", "currval or lastval"),
         ("SELECT count(*) FROM pg_stat_user_tables", "statistics"),
-        ("DO 'BEGIN END'", "something not understood"),
+        ("DO 'BEGIN EXECUTE ''SELECT 1''; END'", "something not understood"),
         ("LOAD 'plpgsql'", "something not understood"),
         ("SET work_mem = '9MB'", ""),
         ("PREPARE p AS SELECT 1", ""),
@@ -329,7 +331,7 @@ async fn databases_and_roles_can_be_dropped() {
     let (_agent, proxy) = world.proxy("size = 4").await;
     let admin = proxy.connect().await;
     let visit = async |user: &str, database: &str| {
-        let login = proxy.login(user, "secret", database);
+        let login = proxy.login(user, "secret", &format!("'{database}'"));
         let (client, connection) = soon(tokio_postgres::connect(&login, NoTls)).await.unwrap();
         tokio::spawn(connection);
         // Its answer tells whether the role is still the one that logged in.

@@ -179,11 +179,12 @@ impl Client {
     pub(super) fn note(&mut self, phase: Phase) {
         let kept_by = self.login.replication.map(|_| Why::Replication).or_else(|| self.session.why_kept());
         let badge = &self.presence.badge;
-        badge.is_at(phase, self.servers.len());
+        // First: whoever sees that it rests sees what it keeps, too.
         if kept_by != self.kept_by {
             self.kept_by = kept_by;
             badge.is_kept_by(kept_by);
         }
+        badge.is_at(phase, self.servers.len());
     }
 
     /// It comes to rest until the client says something.

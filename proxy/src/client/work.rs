@@ -66,6 +66,7 @@ impl Client {
         let done = self.run_somewhere(segment).await;
         self.shared.pool.give_way();
         drop(eviction);
+        self.end_turn();
         done
     }
 

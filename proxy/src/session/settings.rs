@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::sql::is_of_the_transaction;
+
 /// How far a connection has followed the session's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
@@ -42,8 +44,7 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn set(&mut self, key: &str, sql: &str) {
-        // These hold for the transaction at most.
-        if key.starts_with("transaction_") {
+        if is_of_the_transaction(key) {
             return;
         }
         self.pending.push(Pending::Set { key: key.to_owned(), sql: sql.to_owned() });
@@ -157,6 +158,16 @@ mod tests {
         assert_eq!(settings.replay(seen), ["SET a = 2"]);
         assert_eq!(settings.replay(settings.beginning()), ["SET b = 1", "SET a = 2"]);
         assert!(settings.replay(settings.newest()).is_empty());
+    }
+
+    #[test]
+    fn what_is_set_for_the_transaction_alone_is_never_replayed() {
+        let mut settings = Settings::default();
+        for key in ["transaction_read_only", "transaction_isolation", "transaction_timeout"] {
+            settings.set(key, key);
+            settings.commit();
+        }
+        assert_eq!(settings.replay(Seen::default()), ["transaction_timeout"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sqlparser::parser::Parser;
 use super::defines::defines;
 use super::facts::Facts;
 use super::logins;
-use super::settings::same_everywhere;
+use super::settings::{is_of_the_transaction, same_everywhere};
 use super::settles::settles;
 use super::show::Show;
 use super::temporary;
@@ -192,7 +192,7 @@ pub(super) fn words_of(text: &str) -> impl Iterator<Item = &str> {
 /// By the word behind `SET`.
 fn ends_with_the_transaction(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
-    matches!(word.as_str(), "local" | "transaction" | "constraints") || word.starts_with("transaction_")
+    matches!(word.as_str(), "local" | "transaction" | "constraints") || is_of_the_transaction(&word)
 }
 
 fn leaves_state(word: &str) -> bool {

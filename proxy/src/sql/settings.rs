@@ -43,3 +43,8 @@ pub(super) fn same_everywhere(name: &str) -> bool {
     !SERVER_LOCAL.contains(&name.as_str())
         && !SERVER_LOCAL_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
+
+/// Whether setting it tells of the open transaction alone, in lower case. There are others of such names.
+pub fn is_of_the_transaction(name: &str) -> bool {
+    matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
+}

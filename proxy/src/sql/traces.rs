@@ -23,7 +23,8 @@ pub struct Traces {
     /// Custom settings (`my.name`), which are known on the connection from now on, though `RESET` empties
     /// them.
     pub customs: Vec<String>,
-    /// What certainly needs this very connection beyond the transaction.
+    /// What certainly needs this very connection beyond the transaction; what sequences gave last is not
+    /// among it where the text itself opens a transaction block in front of the question.
     pub holds: Vec<Why>,
     /// Name and text of a statement that SQL prepares.
     pub prepares: Option<(String, String)>,
@@ -67,8 +68,19 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
         }
     }
     let mut search = Search { facts, traces: std::mem::take(&mut verdict.traces) };
+    let mut in_block = false;
     for statement in statements {
+        match statement {
+            Statement::StartTransaction { .. } => in_block = true,
+            Statement::Commit { .. } | Statement::Rollback { savepoint: None, .. } => in_block = false,
+            _ => {}
+        }
+        let held = search.traces.holds.len();
         let ControlFlow::Continue(()) = statement.visit(&mut search);
+        if in_block {
+            let behind = search.traces.holds.split_off(held);
+            search.traces.holds.extend(behind.into_iter().filter(|why| *why != Why::Sequence));
+        }
         search.traces.holds.extend(held_by(statement));
     }
     verdict.traces = search.traces;
@@ -296,6 +308,8 @@ mod tests {
             ("SELECT 1 AS b INTO TEMP a", Why::Temporary),
             ("SELECT pg_try_advisory_lock_shared(1)", Why::AdvisoryLock),
             ("INSERT INTO a VALUES (lastval())", Why::Sequence),
+            ("BEGIN; COMMIT; SELECT lastval()", Why::Sequence),
+            ("BEGIN; SELECT pg_advisory_lock(1); COMMIT", Why::AdvisoryLock),
             ("SELECT 1; PREPARE a AS SELECT 1", Why::Prepare),
         ] {
             assert_eq!(traces(sql).holds, [why], "{sql}");
@@ -304,6 +318,7 @@ mod tests {
             "CREATE TEMP TABLE a (b int) ON COMMIT DROP",
             "SELECT pg_advisory_xact_lock(1), pg_advisory_unlock_all()",
             "DECLARE c CURSOR FOR SELECT 1",
+            "BEGIN; INSERT INTO a VALUES (1); SAVEPOINT s; ROLLBACK TO s; SELECT lastval(), currval('b')",
             "PREPARE a AS SELECT 1",
             "UNLISTEN *",
             "SELECT f()",

@@ -25,7 +25,9 @@ async fn world() -> World {
     standby.configure("max_standby_streaming_delay = 0\nmax_standby_archive_delay = 0", trust);
     standby.caught_up_with(&primary).await;
     let mut agent = Agent::start(Some(Script::new(&[&primary, &standby]).steady())).await;
-    let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    // Longer than WAL that nothing was committed in may lie about on the primary before it is written.
+    let lines = "[routing]\ncausal_wait = '5s'";
+    let proxy = Proxy::start_with(&mut agent, Access::Trust, lines).await;
     proxy.knows_catalogs().await;
     World { primary, standby, _agent: agent, proxy }
 }

@@ -342,6 +342,7 @@ impl Session {
                         name: name.clone(),
                         definition: definition.clone(),
                         injected: false,
+                        at: reply.sent_before(),
                     });
                 }
                 What::Uses(name) => self.before_use(name, known, reply, out),
@@ -400,6 +401,7 @@ impl Session {
             name: name.to_owned(),
             definition: definition.clone(),
             injected: true,
+            at: reply.sent_before(),
         });
         known.statements.insert(name.to_owned(), definition.id);
     }
@@ -441,6 +443,7 @@ impl Session {
         reply: &mut Reply,
         known: &mut Known,
     ) {
+        let unnamed_is_gone = reply.loses_unnamed();
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
         }
@@ -448,6 +451,10 @@ impl Session {
             if let Expected::Parse { name, .. } = expected {
                 known.statements.insert(name, 0);
             }
+        }
+        if unnamed_is_gone {
+            known.statements.remove("");
+            self.statements.remove("");
         }
         let (was_open, was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
         self.tx = match status {

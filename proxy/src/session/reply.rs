@@ -73,6 +73,11 @@ pub struct Reply {
     rest: usize,
     failed: bool,
     unsynced: bool,
+    /// Messages of the extended protocol that the client sent, and those that were answered.
+    sent: usize,
+    answered: usize,
+    /// A simple query is the last of the batch.
+    queries: bool,
 }
 
 impl Reply {
@@ -88,6 +93,8 @@ impl Reply {
     /// A message with this tag goes out.
     pub(super) fn note_sent(&mut self, tag: u8) {
         self.unsynced = !matches!(tag, b'Q' | b'F' | b'S');
+        self.sent += usize::from(matches!(tag, b'P' | b'B' | b'C' | b'D' | b'E'));
+        self.queries |= tag == b'Q';
     }
 
     /// Whether the last message that went out is one of the extended protocol, and no `Sync`.
@@ -106,6 +113,23 @@ impl Reply {
 
     pub(super) fn unconfirmed(&mut self) -> VecDeque<Expected> {
         std::mem::take(&mut self.expected)
+    }
+
+    /// How many messages of the extended protocol went out before the last one.
+    pub(super) fn sent_before(&self) -> usize {
+        self.sent.saturating_sub(1)
+    }
+
+    /// Whether the server has the unnamed statement no more: a simple query, and a `Parse` that fails, do away
+    /// with it.
+    pub(super) fn loses_unnamed(&self) -> bool {
+        let failed = |expected: &Expected| match expected {
+            Expected::Parse { name, injected, at, .. } => {
+                name.is_empty() && !injected && *at == self.answered
+            }
+            Expected::Close { .. } | Expected::Barrier => false,
+        };
+        (self.queries && !self.skips_to_sync()) || (self.failed && self.expected.iter().any(failed))
     }
 
     /// Whether an error was reported.
@@ -148,13 +172,20 @@ impl Reply {
             }
             b'1' | b'3' => {
                 let injected = self.confirm(header.tag)?;
+                self.answered += usize::from(!injected);
                 Ok(if injected { Event::Swallow(len) } else { self.hold_or_forward(len) })
             }
-            b'2' | b'T' | b't' | b'n' | b'N' => Ok(self.hold_or_forward(len)),
+            b'2' | b'T' | b't' | b'n' | b'N' => {
+                self.answered += usize::from(ends_an_answer(header.tag));
+                Ok(self.hold_or_forward(len))
+            }
             b'A' => Ok(Event::Forward(len)),
             _ if self.holding => Ok(self.release()),
             b'G' => Ok(Event::CopyIn(len)),
-            _ => Ok(Event::Forward(len)),
+            tag => {
+                self.answered += usize::from(ends_an_answer(tag));
+                Ok(Event::Forward(len))
+            }
         }
     }
 
@@ -169,6 +200,7 @@ impl Reply {
             if !matches!(header.tag, b'D' | b'd' | b'C' | b'T' | b'2') || bytes.len() < at + header.len {
                 break;
             }
+            self.answered += usize::from(ends_an_answer(header.tag));
             at += header.len;
         }
         Ok(at)
@@ -216,4 +248,10 @@ impl Reply {
         self.confirmed.push(expected);
         Ok(injected)
     }
+}
+
+/// Whether with this message a message of the client's in the extended protocol is answered, apart from those whose
+/// answers are told from the proxy's own.
+fn ends_an_answer(tag: u8) -> bool {
+    matches!(tag, b'2' | b'T' | b'n' | b'C' | b'I' | b's')
 }

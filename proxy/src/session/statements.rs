@@ -40,8 +40,8 @@ impl Definition {
 /// An answer that a server owes.
 #[derive(Debug, Clone)]
 pub(super) enum Expected {
-    /// `ParseComplete`.
-    Parse { name: String, definition: Arc<Definition>, injected: bool },
+    /// `ParseComplete`; so many messages of the client's came before it in the batch.
+    Parse { name: String, definition: Arc<Definition>, injected: bool, at: usize },
     /// `CloseComplete`; of a statement when there is a name.
     Close { name: Option<String>, injected: bool },
     /// `CloseComplete` for nothing, in front of a simple query that has messages without a `Sync` before

@@ -602,3 +602,37 @@ fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
         assert_eq!(tags(&fixture.session.introduce(&segment, known).messages), sent);
     }
 }
+
+/// What the proxy sends in front of a `Bind` of the unnamed statement after `batch` was answered like this.
+fn before_bind(batch: &[(u8, &[u8])], answers: &[u8]) -> String {
+    let mut fixture = Fixture::new();
+    let mut prepared = BytesMut::new();
+    answer::put_empty(&mut prepared, b'1');
+    answer::put_ready(&mut prepared, TxStatus::Idle);
+    fixture.run(NODE, extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]), &prepared);
+    let mut told = BytesMut::new();
+    for tag in answers {
+        match tag {
+            b'E' => Trouble::Cancelled.response(answer::Severity::Error).put(&mut told),
+            tag => answer::put_empty(&mut told, *tag),
+        }
+    }
+    answer::put_ready(&mut told, TxStatus::Idle);
+    fixture.run(NODE, extended(batch), &told);
+    let segment = fixture.take(&mut extended(&[(b'B', b"\0\0\0\0\0\0\0\0"), (b'S', b"")]));
+    let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+    fixture.session.begin_batch();
+    fixture.session.encode(&segment, &mut Known::default(), &mut reply, &mut out);
+    tags(&out)
+}
+
+#[test]
+fn the_unnamed_statement_goes_when_its_successor_fails_and_with_a_query() {
+    let [parse, bind, sync]: [(u8, &[u8]); 3] =
+        [(b'P', b"\0SELECT 2\0\0\0"), (b'B', b"\0\0\0\0\0\0\0\0"), (b'S', b"")];
+    assert_eq!(before_bind(&[parse, sync], b"1"), "PBS", "another connection is told of it");
+    assert_eq!(before_bind(&[parse, sync], b"E"), "BS");
+    assert_eq!(before_bind(&[bind, parse, sync], b"2E"), "BS");
+    assert_eq!(before_bind(&[bind, parse, sync], b"E"), "PBS", "the second was never looked at");
+    assert_eq!(before_bind(&[parse, (b'Q', b"SELECT 3\0")], b"13C"), "BS");
+}

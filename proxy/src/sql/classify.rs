@@ -233,7 +233,8 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         Statement::Savepoint { name } => neutral(Effect::Savepoint(folded(name))),
         Statement::ReleaseSavepoint { .. } => Verdict::plain(Route::Neutral),
         Statement::Set(Set::SetTransaction { modes, snapshot: None, session: false }) => {
-            Verdict { turns_read_only: may_run_on_a_standby(modes), ..Verdict::plain(Route::Neutral) }
+            let route = if modes.iter().any(is_serializable) { Route::Primary } else { Route::Neutral };
+            Verdict { turns_read_only: may_run_on_a_standby(modes), ..Verdict::plain(route) }
         }
         Statement::Set(set) => set_verdict(set, text),
         Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
@@ -311,6 +312,11 @@ fn may_run_on_a_standby(modes: &[TransactionMode]) -> bool {
 fn keeps_no_snapshot(mode: &TransactionMode) -> bool {
     use TransactionIsolationLevel::{ReadCommitted, ReadUncommitted};
     matches!(mode, TransactionMode::IsolationLevel(ReadCommitted | ReadUncommitted))
+}
+
+/// Servers in recovery do not do that, be it only for a statement.
+fn is_serializable(mode: &TransactionMode) -> bool {
+    matches!(mode, TransactionMode::IsolationLevel(TransactionIsolationLevel::Serializable))
 }
 
 fn neutral(effect: Effect) -> Verdict {

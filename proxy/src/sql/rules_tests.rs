@@ -122,7 +122,7 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("BEGIN ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE", Primary, &[]),
     ("START TRANSACTION READ WRITE", Primary, &[]),
     ("SET TRANSACTION READ ONLY", Neutral, &[]),
-    ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", Neutral, &[]),
+    ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", Primary, &[]),
     ("SET CONSTRAINTS ALL IMMEDIATE", Neutral, &[]),
     ("COMMIT", Neutral, &[Effect::Commit]),
     ("END WORK", Neutral, &[Effect::Commit]),

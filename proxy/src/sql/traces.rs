@@ -101,7 +101,11 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
         several => {
             // What each of them would be prepared from alone is not known.
             let prepares = |statement: &&Statement| matches!(statement, Statement::Prepare { .. });
-            verdict.traces.holds.extend(several.iter().filter(prepares).map(|_| Why::Prepare));
+            let held = several.iter().filter(prepares).map(|_| Why::Prepare);
+            let before = verdict.traces.holds.len();
+            verdict.traces.holds.extend(held);
+            // A name that the session has already is refused.
+            verdict.traces.uses_all |= verdict.traces.holds.len() > before;
         }
     }
 }

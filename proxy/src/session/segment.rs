@@ -347,6 +347,8 @@ impl Session {
                 // All rows at once: nobody comes back for more.
                 if payload.ends_with(&[0; 4]) {
                     segment.portals = segment.portals.saturating_sub(1);
+                } else {
+                    segment.impure = true;
                 }
                 Ok(What::Other)
             }

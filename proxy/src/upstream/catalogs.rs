@@ -17,7 +17,7 @@ use crate::routing;
 use crate::sql::{Defined, Edition, Facts, FunctionRow, RelationRow};
 use crate::tls::Kept;
 
-use super::dial::{DialError, Line, dial};
+use super::dial::{DialError, Line, dial, hear_out};
 
 /// Others may change the catalogs unseen: they are read again after so long.
 const LIFE: Duration = Duration::from_secs(60);
@@ -281,7 +281,7 @@ impl Catalogs {
         let (client, connection) = line.log_in(&mut config).await?;
         let rows = read_rows(&client).await;
         drop(client);
-        connection.abort();
+        hear_out(connection);
         rows
     }
 }

@@ -3,12 +3,14 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use pgherd_common::HostPort;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect};
 use tokio_postgres::{Client, Config, NoTls};
@@ -83,6 +85,20 @@ impl Line {
 
 /// See [`Line::log_in`].
 pub(super) type Carrier = JoinHandle<Result<(), tokio_postgres::Error>>;
+
+/// How long a server may take to say what it has to before its connection is closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Ends a session of the driver's whose client is dropped. What the server still answers is heard to its end: a
+/// broken pipe would be fatal to it, and logged.
+pub(super) fn hear_out(carrier: Carrier) {
+    tokio::spawn(async move {
+        let cut = carrier.abort_handle();
+        if timeout(LAST_WORDS, carrier).await.is_err() {
+            cut.abort();
+        }
+    });
+}
 
 /// Connects to the server at `address`.
 pub(crate) async fn dial(address: &HostPort, tls: &Kept<ServerTls>) -> Result<Line, DialError> {

@@ -18,7 +18,7 @@ use crate::tls::Kept;
 use crate::wire::password::Stored;
 use crate::wire::scram::{DEFAULT_ITERATIONS, Key, Verifier};
 
-use super::dial::{DialError, Line, dial, dial_in_clear};
+use super::dial::{DialError, Line, dial, dial_in_clear, hear_out};
 
 /// How long a verifier is believed. A server has the last word on every login anyway.
 const LIFE: Duration = Duration::from_secs(60);
@@ -220,7 +220,7 @@ impl Verifiers {
         let (client, connection) = line.log_in(&mut config).await?;
         let row = client.query_opt(&self.auth.query, &[&user]).await;
         drop(client);
-        connection.abort();
+        hear_out(connection);
         let text: Option<String> = match row? {
             Some(row) => row.try_get(0)?,
             None => None,

@@ -233,8 +233,7 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         Statement::Savepoint { name } => neutral(Effect::Savepoint(folded(name))),
         Statement::ReleaseSavepoint { .. } => Verdict::plain(Route::Neutral),
         Statement::Set(Set::SetTransaction { modes, snapshot: None, session: false }) => {
-            let route = if modes.iter().any(is_serializable) { Route::Primary } else { Route::Neutral };
-            Verdict { turns_read_only: may_run_on_a_standby(modes), ..Verdict::plain(route) }
+            set_transaction(modes)
         }
         Statement::Set(set) => set_verdict(set, text),
         Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
@@ -312,6 +311,11 @@ fn may_run_on_a_standby(modes: &[TransactionMode]) -> bool {
 fn keeps_no_snapshot(mode: &TransactionMode) -> bool {
     use TransactionIsolationLevel::{ReadCommitted, ReadUncommitted};
     matches!(mode, TransactionMode::IsolationLevel(ReadCommitted | ReadUncommitted))
+}
+
+fn set_transaction(modes: &[TransactionMode]) -> Verdict {
+    let route = if modes.iter().any(is_serializable) { Route::Primary } else { Route::Neutral };
+    Verdict { turns_read_only: may_run_on_a_standby(modes), ..Verdict::plain(route) }
 }
 
 /// Servers in recovery do not do that, be it only for a statement.

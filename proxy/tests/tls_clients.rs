@@ -148,30 +148,26 @@ async fn a_proxy_without_usable_certificates_does_not_start() {
         [(&files.certificate, &other.key), (&files.key, &files.key), (&files.certificate, &files.certificate)]
     {
         let files = Files { certificate: certificate.clone(), key: key.clone() };
-        let text = format!(
-            "{}[cluster]\nname = 'demo'\n[proxy]\nname = 'p'\nlisten = ['127.0.0.1:{}']\n[agents]\n\
-             addresses = ['127.0.0.1:1']\n[auth]\nmethod = 'trust'\n",
-            section("allowed", &files, ""),
-            harness::free_port()
-        );
-        let config = pgherd_proxy::Config::parse(&text).unwrap();
-        let error = soon(pgherd_proxy::serve(config, std::future::pending())).await.unwrap_err();
-        let chain = pgherd_common::errors::Chain(&error).to_string();
+        let chain = why_it_does_not_start(&files).await;
         assert!(chain.contains("certificates of the configuration: /"), "{chain}");
     }
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     std::fs::set_permissions(&files.key, readable).unwrap();
-    let text = format!(
-        "{}[cluster]\nname = 'demo'\n[proxy]\nname = 'p'\nlisten = ['127.0.0.1:{}']\n[agents]\n\
-         addresses = ['127.0.0.1:1']\n[auth]\nmethod = 'trust'\n",
-        section("allowed", &files, ""),
-        harness::free_port()
-    );
-    let config = pgherd_proxy::Config::parse(&text).unwrap();
-    let error = soon(pgherd_proxy::serve(config, std::future::pending())).await.unwrap_err();
-    let chain = pgherd_common::errors::Chain(&error).to_string();
+    let chain = why_it_does_not_start(&files).await;
     assert!(
         chain.contains("proxy.key: a private key that others may read (mode 0644); chmod 0600"),
         "{chain}"
     );
+}
+
+async fn why_it_does_not_start(files: &Files) -> String {
+    let text = format!(
+        "{}[cluster]\nname = 'demo'\n[proxy]\nname = 'p'\nlisten = ['127.0.0.1:{}']\n[agents]\n\
+         addresses = ['127.0.0.1:1']\n[auth]\nmethod = 'trust'\n",
+        section("allowed", files, ""),
+        harness::free_port()
+    );
+    let config = pgherd_proxy::Config::parse(&text).unwrap();
+    let error = soon(pgherd_proxy::serve(config, std::future::pending())).await.unwrap_err();
+    pgherd_common::errors::Chain(&error).to_string()
 }

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use pgherd_cluster_tests::bench::target::Target;
 use pgherd_cluster_tests::bench::workload::Workload;
 use pgherd_cluster_tests::bench::{self, Options, relay};
-use tokio::signal::unix::{SignalKind, signal};
+use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Measures on this machine, with real servers.
 #[derive(Debug, Parser)]
@@ -107,24 +107,4 @@ async fn proxy(args: ProxyArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() {
-    let of = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = of(SignalKind::interrupt()) => (),
-        () = of(SignalKind::terminate()) => (),
-        () = of(SignalKind::hangup()) => (),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pgherd_cluster_tests::difffuzz::{self, Options};
-use tokio::signal::unix::{SignalKind, signal};
+use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Says the same to the proxy of a cluster with two standbys and to a PostgreSQL that stands alone, session
 /// after session, and compares the answers message by message. Exit status 1 if any differs.
@@ -62,24 +62,4 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() {
-    let of = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = of(SignalKind::interrupt()) => (),
-        () = of(SignalKind::terminate()) => (),
-        () = of(SignalKind::hangup()) => (),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }

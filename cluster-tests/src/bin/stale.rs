@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use pgherd_cluster_tests::stale::{self, Consistency, Options};
-use tokio::signal::unix::{SignalKind, signal};
+use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Writes and reads in pairs through the proxy of a cluster with two standbys whose replay is held back at
 /// random, and counts the reads that missed what was just written. Exit status 1 if any did.
@@ -69,24 +69,4 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Ends at Ctrl-C, a plain `kill`, or when the terminal goes away.
-async fn stopped() {
-    let of = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = of(SignalKind::interrupt()) => (),
-        () = of(SignalKind::terminate()) => (),
-        () = of(SignalKind::hangup()) => (),
-    }
-}
-
-#[expect(clippy::print_stdout, reason = "this program talks to a person")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -462,7 +462,7 @@ impl Session {
             TxStatus::Open => Some(Tx { node, failed: false }),
             TxStatus::Failed => Some(Tx { node, failed: true }),
         };
-        self.begun = batch.begin.clone().filter(|_| status == TxStatus::Open && !was_open);
+        self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
         self.on_traces(batch, reply.failed(), known);
         for effect in &batch.effects {
@@ -546,7 +546,7 @@ pub struct Batch {
     pub route: Route,
     /// A transaction block was opened in it.
     pub opens: bool,
-    /// The text that opened it, if there is nothing else in the batch.
+    /// The text that opened it, or told it to only read, if there is nothing else in the batch.
     begin: Option<Bytes>,
     redefines: bool,
     effects: Vec<Effect>,

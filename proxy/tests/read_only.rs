@@ -91,6 +91,16 @@ async fn sessions_that_only_read(world: &World) {
 async fn transactions_that_turn_read_only(world: &World) {
     let (primary, standby) = (world.primary.port().to_string(), world.standby.port().to_string());
     let client = world.proxy.connect().await;
+    // It may change its mind as long as nothing ran, and is held to what it said last.
+    client.batch_execute("BEGIN -- for now").await.unwrap();
+    client.batch_execute("SET TRANSACTION READ ONLY").await.unwrap();
+    client.batch_execute("SET TRANSACTION READ WRITE").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (9)").await.unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+    client.batch_execute("BEGIN -- for now").await.unwrap();
+    client.batch_execute("SET TRANSACTION READ ONLY").await.unwrap();
+    assert_eq!(code(&client, "INSERT INTO t VALUES (9)").await, "25006");
+    client.batch_execute("ROLLBACK").await.unwrap();
     client.batch_execute("BEGIN").await.unwrap();
     client.batch_execute("SET TRANSACTION READ ONLY").await.unwrap();
     assert_eq!(simple(&client, WHERE).await, std::slice::from_ref(&standby));

@@ -206,9 +206,9 @@ impl Segment {
         known && self.rest == 0 && (self.ends_with_sync() || (self.ended && self.parts.len() == 1))
     }
 
-    /// The text that opens a transaction block, if that is all it does.
+    /// The text that opens a transaction block, or tells it to only read, if that is all it does.
     pub(super) fn beginning(&self) -> Option<Bytes> {
-        let text = self.texts.first().filter(|_| self.only_begins())?;
+        let text = self.texts.first().filter(|_| self.only_begins() || self.turns_read_only)?;
         self.texts.iter().all(|other| other == text).then(|| text.clone())
     }
 

@@ -2,12 +2,31 @@
 
 use pgherd_common::{NodeId, NodeName};
 
-use super::{Session, Tx};
+use crate::wire::backend::TxStatus;
+
+use super::{Batch, Session, Tx};
+
+/// Longer beginnings are not remembered, in bytes.
+const BEGINNING_MAX: usize = 1024;
 
 impl Session {
     /// The transaction goes on elsewhere: here it is over, and nothing was changed in it.
     pub fn detach_tx(&mut self) {
         self.tx = None;
+    }
+
+    /// What opened a transaction block, and told it to only read, is remembered until a query runs in it.
+    pub(super) fn note_beginning(&mut self, batch: &Batch, status: TxStatus, was_open: bool) {
+        let before = self.begun.take().filter(|_| was_open);
+        let text = batch.begin.clone().filter(|_| status == TxStatus::Open);
+        self.begun = match (before, text) {
+            // A comment may be at the end of the first. Who says it again and again is not remembered for ever.
+            (Some(before), Some(text)) if before.len() < BEGINNING_MAX => {
+                Some([&before[..], b"\n;", &text[..]].concat().into())
+            }
+            (None, text) => text.filter(|_| !was_open),
+            (Some(_), _) => None,
+        };
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

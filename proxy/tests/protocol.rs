@@ -311,6 +311,27 @@ async fn copies_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn portals_are_used_behind_their_sync() {
+    let world = World::start().await;
+    let read = || all(&[extended("SELECT n FROM t"), sync()]);
+    let again = |more: &[Vec<u8>]| all(&[execute(0), all(more), sync()]);
+    for begin in ["BEGIN READ ONLY", "BEGIN"] {
+        for (what, last) in [
+            ("alone", again(&[])),
+            ("described", all(&[describe(), execute(0), sync()])),
+            ("before a read", again(&[extended("SELECT count(*) FROM t")])),
+            ("before a write", again(&[extended("INSERT INTO t VALUES (1, 'a')")])),
+            ("before one that is there for a part", again(&[parse("SELECT n FROM t"), bind(), execute(1)])),
+        ] {
+            let script = [(query(begin), "Z"), (read(), "Z"), (last, "Z"), (query("END"), "Z")];
+            world.compare(&format!("{what}, behind {begin}"), &script).await;
+        }
+    }
+    let gone = [(read(), "Z"), (again(&[]), "Z")];
+    world.compare("outside of a transaction", &gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn functions_are_called() {
     let world = World::start().await;
     let direct = world.primary.direct().await;

@@ -58,7 +58,11 @@ impl Client {
         // In a transaction on a standby it is repeated by moving all of it.
         let in_reading = self.session.tx_node() == Some(node) && server.role == Role::Standby;
         let repeatable = self.session.is_repeatable(&segment)
-            || (in_reading && segment.suits_reader() && segment.route == Route::Read && segment.ended);
+            || (in_reading
+                && segment.suits_reader()
+                && !segment.reaches_back()
+                && segment.route == Route::Read
+                && segment.ended);
         let mut flow = Flow::new(&segment, again && repeatable);
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);

@@ -23,9 +23,11 @@ impl Client {
     }
 
     /// Whether the transaction has to leave its standby before `segment` is run. What failed there
-    /// stays there.
+    /// stays there, and what goes on with a portal that only the standby has.
     pub(super) fn must_move(&self, segment: &Segment) -> bool {
-        self.session.status() == TxStatus::Open && (!segment.suits_reader() || segment.leaves_portals())
+        self.session.status() == TxStatus::Open
+            && !segment.reaches_back()
+            && (!segment.suits_reader() || segment.leaves_portals())
     }
 
     /// Ends the transaction on the standby `from` and begins it anew on the primary.

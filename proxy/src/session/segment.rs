@@ -58,6 +58,10 @@ pub struct Segment {
     pub(super) opens: bool,
     /// So many portals were bound and have yet to give rows.
     portals: u32,
+    /// The unnamed portal is bound in it.
+    binds_unnamed: bool,
+    /// It uses the unnamed portal of the batch before.
+    reaches_back: bool,
     /// Something in it is neither a read nor the end of a transaction, or leaves something behind in it.
     impure: bool,
     /// Whether all statements so far only open a transaction block; `None` before the first.
@@ -100,6 +104,8 @@ impl Default for Segment {
             ends_tx: false,
             opens: false,
             portals: 0,
+            binds_unnamed: false,
+            reaches_back: false,
             impure: false,
             begins: None,
             rolls_back: None,
@@ -184,6 +190,11 @@ impl Segment {
         self.portals > 0 && !self.ended
     }
 
+    /// Whether it uses the unnamed portal that was bound before it, which only its server has.
+    pub fn reaches_back(&self) -> bool {
+        self.reaches_back
+    }
+
     /// Whether a transaction block is opened in it.
     pub fn opens(&self) -> bool {
         self.opens
@@ -252,6 +263,10 @@ impl Segment {
         self.redefines |= verdict.defines.is_some();
         self.may_commit |= verdict.may_commit;
         self.note_show(verdict.show);
+    }
+
+    fn note_portal_use(&mut self, unnamed: bool) {
+        self.reaches_back |= unnamed && !self.binds_unnamed;
     }
 
     fn note_show(&mut self, show: Option<Show>) {
@@ -340,10 +355,15 @@ impl Session {
                     segment.portals = segment.portals.saturating_sub(1);
                     Ok(What::ClosePortal)
                 }
-                (_, Subject::Portal(_)) => Ok(What::Other),
+                (_, Subject::Portal(name)) => {
+                    segment.note_portal_use(name.is_empty());
+                    Ok(What::Other)
+                }
                 (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
             },
             b'E' => {
+                // A portal's name comes first.
+                segment.note_portal_use(payload.starts_with(b"\0"));
                 // All rows at once: nobody comes back for more.
                 if payload.ends_with(&[0; 4]) {
                     segment.portals = segment.portals.saturating_sub(1);
@@ -364,6 +384,7 @@ impl Session {
     fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: Judge<'_>) -> Result<What, Malformed> {
         let (portal, name) = frontend::bind(payload)?;
         segment.portals += 1;
+        segment.binds_unnamed |= portal.is_empty();
         // It may be asked for more rows later.
         segment.impure |= !portal.is_empty();
         match self.statements.find(name) {

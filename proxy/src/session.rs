@@ -4,6 +4,7 @@
 //! Bytes in, bytes and decisions out. Knows neither sockets nor time. A statement that is not
 //! repeatable is never offered for a second run.
 
+mod batch;
 mod floor;
 mod known;
 mod passage;
@@ -20,11 +21,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Facts, Route, Standing, Traces, Verdict, Why};
+use crate::sql::{Effect, Facts, Route, Standing, Verdict, Why};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
+pub use batch::Batch;
 pub use floor::{Consistency, Floor, Freshness};
 pub use known::{Introductions, Known};
 pub use passage::Passage;
@@ -77,6 +79,8 @@ pub struct Session {
     redefined: bool,
     /// Custom settings that it named so far.
     customs: BTreeSet<String>,
+    /// It named the schema of temporary objects.
+    names_temporary: bool,
     /// Something is on its primary connection that only it may have.
     kept: bool,
     why_kept: Option<Why>,
@@ -191,6 +195,16 @@ impl Session {
         self.why_kept = None;
     }
 
+    /// `segment` is to be run next.
+    pub fn expect(&mut self, segment: &Segment) {
+        self.names_temporary |= segment.traces.names_temporary;
+    }
+
+    /// Whether it would find on a connection what is none of its own.
+    pub fn shuns(&self, known: &Known) -> bool {
+        self.names_temporary && known.was_temporary() && self.tx.is_none() && self.temporaries.is_empty()
+    }
+
     /// Custom settings that it knows of, as far as texts tell.
     pub fn customs(&self) -> &BTreeSet<String> {
         &self.customs
@@ -292,7 +306,7 @@ impl Session {
             match &part.what {
                 What::Parse { name, definition } => self.statements.confirm(name.clone(), definition.clone()),
                 What::CloseStatement(name) => self.statements.remove(name),
-                What::Uses(_) | What::ClosePortal | What::Query | What::Other => {}
+                What::Uses(_) | What::Binds { .. } | What::ClosePortal | What::Other => {}
             }
         }
         self.statements.forget_pending();
@@ -351,10 +365,9 @@ impl Session {
                     reply.expect(Expected::Close { name: Some(name.clone()), injected: false });
                 }
                 What::ClosePortal => reply.expect(Expected::Close { name: None, injected: false }),
-                What::Query => {
-                    // A simple query does away with the unnamed statement.
-                    known.statements.remove("");
-                    self.statements.remove("");
+                What::Binds { name, frees } => {
+                    self.before_use(name, known, reply, out);
+                    self.statements.note_freed(frees);
                 }
                 What::Other => {}
             }
@@ -370,7 +383,15 @@ impl Session {
             return;
         }
         match self.statements.confirmed(name) {
-            Some(_) => self.before_use(name, known, reply, out),
+            // What it is does not matter: it is there, and that is an error.
+            Some(_) => match known.statements.insert(name.to_owned(), 0) {
+                None => put_placeholder(name, reply, out),
+                Some(0) => {
+                    inject_close(name, reply, out);
+                    put_placeholder(name, reply, out);
+                }
+                Some(id) => drop(known.statements.insert(name.to_owned(), id)),
+            },
             None if known.statements.remove(name).is_some() => inject_close(name, reply, out),
             None => {}
         }
@@ -417,7 +438,7 @@ impl Session {
                 known.statements.remove(&name);
                 self.statements.remove(&name);
             }
-            Expected::Close { .. } | Expected::Barrier => {}
+            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
         }
     }
 
@@ -465,6 +486,9 @@ impl Session {
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
         self.on_traces(batch, reply.failed(), known);
+        if self.is_doubtful(batch, reply) {
+            self.pinned = true;
+        }
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
             match effect {
@@ -534,61 +558,17 @@ const SUSPECTS_MAX: usize = 100;
 /// A name that no client gives to a statement.
 const NOTHING: &str = "\u{1}";
 
+/// The body of a `Parse` that cannot fail: an empty text without parameters.
+const NO_QUERY: &[u8] = b"\0\0\0";
+
 fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_close_statement(out, name);
     reply.expect(Expected::Close { name: Some(name.to_owned()), injected: true });
 }
 
-/// What is known of everything that a client sent up to the server's next `ReadyForQuery`.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Where it may run.
-    pub route: Route,
-    /// A transaction block was opened in it.
-    pub opens: bool,
-    /// The text that opened it, or told it to only read, if there is nothing else in the batch.
-    begin: Option<Bytes>,
-    redefines: bool,
-    effects: Vec<Effect>,
-    traces: Traces,
-    statements: usize,
-    may_commit: bool,
-    ends_tx: bool,
-}
-
-impl Batch {
-    /// A batch that begins with `segment`.
-    pub fn of(segment: &Segment) -> Self {
-        Self {
-            route: segment.route,
-            opens: segment.opens,
-            begin: segment.beginning(),
-            redefines: segment.redefines,
-            effects: segment.effects.clone(),
-            traces: segment.traces.clone(),
-            statements: segment.statements,
-            may_commit: segment.may_commit,
-            ends_tx: segment.ends_tx,
-        }
-    }
-
-    /// Whether the client asked for its own connection to be ended, perhaps.
-    pub fn may_terminate(&self) -> bool {
-        self.effects.contains(&Effect::Terminate)
-    }
-
-    /// The batch goes on.
-    pub fn extend(&mut self, segment: &Segment) {
-        self.route = self.route.together(segment.route);
-        self.opens |= segment.opens;
-        self.begin = self.begin.take().filter(|_| !segment.has_statements());
-        self.redefines |= segment.redefines;
-        self.effects.extend(segment.effects.iter().cloned());
-        self.traces.add(&segment.traces);
-        self.statements += segment.statements;
-        self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
-        self.ends_tx |= segment.ends_tx;
-    }
+fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
+    frontend::put_parse(out, name, NO_QUERY);
+    reply.expect(Expected::Placeholder);
 }
 
 /// Where verdicts come from.

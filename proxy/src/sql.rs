@@ -102,6 +102,17 @@ pub enum Effect {
     Suspect(String),
 }
 
+impl Effect {
+    /// The name of the prepared statement that is no more; `None`: all of them.
+    pub(crate) fn frees(&self) -> Option<Option<String>> {
+        match self {
+            Self::Deallocate(name) => Some(Some(name.clone())),
+            Self::DeallocateAll | Self::DiscardAll => Some(None),
+            _ => None,
+        }
+    }
+}
+
 /// Everything about a text that routing needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {

@@ -110,9 +110,9 @@ pub enum Trouble {
         transaction: bool,
     },
     /// A server ended the connection for a reason of its own.
-    ServerEnded(ServerError),
+    ServerEnded(Box<ServerError>),
     /// A new connection to a server was refused.
-    ConnectionRefused(ServerError),
+    ConnectionRefused(Box<ServerError>),
     /// The server wants something for a login that the proxy does not have.
     ServerLogin {
         /// Which.
@@ -136,7 +136,7 @@ impl Trouble {
     pub fn response(&self, severity: Severity) -> ServerError {
         match self {
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => {
-                ServerError { severity, ..error.clone() }
+                ServerError { severity, ..ServerError::clone(error) }
             }
             own => ServerError {
                 severity,
@@ -144,6 +144,7 @@ impl Trouble {
                 message: own.message(),
                 detail: own.detail(),
                 hint: own.hint().map(str::to_owned),
+                others: Box::default(),
             },
         }
     }
@@ -423,6 +424,7 @@ mod tests {
             message: "database \"x\" does not exist".into(),
             detail: None,
             hint: None,
+            others: Box::default(),
         };
         vec![
             Trouble::Protocol("bad".into()),
@@ -469,8 +471,8 @@ mod tests {
             Trouble::OutcomeUnknown { server: server.clone(), why: "gone".into() },
             Trouble::RolledBack { server: server.clone(), why: "gone".into(), transaction: true },
             Trouble::RolledBack { server: server.clone(), why: "gone".into(), transaction: false },
-            Trouble::ServerEnded(error.clone()),
-            Trouble::ConnectionRefused(error),
+            Trouble::ServerEnded(Box::new(error.clone())),
+            Trouble::ConnectionRefused(Box::new(error)),
             Trouble::ServerLogin { server: server.clone(), why: "md5".into() },
             Trouble::ServerProtocol { server },
             Trouble::Cancelled,

@@ -587,6 +587,23 @@ async fn what_a_login_gets_may_change_while_connections_rest() {
     }
 }
 
+/// Where the search path leads to temporary objects, a transaction that is the first to look for them on its connection cannot be
+/// prepared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_names_the_temporary_schema_is_the_first_to_have_one() {
+    let world = World::start(15).await;
+    let (_agent, proxy) = world.proxy("auto").await;
+    let before = proxy.connect().await;
+    simple(&before, "CREATE TEMP TABLE scratch (n int)").await;
+    simple(&before, "DISCARD ALL").await;
+    let client = proxy.connect().await;
+    simple(&client, "INSERT INTO t (n) VALUES (1)").await;
+    let script =
+        "BEGIN; SET LOCAL search_path TO 'pg_temp'; SELECT current_schema(); PREPARE TRANSACTION 'first'";
+    let refused = soon(client.simple_query(script)).await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED), "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_came_with_a_login_stays_with_it() {
     let world = World::start(15).await;

@@ -38,7 +38,7 @@ enum End {
     /// The server is gone.
     Lost(String),
     /// The server said why it goes.
-    Fatal(ServerError),
+    Fatal(Box<ServerError>),
     ClientGone(io::Error),
     ClientLeft,
     ClientProtocol(TakeError),
@@ -145,7 +145,7 @@ impl Client {
                 Event::Error { len, error } => {
                     if error.severity == Severity::Fatal {
                         flow.settle(&mut server.pipe.input, out);
-                        return Ok(Some(End::Fatal(error)));
+                        return Ok(Some(End::Fatal(Box::new(error))));
                     }
                     self.on_error(flow, server, len, &error);
                 }

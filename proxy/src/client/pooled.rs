@@ -46,6 +46,9 @@ impl Client {
         if self.servers.get(&node).is_some_and(|server| server.role != role) {
             self.drop_server(node, "opened for another role");
         }
+        if self.servers.get(&node).is_some_and(|server| server.at_rest && self.session.shuns(&server.known)) {
+            self.drop_server(node, "others had temporary objects there");
+        }
         if let Some(trouble) = self.session.take_trouble() {
             return Ok(Queued::Trouble(trouble));
         }
@@ -168,6 +171,10 @@ impl Client {
             }
             server.known = self.session.fresh().behind_others(&server.known);
             server.owner = self.id;
+        }
+        if self.session.shuns(&server.known) {
+            server.close();
+            return Some(turn);
         }
         server.lease.renew(turn);
         server.lease.tag.is_with(self.id);

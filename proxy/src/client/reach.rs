@@ -47,6 +47,7 @@ impl Client {
         wanted: Wanted,
     ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
+        self.session.expect(segment);
         let mut deadline = begun + self.config.hold_timeout;
         let mut closed = BTreeSet::new();
         loop {
@@ -178,7 +179,7 @@ impl Client {
                     return None;
                 }
                 self.session.forget_settings();
-                Some(Err(Trouble::ServerEnded(error)))
+                Some(Err(Trouble::ServerEnded(Box::new(error))))
             }
             Ok(Err(error)) => {
                 tracing::warn!(server = %backend.name, error = %Chain(&error), "session state could not be replayed");
@@ -208,7 +209,7 @@ impl Client {
                 if error.code.starts_with("28") {
                     self.shared.verifiers.doubt(&self.user);
                 }
-                Trouble::ConnectionRefused(error)
+                Trouble::ConnectionRefused(Box::new(error))
             }
             ConnectError::Frame(_) | ConnectError::Content(_) => Trouble::ServerProtocol { server },
             // What is wrong with a certificate is for the log: it names addresses.
@@ -231,7 +232,14 @@ impl Client {
         let introductions = self.session.introduce(segment, &mut server.known);
         if !introductions.messages.is_empty() {
             server.pipe.output.extend_from_slice(&introductions.messages);
-            server.ask().await?;
+            match server.ask().await {
+                Ok(_) => {}
+                // What it names is gone, or not to be found: the client is told when it uses it.
+                Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
+                    server.known.doubt(&introductions);
+                }
+                Err(error) => return Err(error),
+            }
         }
         for introduction in &introductions.by_sql {
             match server.query(&introduction.sql).await {

@@ -22,6 +22,11 @@ pub struct Known {
     pub(super) soiled: bool,
     /// Something ran there that emptying does not undo.
     pub(super) indelible: bool,
+    /// It may have a schema for temporary objects. That stays when the objects go, and a search path that
+    /// names it tells the difference.
+    pub(super) temporary: bool,
+    /// It was so before this client came to it.
+    pub(super) temporary_before: bool,
     /// Custom settings that are known there for as long as it lives.
     pub(super) customs: BTreeSet<String>,
 }
@@ -39,6 +44,11 @@ impl Known {
         !self.indelible && self.customs.is_subset(customs)
     }
 
+    /// Whether a client may find that others had temporary objects there.
+    pub fn was_temporary(&self) -> bool {
+        self.temporary_before
+    }
+
     /// Whether emptying leaves something behind that nobody may have.
     pub fn is_indelible(&self) -> bool {
         self.indelible
@@ -50,12 +60,19 @@ impl Known {
     pub fn behind_others(mut self, before: &Self) -> Self {
         self.statements.insert(String::new(), 0);
         self.customs.extend(before.customs.iter().cloned());
+        self.temporary = before.temporary;
+        self.temporary_before = before.temporary;
         self
     }
 
     /// The proxy ran a query of its own, which does away with the unnamed statement.
     pub fn forget_unnamed(&mut self) {
         self.statements.remove("");
+    }
+
+    /// One of the messages was refused: who knows which of the statements are there.
+    pub fn doubt(&mut self, introductions: &Introductions) {
+        self.statements.extend(introductions.names.iter().map(|name| (name.clone(), 0)));
     }
 
     /// A statement that SQL prepares is there now.
@@ -79,6 +96,8 @@ pub struct Introduction {
 pub struct Introductions {
     /// Messages with a `Sync` behind them, or nothing.
     pub messages: BytesMut,
+    /// What is prepared by them.
+    names: Vec<String>,
     /// Statements to be prepared by SQL, behind that.
     pub by_sql: Vec<Introduction>,
 }
@@ -97,7 +116,11 @@ impl Session {
             let there = known.statements.keys().filter(|name| !name.is_empty());
             self.statements.names().chain(there).filter(|name| !name.is_empty()).cloned().collect()
         } else {
-            segment.uses.iter().chain(segment.names().filter(by_sql)).cloned().collect()
+            let by_sql = segment.names().filter(by_sql);
+            // Preparing takes a snapshot, and a transaction's isolation is told before that.
+            let early = segment.uses_from_before().filter(|_| segment.opens && self.tx.is_none());
+            let early = early.filter(|name| !name.is_empty() && self.statements.confirmed(name).is_some());
+            segment.uses.iter().chain(by_sql).chain(early).cloned().collect()
         };
         for name in names {
             self.introduce_one(name, known, &mut all);
@@ -128,7 +151,8 @@ impl Session {
             all.by_sql.push(Introduction { name, id: definition.id, sql });
         } else {
             frontend::put_parse(&mut all.messages, &name, body);
-            known.statements.insert(name, definition.id);
+            known.statements.insert(name.clone(), definition.id);
+            all.names.push(name);
         }
     }
 
@@ -136,6 +160,7 @@ impl Session {
     pub(super) fn note_traces(&mut self, segment: &Segment, known: &mut Known) {
         let mut prepared = segment.uses.iter().filter_map(|name| self.statements.confirmed(name));
         known.indelible |= segment.traces.indelible || prepared.any(|used| used.verdict.traces.indelible);
+        known.temporary |= segment.may_make_temporary();
         if !segment.traces.customs.is_empty() {
             known.customs.extend(segment.traces.customs.iter().cloned());
             self.customs.extend(segment.traces.customs.iter().cloned());

@@ -72,6 +72,8 @@ pub struct Reply {
     held: usize,
     rest: usize,
     failed: bool,
+    /// A statement was run.
+    completed: bool,
     unsynced: bool,
     /// Messages of the extended protocol that the client sent, and those that were answered.
     sent: usize,
@@ -127,7 +129,7 @@ impl Reply {
             Expected::Parse { name, injected, at, .. } => {
                 name.is_empty() && !injected && *at == self.answered
             }
-            Expected::Close { .. } | Expected::Barrier => false,
+            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => false,
         };
         (self.queries && !self.skips_to_sync()) || (self.failed && self.expected.iter().any(failed))
     }
@@ -135,6 +137,11 @@ impl Reply {
     /// Whether an error was reported.
     pub fn failed(&self) -> bool {
         self.failed
+    }
+
+    /// Whether an error was reported, though not for the first of the statements.
+    pub fn failed_midway(&self) -> bool {
+        self.failed && self.completed
     }
 
     /// Whether nothing of the answer has been passed on, so that another server may give it.
@@ -184,6 +191,7 @@ impl Reply {
             b'G' => Ok(Event::CopyIn(len)),
             tag => {
                 self.answered += usize::from(ends_an_answer(tag));
+                self.completed |= tag == b'C';
                 Ok(Event::Forward(len))
             }
         }
@@ -201,6 +209,7 @@ impl Reply {
                 break;
             }
             self.answered += usize::from(ends_an_answer(header.tag));
+            self.completed |= header.tag == b'C';
             at += header.len;
         }
         Ok(at)
@@ -238,7 +247,7 @@ impl Reply {
     fn confirm(&mut self, tag: u8) -> Result<bool, ReplyError> {
         let expected = self.expected.pop_front().ok_or(ReplyError::Unasked(tag))?;
         let fits = match expected {
-            Expected::Parse { .. } => tag == b'1',
+            Expected::Parse { .. } | Expected::Placeholder => tag == b'1',
             Expected::Close { .. } | Expected::Barrier => tag == b'3',
         };
         if !fits {

@@ -1,6 +1,8 @@
 //! What is sent to a server in one go: one simple query, or extended-protocol messages up to a `Sync`, a
 //! `Flush` or a full buffer.
 
+use std::collections::BTreeSet;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::sql::{Effect, Route, Settles, Show, Traces, Verdict, Why};
@@ -20,11 +22,15 @@ pub(super) enum What {
         name: String,
         definition: std::sync::Arc<Definition>,
     },
-    /// `Bind` or `Describe` of a prepared statement.
+    /// `Describe` of a prepared statement.
     Uses(String),
+    /// `Bind` of one that frees these names of prepared statements when it is run; `None`: all.
+    Binds {
+        name: String,
+        frees: Vec<Option<String>>,
+    },
     CloseStatement(String),
     ClosePortal,
-    Query,
     Other,
 }
 
@@ -165,7 +171,7 @@ impl Segment {
 
     /// Its messages: tag, and whether it is about a prepared statement.
     pub fn messages(&self) -> impl Iterator<Item = (u8, bool)> {
-        self.parts.iter().map(|part| (part.tag, matches!(part.what, What::Uses(_) | What::CloseStatement(_))))
+        self.parts.iter().map(|part| (part.tag, is_of_statement(&part.what)))
     }
 
     /// Whether the client waits for `ReadyForQuery`, whatever became of the messages before.
@@ -338,7 +344,7 @@ impl Session {
                     }
                     None => segment.add_unknown(),
                 }
-                Ok(What::Query)
+                Ok(What::Other)
             }
             b'P' => self.read_parse(payload, whole, segment, judge).map_err(malformed),
             b'B' => self.read_bind(payload, segment, judge).map_err(malformed),
@@ -387,11 +393,13 @@ impl Session {
         segment.binds_unnamed |= portal.is_empty();
         // It may be asked for more rows later.
         segment.impure |= !portal.is_empty();
+        let mut frees = vec![];
         match self.statements.find(name) {
             Some(definition) => {
                 let (verdict, text) = (definition.verdict_now(judge), definition.text());
                 segment.add(&verdict, self.route(&verdict, text.as_deref()));
                 segment.texts.extend(text);
+                frees.extend(verdict.effects.iter().filter_map(Effect::frees));
             }
             // Prepared by SQL, or an error.
             None => {
@@ -399,7 +407,7 @@ impl Session {
                 segment.add(&verdict, Route::Primary);
             }
         }
-        Ok(What::Uses(name.to_owned()))
+        Ok(What::Binds { name: name.to_owned(), frees })
     }
 
     /// Where a text may run in this session.
@@ -448,11 +456,40 @@ impl Segment {
         run.or_else(|| prepared.next()).copied()
     }
 
+    /// Whether the schema of temporary objects may come to be by it.
+    pub(super) fn may_make_temporary(&self) -> bool {
+        let makes = |effect: &Effect| {
+            use Effect::{LikelyTemporary, Pin, Suspect, Temporary};
+            matches!(effect, Temporary(_) | LikelyTemporary(_) | Pin | Suspect(_))
+        };
+        self.traces.names_temporary
+            || self.traces.holds.contains(&Why::Temporary)
+            || self.effects.iter().any(makes)
+    }
+
+    /// Whether a named statement is prepared in it by the protocol.
+    pub(super) fn prepares_named(&self) -> bool {
+        self.parts.iter().any(|part| matches!(&part.what, What::Parse { name, .. } if !name.is_empty()))
+    }
+
+    /// Names of statements that it uses and that were prepared before it.
+    pub(super) fn uses_from_before(&self) -> impl Iterator<Item = &String> {
+        let mut own = BTreeSet::new();
+        self.parts.iter().filter_map(move |part| match &part.what {
+            What::Uses(name) | What::Binds { name, .. } => Some(name).filter(|name| !own.contains(*name)),
+            What::Parse { name, .. } | What::CloseStatement(name) => {
+                own.insert(name);
+                None
+            }
+            What::ClosePortal | What::Other => None,
+        })
+    }
+
     /// Names of prepared statements in it, of the protocol's messages too.
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         let in_messages = self.parts.iter().filter_map(|part| match &part.what {
-            What::Parse { name, .. } | What::Uses(name) => Some(name),
-            What::CloseStatement(_) | What::ClosePortal | What::Query | What::Other => None,
+            What::Parse { name, .. } | What::Uses(name) | What::Binds { name, .. } => Some(name),
+            What::CloseStatement(_) | What::ClosePortal | What::Other => None,
         });
         self.uses.iter().chain(in_messages)
     }
@@ -468,6 +505,10 @@ impl Segment {
     fn add_unknown(&mut self) {
         self.add(&Verdict::unknown(), Route::Primary);
     }
+}
+
+fn is_of_statement(what: &What) -> bool {
+    matches!(what, What::Uses(_) | What::Binds { .. } | What::CloseStatement(_))
 }
 
 /// Whether a text does more than to read, or to begin or end a transaction.

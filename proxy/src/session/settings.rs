@@ -66,6 +66,11 @@ impl Settings {
         }
     }
 
+    /// Whether the open transaction changed any.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     pub(super) fn rollback(&mut self) {
         self.pending.clear();
     }

@@ -47,13 +47,15 @@ pub(super) enum Expected {
     /// `CloseComplete` for nothing, in front of a simple query that has messages without a `Sync` before
     /// it: while it is owed, an error is one of theirs, and the query is not run.
     Barrier,
+    /// `ParseComplete` for a name that the client prepares once more.
+    Placeholder,
 }
 
 impl Expected {
     pub(super) fn is_injected(&self) -> bool {
         match self {
             Self::Parse { injected, .. } | Self::Close { injected, .. } => *injected,
-            Self::Barrier => true,
+            Self::Barrier | Self::Placeholder => true,
         }
     }
 }
@@ -83,6 +85,16 @@ impl Statements {
     /// A `Parse` of this name goes out.
     pub(super) fn note_sent(&mut self, name: &str) {
         self.sent.insert(name.to_owned());
+    }
+
+    /// A statement goes out that frees these names; `None`: all.
+    pub(super) fn note_freed(&mut self, names: &[Option<String>]) {
+        for name in names {
+            match name {
+                Some(name) => self.note_sent(name),
+                None => self.sent.extend(self.confirmed.keys().cloned()),
+            }
+        }
     }
 
     pub(super) fn is_sent(&self, name: &str) -> bool {

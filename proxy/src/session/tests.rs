@@ -636,3 +636,109 @@ fn the_unnamed_statement_goes_when_its_successor_fails_and_with_a_query() {
     assert_eq!(before_bind(&[bind, parse, sync], b"E"), "PBS", "the second was never looked at");
     assert_eq!(before_bind(&[parse, (b'Q', b"SELECT 3\0")], b"13C"), "BS");
 }
+
+#[test]
+fn a_query_that_is_passed_over_takes_no_statement_with_it() {
+    let fails: &[(u8, &[u8])] = &[(b'E', b"\0\0\0\0\0"), (b'Q', b"SELECT 3\0")];
+    assert_eq!(before_bind(fails, b"E"), "PBS", "it was not run");
+}
+
+/// A session that has prepared `p0` on one of its connections.
+fn with_p0() -> Fixture {
+    let mut fixture = Fixture::new();
+    let mut answer = BytesMut::new();
+    answer::put_empty(&mut answer, b'1');
+    answer::put_ready(&mut answer, TxStatus::Idle);
+    fixture.run(NODE, extended(&[(b'P', b"p0\0SELECT a FROM t\0\0\0"), (b'S', b"")]), &answer);
+    fixture
+}
+
+#[test]
+fn a_name_in_use_is_taken_everywhere_whatever_it_stands_for() {
+    let again: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT b FROM t\0\0\0"), (b'S', b"")];
+    for (node, sent) in [(NODE, "PS"), (OTHER, "PPS")] {
+        let mut fixture = with_p0();
+        let segment = fixture.take(&mut extended(again));
+        let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+        fixture.session.encode(&segment, fixture.known.get_mut(&node).unwrap(), &mut reply, &mut out);
+        assert_eq!(tags(&out), sent);
+        // What stands in for it may not fail because of what its text names.
+        assert!(node == NODE || out[5..].starts_with(b"p0\0\0\0\0"));
+    }
+}
+
+#[test]
+fn what_is_freed_in_a_batch_is_not_put_back_behind_that() {
+    let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
+    let execute: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");
+    for (text, sent) in [("DEALLOCATE ALL", "PBEPS"), ("DEALLOCATE p0", "PBEPS"), ("DEALLOCATE p1", "PBEPPS")]
+    {
+        let mut fixture = with_p0();
+        let free = format!("\0{text}\0\0\0");
+        let batch =
+            [(b'P', free.as_bytes()), bind, execute, (b'P', b"p0\0SELECT b FROM t\0\0\0"), (b'S', b"")];
+        let segment = fixture.take(&mut extended(&batch));
+        let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+        fixture.session.encode(&segment, fixture.known.get_mut(&OTHER).unwrap(), &mut reply, &mut out);
+        assert_eq!(tags(&out), sent, "{text}");
+    }
+}
+
+#[test]
+fn what_is_described_in_front_of_a_beginning_is_prepared_before_it() {
+    let begin: [(u8, &[u8]); 3] = [
+        (b'P', b"\0BEGIN ISOLATION LEVEL SERIALIZABLE\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+    ];
+    let [describe, sync]: [(u8, &[u8]); 2] = [(b'D', b"Sp0\0"), (b'S', b"")];
+    for (batch, introduced) in [
+        (vec![describe, begin[0], begin[1], begin[2], sync], "CPS"),
+        (vec![(b'C', b"Sp0\0".as_slice()), describe, begin[0], begin[1], begin[2], sync], ""),
+        (vec![describe, sync], ""),
+    ] {
+        let mut fixture = with_p0();
+        let segment = fixture.take(&mut extended(&batch));
+        let known = fixture.known.get_mut(&OTHER).unwrap();
+        let introductions = fixture.session.introduce(&segment, known);
+        assert_eq!(tags(&introductions.messages), introduced);
+        known.doubt(&introductions);
+        let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+        fixture.session.encode(&segment, known, &mut reply, &mut out);
+        assert_eq!(
+            tags(&out).contains("CPD"),
+            introduced == "CPS",
+            "if it was refused, it is prepared again"
+        );
+    }
+}
+
+#[test]
+fn what_a_failed_batch_did_for_good_is_left_to_its_server() {
+    let run = |texts: &[&str], completed: usize| {
+        let mut fixture = with_p0();
+        let mut batch: Vec<(u8, Vec<u8>)> = vec![];
+        let mut answer = BytesMut::new();
+        for (at, text) in texts.iter().enumerate() {
+            batch.push((b'P', format!("\0{text}\0\0\0").into_bytes()));
+            batch.push((b'B', vec![0; 8]));
+            batch.push((b'E', vec![0; 5]));
+            if at < completed {
+                answer::put_empty(&mut answer, b'1');
+                answer::put_empty(&mut answer, b'2');
+                answer::put_complete(&mut answer, "DONE");
+            }
+        }
+        batch.push((b'S', vec![]));
+        Trouble::Cancelled.response(answer::Severity::Error).put(&mut answer);
+        answer::put_ready(&mut answer, TxStatus::Idle);
+        let batch: Vec<(u8, &[u8])> = batch.iter().map(|(tag, payload)| (*tag, payload.as_slice())).collect();
+        fixture.run(NODE, extended(&batch), &answer);
+        fixture.session.is_pinned()
+    };
+    assert!(run(&["DISCARD ALL", "SELECT 1"], 1), "it is not undone");
+    assert!(!run(&["DISCARD ALL", "SELECT 1"], 0), "it failed itself");
+    assert!(run(&["BEGIN", "SET search_path = a", "COMMIT", "SELECT 1"], 3));
+    assert!(!run(&["INSERT INTO t VALUES (1)", "COMMIT", "SELECT 1"], 2), "no setting is in doubt");
+    assert!(!run(&["SET search_path = a", "SELECT 1"], 1), "it is undone");
+}

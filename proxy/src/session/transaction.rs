@@ -2,9 +2,10 @@
 
 use pgherd_common::{NodeId, NodeName};
 
+use crate::sql::Effect;
 use crate::wire::backend::TxStatus;
 
-use super::{Batch, Session, Tx};
+use super::{Batch, Reply, Session, Tx};
 
 /// Longer beginnings are not remembered, in bytes.
 const BEGINNING_MAX: usize = 1024;
@@ -27,6 +28,19 @@ impl Session {
             (None, text) => text.filter(|_| !was_open),
             (Some(_), _) => None,
         };
+    }
+
+    /// Whether `batch`, which failed, may have changed the session for good before it did, so that only the
+    /// server knows what holds. Also where names were freed and given to others: in which order is not known.
+    pub(super) fn is_doubtful(&self, batch: &Batch, reply: &Reply) -> bool {
+        let any = |is: fn(&Effect) -> bool| batch.effects.iter().any(is);
+        let frees = any(|effect| effect.frees().is_some());
+        if !reply.failed() {
+            return frees && batch.prepares;
+        }
+        let sets = self.settings.has_pending()
+            || any(|effect| matches!(effect, Effect::Set { .. } | Effect::ResetAll));
+        reply.failed_midway() && (frees || (sets && any(|effect| matches!(effect, Effect::Commit))))
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

@@ -30,6 +30,8 @@ pub struct Traces {
     pub prepares: Option<(String, String)>,
     /// It may name any prepared statement, or shows them all.
     pub uses_all: bool,
+    /// It names the schema of temporary objects, other than to read or write them.
+    pub names_temporary: bool,
 }
 
 impl Traces {
@@ -37,6 +39,7 @@ impl Traces {
     pub fn add(&mut self, other: &Self) {
         self.indelible |= other.indelible;
         self.uses_all |= other.uses_all;
+        self.names_temporary |= other.names_temporary;
         self.customs.extend(other.customs.iter().cloned());
         self.holds.extend(other.holds.iter().copied());
         if other.prepares.is_some() {
@@ -57,10 +60,12 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
         verdict.traces.uses_all |= mentions(text, "execute");
         verdict.traces.customs.extend(set_by_words(text));
         let creates = text.trim_start().get(..6).is_some_and(|word| word.eq_ignore_ascii_case("create"));
-        verdict.traces.holds.extend((creates && mentions(text, "pg_temp")).then_some(Why::Temporary));
+        verdict.traces.names_temporary = mentions(text, "pg_temp");
+        verdict.traces.holds.extend((creates && verdict.traces.names_temporary).then_some(Why::Temporary));
         return;
     };
     if mentions(text, "pg_temp") && !statements.iter().all(is_data) {
+        verdict.traces.names_temporary = true;
         verdict.traces.holds.push(Why::Temporary);
         let known = |effect: &Effect| matches!(effect, Effect::Temporary(_));
         if !opaque && !verdict.effects.iter().any(known) {

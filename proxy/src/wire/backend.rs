@@ -69,6 +69,8 @@ pub struct ServerError {
     pub detail: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// All other fields, in their order: where in the statement, and where in the server.
+    pub others: Box<[(u8, String)]>,
 }
 
 impl ServerError {
@@ -81,21 +83,25 @@ impl ServerError {
             message: String::new(),
             detail: None,
             hint: None,
+            others: Box::default(),
         };
+        let mut others = vec![];
         loop {
             let field = reader.byte()?;
             if field == 0 {
+                error.others = others.into();
                 return Ok(error);
             }
             let text = String::from_utf8_lossy(reader.raw_text()?).into_owned();
             match field {
                 // 'V' is never translated and comes after 'S'.
                 b'S' | b'V' if text == "FATAL" || text == "PANIC" => error.severity = Severity::Fatal,
+                b'S' | b'V' => {}
                 b'C' => error.code = text,
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
                 b'H' => error.hint = Some(text),
-                _ => {}
+                other => others.push((other, text)),
             }
         }
     }
@@ -116,6 +122,9 @@ impl ServerError {
             }
             if let Some(hint) = &self.hint {
                 field(b'H', hint);
+            }
+            for (tag, text) in &self.others {
+                field(*tag, text);
             }
             out.put_u8(0);
         });
@@ -328,6 +337,7 @@ mod tests {
             message: "terminating connection".into(),
             detail: Some("d".into()),
             hint: None,
+            others: Box::default(),
         };
         let mut out = BytesMut::new();
         error.put(&mut out);
@@ -344,6 +354,7 @@ mod tests {
             message: "too old".into(),
             detail: None,
             hint: None,
+            others: Box::default(),
         };
         let mut out = BytesMut::new();
         put_old_error(&mut out, &error);

@@ -110,15 +110,21 @@ impl Maker {
                 says.push(Say::Close(b'S', name.to_owned()));
                 self.named.retain(|(known, _)| known != name);
             }
-            1 => says.push(Say::Describe(b'S', name.to_owned())),
+            1 if self.describes_later() => says.push(Say::Describe(b'S', name.to_owned())),
             // Once more under the same name: an error.
             2 if self.chance(3) => self.parse(name, shape, says),
             _ => self.run(name, shape, says),
         }
     }
 
+    /// Whether what was prepared before may be described. Once the search path leads elsewhere, the parameters
+    /// of what is not found there any more are only known where it was prepared.
+    fn describes_later(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     fn run(&mut self, name: &str, shape: &Shape, says: &mut Vec<Say>) {
-        if self.chance(4) {
+        if self.chance(4) && (name.is_empty() || self.describes_later()) {
             says.push(Say::Describe(b'S', name.to_owned()));
         }
         let portal = if self.chance(5) { self.one_of(&["a", "b"]).to_owned() } else { String::new() };
@@ -206,7 +212,8 @@ impl Maker {
                     Say::Parse { name, sql: shape.sql, types: vec![] }
                 }
                 3..6 => self.bind(&portal, &name, &shape),
-                6 => Say::Describe(b'S', name),
+                6 if name.is_empty() || self.describes_later() => Say::Describe(b'S', name),
+                6 => Say::Flush,
                 7 => Say::Describe(b'P', portal),
                 8..10 => Say::Execute(portal, self.below(3)),
                 10 => Say::Close(b'S', name),

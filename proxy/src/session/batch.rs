@@ -1,0 +1,63 @@
+//! What becomes of a session by everything that goes to a server before it is ready again.
+
+use bytes::Bytes;
+
+use crate::sql::{Effect, Route, Traces};
+
+use super::Segment;
+
+/// What is known of everything that a client sent up to the server's next `ReadyForQuery`.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Where it may run.
+    pub route: Route,
+    /// A transaction block was opened in it.
+    pub opens: bool,
+    /// The text that opened it, or told it to only read, if there is nothing else in the batch.
+    pub(super) begin: Option<Bytes>,
+    pub(super) redefines: bool,
+    pub(super) effects: Vec<Effect>,
+    pub(super) traces: Traces,
+    pub(super) statements: usize,
+    /// The protocol prepared a named statement in it.
+    pub(super) prepares: bool,
+    pub(super) may_commit: bool,
+    pub(super) ends_tx: bool,
+}
+
+impl Batch {
+    /// A batch that begins with `segment`.
+    pub fn of(segment: &Segment) -> Self {
+        Self {
+            route: segment.route,
+            opens: segment.opens,
+            begin: segment.beginning(),
+            redefines: segment.redefines,
+            effects: segment.effects.clone(),
+            traces: segment.traces.clone(),
+            statements: segment.statements,
+            prepares: segment.prepares_named(),
+            may_commit: segment.may_commit,
+            ends_tx: segment.ends_tx,
+        }
+    }
+
+    /// Whether the client asked for its own connection to be ended, perhaps.
+    pub fn may_terminate(&self) -> bool {
+        self.effects.contains(&Effect::Terminate)
+    }
+
+    /// The batch goes on.
+    pub fn extend(&mut self, segment: &Segment) {
+        self.route = self.route.together(segment.route);
+        self.opens |= segment.opens;
+        self.begin = self.begin.take().filter(|_| !segment.has_statements());
+        self.redefines |= segment.redefines;
+        self.effects.extend(segment.effects.iter().cloned());
+        self.traces.add(&segment.traces);
+        self.statements += segment.statements;
+        self.prepares |= segment.prepares_named();
+        self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
+        self.ends_tx |= segment.ends_tx;
+    }
+}

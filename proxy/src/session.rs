@@ -293,11 +293,12 @@ impl Session {
 
     /// The answer is not passed on: `segment` will be run again elsewhere.
     pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
-        for expected in reply.confirmed().into_iter().chain(reply.unconfirmed()) {
+        for expected in reply.confirmed() {
             if let Expected::Parse { name, .. } = expected {
                 known.statements.insert(name, 0);
             }
         }
+        known.doubt_unconfirmed(reply);
     }
 
     /// The proxy answered `segment` itself: the statements in it exist.
@@ -468,16 +469,12 @@ impl Session {
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
         }
-        for expected in reply.unconfirmed() {
-            if let Expected::Parse { name, .. } = expected {
-                known.statements.insert(name, 0);
-            }
-        }
+        known.doubt_unconfirmed(reply);
         if unnamed_is_gone {
             known.statements.remove("");
             self.statements.remove("");
         }
-        let (was_open, was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
+        let (was_open, mut was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
         self.tx = match status {
             TxStatus::Idle => None,
             TxStatus::Open => Some(Tx { node, failed: false }),
@@ -485,9 +482,11 @@ impl Session {
         };
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
-        self.on_traces(batch, reply.failed(), known);
+        self.on_traces(batch, reply, known);
         if self.is_doubtful(batch, reply) {
             self.pinned = true;
+            // They were freed in all likelihood; what the server still has of them is closed before its name is used.
+            self.statements.free(batch.effects.iter().filter_map(Effect::frees));
         }
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
@@ -496,7 +495,12 @@ impl Session {
                 Effect::Suspect(name) => self.suspect(name),
                 Effect::Keep => self.kept = true,
                 Effect::Because(why) => self.why_kept = self.why_kept.or(Some(*why)),
-                Effect::Commit if was_failed => self.settings.rollback(),
+                // What failed is over with the first of these.
+                Effect::Commit if std::mem::take(&mut was_failed) => self.settings.rollback(),
+                Effect::Rollback => {
+                    was_failed = false;
+                    self.settings.rollback();
+                }
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
                 other if !reply.failed() => self.apply(other, known),
@@ -520,11 +524,14 @@ impl Session {
             Effect::Savepoint(name) => self.settings.savepoint(name),
             Effect::RollbackTo(name) => self.settings.rollback_to(name),
             Effect::Commit => self.settings.commit(),
-            Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
-            Effect::Terminate | Effect::LazyCommits | Effect::Because(_) | Effect::Logins(_) => {}
+            Effect::Rollback
+            | Effect::Terminate
+            | Effect::LazyCommits
+            | Effect::Because(_)
+            | Effect::Logins(_) => {}
             Effect::Temporary(_) | Effect::LikelyTemporary(_) | Effect::Mingles => {}
             Effect::Deallocate(name) => {
                 self.statements.remove(name);

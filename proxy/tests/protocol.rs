@@ -327,6 +327,13 @@ async fn portals_are_used_behind_their_sync() {
             world.compare(&format!("{what}, behind {begin}"), &script).await;
         }
     }
+    // What failed may have failed on a standby; what comes behind its end may not run there.
+    let failed = [
+        (query("BEGIN READ ONLY"), "Z"),
+        (query("SELECT 1/0"), "Z"),
+        (query("END; INSERT INTO t VALUES (1, 'a'); SELECT n FROM t ORDER BY n"), "Z"),
+    ];
+    world.compare("a write behind the end of a failed transaction", &failed).await;
     let gone = [(read(), "Z"), (again(&[]), "Z")];
     world.compare("outside of a transaction", &gone).await;
 }

@@ -152,6 +152,7 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         }
         return verdict;
     }
+    verdict.effects.extend(freed(body));
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
     let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
@@ -168,6 +169,27 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         verdict.effects.push(Effect::Pin);
     }
     verdict
+}
+
+/// What of several statements, of which one is not understood, frees prepared statements.
+fn freed(body: &str) -> impl Iterator<Item = Effect> {
+    let of = |statement: &str| match Parser::parse_sql(&PostgreSqlDialect {}, statement).ok()?.as_slice() {
+        [Statement::Deallocate { name, .. }] => Some(deallocated(name)),
+        _ => None,
+    };
+    let telling = |statement: &&str| {
+        let start = statement.trim_start().get(..10);
+        start.is_some_and(|word| word.eq_ignore_ascii_case("deallocate"))
+    };
+    body.split(';').filter(telling).filter_map(of)
+}
+
+fn deallocated(name: &Ident) -> Effect {
+    if name.value.eq_ignore_ascii_case("all") {
+        Effect::DeallocateAll
+    } else {
+        Effect::Deallocate(folded(name))
+    }
 }
 
 /// Whether one of several statements runs code that may leave something behind, or calls such a thing.
@@ -237,13 +259,10 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         }
         Statement::Set(set) => set_verdict(set, text),
         Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
-        Statement::Deallocate { name, .. } if name.value.eq_ignore_ascii_case("all") => {
-            Verdict { effects: vec![Effect::DeallocateAll], ..Verdict::plain(Route::Primary) }
-        }
         Statement::Deallocate { name, .. } => {
-            let name = folded(name);
-            let effects = vec![Effect::Deallocate(name.clone())];
-            Verdict { effects, uses: vec![name], ..Verdict::plain(Route::Primary) }
+            let effect = deallocated(name);
+            let uses = effect.frees().flatten().into_iter().collect();
+            Verdict { effects: vec![effect], uses, ..Verdict::plain(Route::Primary) }
         }
         Statement::Execute { name, .. } => {
             let uses = name.as_ref().and_then(last_part).into_iter().collect();

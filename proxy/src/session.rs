@@ -466,6 +466,11 @@ impl Session {
         known: &mut Known,
     ) {
         let unnamed_is_gone = reply.loses_unnamed();
+        if self.is_doubtful(batch, reply) {
+            self.pinned = true;
+            // They were freed in all likelihood; what the server still has of them is closed before its name is used.
+            self.statements.free(batch.effects.iter().filter_map(Effect::frees));
+        }
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
         }
@@ -483,11 +488,6 @@ impl Session {
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
         self.on_traces(batch, reply, known);
-        if self.is_doubtful(batch, reply) {
-            self.pinned = true;
-            // They were freed in all likelihood; what the server still has of them is closed before its name is used.
-            self.statements.free(batch.effects.iter().filter_map(Effect::frees));
-        }
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
             match effect {

@@ -775,3 +775,22 @@ fn a_named_portal_stays_where_the_rest_of_the_batch_may_want_it() {
         assert_eq!(fixture.session.wanted(&segment), wanted);
     }
 }
+
+#[test]
+fn what_is_prepared_behind_what_frees_all_is_there_though_the_batch_fails() {
+    let mut fixture = with_p0();
+    let batch: &[(u8, &[u8])] = &[
+        (b'P', b"\0DISCARD ALL\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'P', b"p1\0SELECT 1\0\0\0"),
+        (b'B', b"\0p1\0\0\0\0\x01\0\0\0\0"),
+        (b'S', b""),
+    ];
+    fixture.run(NODE, extended(batch), &replies("12C1E", TxStatus::Idle));
+    for (name, sent) in [("p0", "CBS"), ("p1", "BS")] {
+        let bind = format!("\0{name}\0\0\0\0\0\0\0");
+        let answer = replies(if name == "p0" { "E" } else { "2" }, TxStatus::Idle);
+        assert_eq!(fixture.run(NODE, extended(&[(b'B', bind.as_bytes()), (b'S', b"")]), &answer).0, sent);
+    }
+}

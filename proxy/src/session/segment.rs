@@ -55,7 +55,9 @@ pub struct Segment {
     pub(super) traces: Traces,
     /// How many statements were judged.
     pub(super) statements: usize,
-    /// So many come before the first that frees names of prepared statements.
+    /// The same, those of one text counted one by one.
+    pub(super) runs: usize,
+    /// So many of these come before the first that frees names of prepared statements.
     pub(super) frees_at: Option<usize>,
     /// More than a read, or the beginning or end of a transaction, may be left behind on the connection.
     pub(super) soils: bool,
@@ -109,6 +111,7 @@ impl Default for Segment {
             uses: vec![],
             traces: Traces::default(),
             statements: 0,
+            runs: 0,
             frees_at: None,
             soils: false,
             may_commit: false,
@@ -273,7 +276,8 @@ impl Segment {
         self.uses.extend(verdict.uses.iter().cloned());
         self.traces.add(&verdict.traces);
         let frees = verdict.effects.iter().any(|effect| effect.frees().is_some());
-        self.frees_at = self.frees_at.or(frees.then_some(self.statements));
+        self.frees_at = self.frees_at.or(frees.then(|| self.runs + verdict.frees_at.unwrap_or(0)));
+        self.runs += verdict.count;
         self.statements += 1;
         self.soils |= soils(verdict);
         self.settles = Some(match (self.settles, verdict.settles) {

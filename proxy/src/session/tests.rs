@@ -715,6 +715,14 @@ fn what_is_described_in_front_of_a_beginning_is_prepared_before_it() {
 
 #[test]
 fn what_a_failed_batch_did_for_good_is_left_to_its_server() {
+    let run_simply = |text: &str, completed: &str| {
+        let mut fixture = with_p0();
+        fixture.run(NODE, query(text), &replies(completed, TxStatus::Idle));
+        fixture.session.is_pinned()
+    };
+    assert!(run_simply("DEALLOCATE ALL; SELECT 1; SELEKT 2", "CE"));
+    assert!(!run_simply("SELECT 1; SELECT 1/0; DEALLOCATE ALL", "CE"), "it was not run");
+    assert!(!run_simply("SELECT 1; SELECT 1/0; TABLE t ORDER BY 1; DEALLOCATE ALL", "CE"), "nor here");
     let run = |texts: &[&str], completed: usize| {
         let mut fixture = with_p0();
         let mut batch: Vec<(u8, Vec<u8>)> = vec![];

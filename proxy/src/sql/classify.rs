@@ -91,7 +91,9 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
     }
     let verdicts: Vec<Verdict> =
         statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect();
-    let mut all = Verdict::plain(Route::Neutral);
+    let frees = |verdict: &Verdict| verdict.effects.iter().any(|effect| effect.frees().is_some());
+    let frees_at = verdicts.iter().position(frees);
+    let mut all = Verdict { count: verdicts.len(), frees_at, ..Verdict::plain(Route::Neutral) };
     for verdict in verdicts {
         // What comes behind BEGIN in one text is not looked at one by one.
         let route = if verdict.begins { Route::Primary } else { verdict.route };
@@ -152,7 +154,9 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         }
         return verdict;
     }
-    verdict.effects.extend(freed(body));
+    verdict.count = body.split(';').count();
+    verdict.frees_at = body.split(';').position(|statement| freed(statement).is_some());
+    verdict.effects.extend(body.split(';').filter_map(freed));
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
     let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
@@ -171,17 +175,16 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
     verdict
 }
 
-/// What of several statements, of which one is not understood, frees prepared statements.
-fn freed(body: &str) -> impl Iterator<Item = Effect> {
-    let of = |statement: &str| match Parser::parse_sql(&PostgreSqlDialect {}, statement).ok()?.as_slice() {
+/// What a statement frees that stands beside one that is not understood.
+fn freed(statement: &str) -> Option<Effect> {
+    let start = statement.trim_start().get(..10)?;
+    if !start.eq_ignore_ascii_case("deallocate") {
+        return None;
+    }
+    match Parser::parse_sql(&PostgreSqlDialect {}, statement).ok()?.as_slice() {
         [Statement::Deallocate { name, .. }] => Some(deallocated(name)),
         _ => None,
-    };
-    let telling = |statement: &&str| {
-        let start = statement.trim_start().get(..10);
-        start.is_some_and(|word| word.eq_ignore_ascii_case("deallocate"))
-    };
-    body.split(';').filter(telling).filter_map(of)
+    }
 }
 
 fn deallocated(name: &Ident) -> Effect {

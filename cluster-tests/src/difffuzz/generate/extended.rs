@@ -215,9 +215,12 @@ impl Maker {
                 6 if name.is_empty() || self.describes_later() => Say::Describe(b'S', name),
                 6 => Say::Flush,
                 7 => Say::Describe(b'P', portal),
-                // In a transaction what was bound before may have been left behind with a standby.
-                8..10 if self.in_tx && portal.is_empty() => Say::Flush,
-                8..10 => Say::Execute(portal, self.below(3)),
+                // What was bound before may have been left behind with a standby; and servers crash when they are
+                // asked for what a transaction bound that has failed.
+                8..10 if says.iter().any(|say| matches!(say, Say::Bind(bind) if bind.portal == portal)) => {
+                    Say::Execute(portal, self.below(3))
+                }
+                8..10 => Say::Execute("none".to_owned(), self.below(3)),
                 10 => Say::Close(b'S', name),
                 11 => Say::Close(b'P', portal),
                 12 if self.chance(2) => {

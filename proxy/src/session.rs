@@ -415,7 +415,9 @@ impl Session {
         if there == Some(definition.id) || definition.by_sql {
             return;
         }
-        if there.is_some() && !name.is_empty() {
+        // In a failed transaction it is to be refused, and not to be lost.
+        let failed = self.tx.is_some_and(|tx| tx.failed);
+        if there.is_some() && !name.is_empty() && !failed {
             inject_close(name, reply, out);
         }
         frontend::put_parse(out, name, body);
@@ -466,10 +468,15 @@ impl Session {
         known: &mut Known,
     ) {
         let unnamed_is_gone = reply.loses_unnamed();
-        if self.is_doubtful(batch, reply) {
-            self.pinned = true;
-            // They were freed in all likelihood; what the server still has of them is closed before its name is used.
+        let doubtful = self.is_doubtful(batch, reply);
+        self.pinned |= doubtful;
+        // Names that are freed first may be given anew behind that. What failed, and freed them in all likelihood, may
+        // have left some on its server: these are closed before their name is used.
+        if !reply.failed() || doubtful {
             self.statements.free(batch.effects.iter().filter_map(Effect::frees));
+        }
+        if !reply.failed() {
+            known.free(batch.effects.iter().filter_map(Effect::frees));
         }
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
@@ -503,7 +510,7 @@ impl Session {
                 }
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
-                other if !reply.failed() => self.apply(other, known),
+                other if !reply.failed() => self.apply(other),
                 _ => {}
             }
         }
@@ -517,7 +524,7 @@ impl Session {
         }
     }
 
-    fn apply(&mut self, effect: &Effect, known: &mut Known) {
+    fn apply(&mut self, effect: &Effect) {
         match effect {
             Effect::Set { key, sql } => self.settings.set(key, sql),
             Effect::ResetAll => self.settings.reset_all(),
@@ -533,17 +540,8 @@ impl Session {
             | Effect::Because(_)
             | Effect::Logins(_) => {}
             Effect::Temporary(_) | Effect::LikelyTemporary(_) | Effect::Mingles => {}
-            Effect::Deallocate(name) => {
-                self.statements.remove(name);
-                known.statements.remove(name);
-            }
-            Effect::DeallocateAll => {
-                self.statements.clear();
-                known.statements.clear();
-            }
+            Effect::Deallocate(_) | Effect::DeallocateAll => {}
             Effect::DiscardAll => {
-                self.statements.clear();
-                known.statements.clear();
                 self.settings.discard_all();
                 self.shed();
             }

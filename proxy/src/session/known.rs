@@ -76,10 +76,22 @@ impl Known {
         self.statements.extend(introductions.names.iter().map(|name| (name.clone(), 0)));
     }
 
-    /// What the server was told and did not come to may be as it was.
+    /// These names of prepared statements are no more; `None`: all.
+    pub(super) fn free(&mut self, names: impl Iterator<Item = Option<String>>) {
+        for name in names {
+            match name {
+                Some(name) => drop(self.statements.remove(&name)),
+                None => self.statements.clear(),
+            }
+        }
+    }
+
+    /// What the server was told by the proxy and did not come to is as it was, and not as was noted already.
     pub(super) fn doubt_unconfirmed(&mut self, reply: &mut Reply) {
         for expected in reply.unconfirmed() {
-            if let Expected::Parse { name, .. } | Expected::Close { name: Some(name), .. } = expected {
+            if let Expected::Parse { name, injected: true, .. }
+            | Expected::Close { name: Some(name), injected: true } = expected
+            {
                 self.statements.insert(name, 0);
             }
         }

@@ -141,7 +141,7 @@ impl Session {
             let by_sql = segment.names().filter(by_sql);
             // Preparing takes a snapshot, and a transaction's isolation is told before that.
             let early = segment.uses_from_before().filter(|_| segment.opens && self.tx.is_none());
-            let early = early.filter(|name| !name.is_empty() && self.statements.confirmed(name).is_some());
+            let early = early.filter(|name| self.statements.confirmed(name).is_some());
             segment.uses.iter().chain(by_sql).chain(early).cloned().collect()
         };
         for name in names {

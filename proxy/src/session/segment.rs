@@ -326,6 +326,11 @@ impl Session {
                 }
                 continue;
             }
+            // There is nothing to flush yet.
+            if header.tag == b'H' && whole && segment.is_empty() && !segment.under_way {
+                input.advance(have);
+                continue;
+            }
             let payload = input.get(HEADER_LEN..have).unwrap_or_default();
             let what = self.read_message(header, payload, whole, segment, judge)?;
             segment.parts.push(Part { tag: header.tag, len: have, what });

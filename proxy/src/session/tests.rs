@@ -692,7 +692,9 @@ fn what_is_described_in_front_of_a_beginning_is_prepared_before_it() {
         (b'E', b"\0\0\0\0\0"),
     ];
     let [describe, sync]: [(u8, &[u8]); 2] = [(b'D', b"Sp0\0"), (b'S', b"")];
+    let flush: (u8, &[u8]) = (b'H', b"");
     for (batch, introduced) in [
+        (vec![flush, describe, begin[0], begin[1], begin[2], sync], "CPS"),
         (vec![describe, begin[0], begin[1], begin[2], sync], "CPS"),
         (vec![(b'C', b"Sp0\0".as_slice()), describe, begin[0], begin[1], begin[2], sync], ""),
         (vec![describe, sync], ""),

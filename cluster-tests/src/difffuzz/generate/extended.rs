@@ -62,6 +62,11 @@ impl Maker {
         }
         // What comes before the last Sync is answered in pieces.
         let at = usize::try_from(self.below(8)).unwrap_or(0).min(says.len() - 1);
+        // What comes behind a flush is prepared elsewhere in its own transaction, and that needs a snapshot.
+        let isolates = |say: &Say| matches!(say, Say::Parse { sql, .. } if sql.contains("ISOLATION"));
+        if says.get(at..).is_some_and(|rest| rest.iter().any(isolates)) {
+            return Step::one(says, Until::Ready(syncs));
+        }
         let rest = says.split_off(at);
         let before = says.iter().filter(|say| matches!(say, Say::Sync)).count();
         says.push(Say::Flush);

@@ -105,7 +105,7 @@ impl Session {
             Route::Primary => Wanted::Writer,
             Route::Read | Route::Neutral if segment.leaves_portals() => Wanted::Writer,
             Route::Neutral => Wanted::Any,
-            Route::Read if self.is_pinned() => Wanted::Writer,
+            Route::Read if self.is_pinned() || (self.kept && segment.binds_named()) => Wanted::Writer,
             Route::Read if segment.opens && !segment.suits_reader() => Wanted::Writer,
             Route::Read => Wanted::Reader,
         }

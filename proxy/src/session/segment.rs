@@ -289,8 +289,18 @@ impl Segment {
         self.note_show(verdict.show);
     }
 
-    fn note_portal_use(&mut self, unnamed: bool) {
-        self.reaches_back |= unnamed && !self.binds_unnamed;
+    fn note_portal_use(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.reaches_back |= !self.binds_unnamed;
+        } else if !self.binds_named {
+            // A cursor, on the primary if anywhere.
+            self.route = Route::Primary;
+        }
+    }
+
+    /// Whether it may meet a cursor of the session by its name.
+    pub(super) fn binds_named(&self) -> bool {
+        self.binds_named
     }
 
     fn note_show(&mut self, show: Option<Show>) {
@@ -385,14 +395,14 @@ impl Session {
                     Ok(What::ClosePortal)
                 }
                 (_, Subject::Portal(name)) => {
-                    segment.note_portal_use(name.is_empty());
+                    segment.note_portal_use(name.as_bytes());
                     Ok(What::Other)
                 }
                 (_, Subject::Statement(_)) => Err(TakeError::Tag(header.tag)),
             },
             b'E' => {
                 // A portal's name comes first.
-                segment.note_portal_use(payload.starts_with(b"\0"));
+                segment.note_portal_use(payload.split(|byte| *byte == 0).next().unwrap_or_default());
                 // All rows at once: nobody comes back for more.
                 if payload.ends_with(&[0; 4]) {
                     segment.portals = segment.portals.saturating_sub(1);

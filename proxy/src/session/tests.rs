@@ -804,3 +804,17 @@ fn what_is_prepared_behind_what_frees_all_is_there_though_the_batch_fails() {
         assert_eq!(fixture.run(NODE, extended(&[(b'B', bind.as_bytes()), (b'S', b"")]), &answer).0, sent);
     }
 }
+
+#[test]
+fn portals_that_are_not_its_own_are_the_primarys() {
+    let mut fixture = Fixture::new();
+    let segment = fixture.take(&mut extended(&[(b'D', b"Pc0\0"), (b'S', b"")]));
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer);
+    let read: &[(u8, &[u8])] =
+        &[(b'P', b"\0SELECT 1\0\0\0"), (b'B', b"c0\0\0\0\0\0\0\0\0"), (b'E', b"c0\0\0\0\0\0"), (b'S', b"")];
+    let segment = fixture.take(&mut extended(read));
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Reader);
+    fixture.run(NODE, query("DECLARE c0 CURSOR WITH HOLD FOR SELECT 1"), &done("DECLARE", TxStatus::Idle));
+    let segment = fixture.take(&mut extended(read));
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "it may have that cursor");
+}

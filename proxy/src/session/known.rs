@@ -145,7 +145,7 @@ impl Session {
             segment.uses.iter().chain(by_sql).chain(early).cloned().collect()
         };
         for name in names {
-            self.introduce_one(name, known, &mut all);
+            self.introduce_one(name, segment, known, &mut all);
         }
         if !all.messages.is_empty() {
             frontend::put_sync(&mut all.messages);
@@ -153,7 +153,7 @@ impl Session {
         all
     }
 
-    fn introduce_one(&self, name: String, known: &mut Known, all: &mut Introductions) {
+    fn introduce_one(&self, name: String, segment: &Segment, known: &mut Known, all: &mut Introductions) {
         let there = known.statements.get(&name).copied();
         let Some(definition) = self.statements.confirmed(&name) else {
             // It is no more, or was somebody else's.
@@ -169,7 +169,12 @@ impl Session {
             known.statements.remove(&name);
         }
         if definition.by_sql {
-            let sql = String::from_utf8_lossy(body).into_owned();
+            // What is to be freed may stand for what is gone.
+            let sql = if segment.only_frees(&name) {
+                format!("PREPARE \"{}\" AS SELECT", name.replace('"', "\"\""))
+            } else {
+                String::from_utf8_lossy(body).into_owned()
+            };
             all.by_sql.push(Introduction { name, id: definition.id, sql });
         } else {
             frontend::put_parse(&mut all.messages, &name, body);

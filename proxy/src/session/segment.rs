@@ -469,6 +469,8 @@ impl Session {
         // What it does to the session it does when it is bound; preparing it only needs the right place.
         segment.route = segment.route.together(self.route(&verdict, Some(parse.sql)));
         segment.note_show(verdict.show);
+        // It may be run behind a flush, when it is too late to tell its connection of them.
+        segment.uses.extend(verdict.uses.iter().cloned());
         segment.texts.push(Bytes::copy_from_slice(parse.sql));
         let body = Some(Bytes::copy_from_slice(parse.body));
         let definition = self.statements.announce(parse.name, body, verdict);
@@ -504,6 +506,12 @@ impl Segment {
     /// Whether a named statement is prepared in it by the protocol.
     pub(super) fn prepares_named(&self) -> bool {
         self.parts.iter().any(|part| matches!(&part.what, What::Parse { name, .. } if !name.is_empty()))
+    }
+
+    /// Whether all it does is to free this name of a prepared statement.
+    pub(super) fn only_frees(&self, name: &str) -> bool {
+        let frees = |effect: &Effect| matches!(effect, Effect::Deallocate(freed) if freed == name);
+        self.runs == 1 && self.effects.iter().any(frees)
     }
 
     /// Names of statements that it uses and that were prepared before it.

@@ -818,3 +818,29 @@ fn portals_that_are_not_its_own_are_the_primarys() {
     let segment = fixture.take(&mut extended(read));
     assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "it may have that cursor");
 }
+
+#[test]
+fn a_statement_that_is_only_freed_need_not_be_what_it_was() {
+    let mut fixture = Fixture::new();
+    let prepare = "PREPARE \"Q\"\"1\" AS SELECT a FROM gone";
+    fixture.run(NODE, query(prepare), &done("PREPARE", TxStatus::Idle));
+    for (text, sent) in [
+        ("DEALLOCATE \"Q\"\"1\"", "PREPARE \"Q\"\"1\" AS SELECT"),
+        ("EXECUTE \"Q\"\"1\"; DEALLOCATE \"Q\"\"1\"", prepare),
+        ("EXECUTE \"Q\"\"1\"", prepare),
+    ] {
+        let segment = fixture.take(&mut query(text));
+        let introductions = fixture.session.introduce(&segment, fixture.known.get_mut(&OTHER).unwrap());
+        let by_sql: Vec<_> = introductions.by_sql.iter().map(|introduction| &introduction.sql).collect();
+        assert_eq!(by_sql, [sent], "{text}");
+    }
+}
+
+#[test]
+fn what_sql_names_is_introduced_when_it_is_prepared() {
+    let mut fixture = with_p0();
+    let first: &[(u8, &[u8])] = &[(b'P', b"\0EXECUTE p0\0\0\0"), (b'H', b"")];
+    let segment = fixture.take(&mut extended(first));
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    assert_eq!(tags(&fixture.session.introduce(&segment, known).messages), "CPS");
+}

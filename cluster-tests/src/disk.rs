@@ -65,9 +65,12 @@ impl SmallDisk {
         }
     }
 
-    /// Gives the space back.
+    /// Gives the space back. A rewind may have done so by then: it removes what the new primary does not have.
     pub fn free(&self) -> std::io::Result<()> {
-        std::fs::remove_file(self.ballast())
+        match std::fs::remove_file(self.ballast()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Makes the kernel treat it as it treats a disk with an I/O error: read-only from now on, also for

@@ -606,18 +606,9 @@ fn sql_does_not_find_a_statement_that_was_closed_on_another_server() {
 /// What the proxy sends in front of a `Bind` of the unnamed statement after `batch` was answered like this.
 fn before_bind(batch: &[(u8, &[u8])], answers: &[u8]) -> String {
     let mut fixture = Fixture::new();
-    let mut prepared = BytesMut::new();
-    answer::put_empty(&mut prepared, b'1');
-    answer::put_ready(&mut prepared, TxStatus::Idle);
+    let prepared = replies("1", TxStatus::Idle);
     fixture.run(NODE, extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'S', b"")]), &prepared);
-    let mut told = BytesMut::new();
-    for tag in answers {
-        match tag {
-            b'E' => Trouble::Cancelled.response(answer::Severity::Error).put(&mut told),
-            tag => answer::put_empty(&mut told, *tag),
-        }
-    }
-    answer::put_ready(&mut told, TxStatus::Idle);
+    let told = replies(std::str::from_utf8(answers).unwrap(), TxStatus::Idle);
     fixture.run(NODE, extended(batch), &told);
     let segment = fixture.take(&mut extended(&[(b'B', b"\0\0\0\0\0\0\0\0"), (b'S', b"")]));
     let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
@@ -646,10 +637,8 @@ fn a_query_that_is_passed_over_takes_no_statement_with_it() {
 /// A session that has prepared `p0` on one of its connections.
 fn with_p0() -> Fixture {
     let mut fixture = Fixture::new();
-    let mut answer = BytesMut::new();
-    answer::put_empty(&mut answer, b'1');
-    answer::put_ready(&mut answer, TxStatus::Idle);
-    fixture.run(NODE, extended(&[(b'P', b"p0\0SELECT a FROM t\0\0\0"), (b'S', b"")]), &answer);
+    let prepare: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT a FROM t\0\0\0"), (b'S', b"")];
+    fixture.run(NODE, extended(prepare), &replies("1", TxStatus::Idle));
     fixture
 }
 

@@ -284,8 +284,12 @@ async fn memory_and_processors_are_there_for_the_guardian_first() -> TestResult 
     let old = worker(&cluster, "server3")?;
     process::signal(old, Signal::KILL);
     replaced(&cluster, "server3", old).await?;
-    cluster.kill_postmaster("server3");
-    cluster.until("its end is seen", SOON, |status| (!status.healthy).then_some(())).await?;
+    let killed = cluster.kill_postmaster("server3");
+    let started = wait_until("server3 is started again", SOON, async || {
+        let postmaster = cluster.node("server3").postmaster();
+        if postmaster.is_some() && postmaster != killed { Ok(()) } else { Err(format!("{postmaster:?}")) }
+    });
+    started.await?;
     cluster.until_healthy(SOON).await?;
     let (guardian_score, worker_score) = if may_ask_to_be_spared()? { (-1000, -900) } else { (0, 0) };
     figure("scores of guardian and worker", (guardian_score, worker_score));

@@ -293,11 +293,12 @@ impl Session {
 
     /// The answer is not passed on: `segment` will be run again elsewhere.
     pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
-        for expected in reply.confirmed().into_iter().chain(reply.unconfirmed()) {
+        for expected in reply.confirmed() {
             if let Expected::Parse { name, .. } = expected {
                 known.statements.insert(name, 0);
             }
         }
+        known.doubt_unconfirmed(reply);
     }
 
     /// The proxy answered `segment` itself: the statements in it exist.
@@ -414,7 +415,9 @@ impl Session {
         if there == Some(definition.id) || definition.by_sql {
             return;
         }
-        if there.is_some() && !name.is_empty() {
+        // In a failed transaction it is to be refused, and not to be lost.
+        let failed = self.tx.is_some_and(|tx| tx.failed);
+        if there.is_some() && !name.is_empty() && !failed {
             inject_close(name, reply, out);
         }
         frontend::put_parse(out, name, body);
@@ -465,19 +468,25 @@ impl Session {
         known: &mut Known,
     ) {
         let unnamed_is_gone = reply.loses_unnamed();
+        let doubtful = self.is_doubtful(batch, reply);
+        self.pinned |= doubtful;
+        // Names that are freed first may be given anew behind that. What failed, and freed them in all likelihood, may
+        // have left some on its server: these are closed before their name is used.
+        if !reply.failed() || doubtful {
+            self.statements.free(batch.effects.iter().filter_map(Effect::frees));
+        }
+        if !reply.failed() {
+            known.free(batch.effects.iter().filter_map(Effect::frees));
+        }
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
         }
-        for expected in reply.unconfirmed() {
-            if let Expected::Parse { name, .. } = expected {
-                known.statements.insert(name, 0);
-            }
-        }
+        known.doubt_unconfirmed(reply);
         if unnamed_is_gone {
             known.statements.remove("");
             self.statements.remove("");
         }
-        let (was_open, was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
+        let (was_open, mut was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
         self.tx = match status {
             TxStatus::Idle => None,
             TxStatus::Open => Some(Tx { node, failed: false }),
@@ -485,10 +494,7 @@ impl Session {
         };
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
-        self.on_traces(batch, reply.failed(), known);
-        if self.is_doubtful(batch, reply) {
-            self.pinned = true;
-        }
+        self.on_traces(batch, reply, known);
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
             match effect {
@@ -496,10 +502,15 @@ impl Session {
                 Effect::Suspect(name) => self.suspect(name),
                 Effect::Keep => self.kept = true,
                 Effect::Because(why) => self.why_kept = self.why_kept.or(Some(*why)),
-                Effect::Commit if was_failed => self.settings.rollback(),
+                // What failed is over with the first of these.
+                Effect::Commit if std::mem::take(&mut was_failed) => self.settings.rollback(),
+                Effect::Rollback => {
+                    was_failed = false;
+                    self.settings.rollback();
+                }
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
-                other if !reply.failed() => self.apply(other, known),
+                other if !reply.failed() => self.apply(other),
                 _ => {}
             }
         }
@@ -513,30 +524,24 @@ impl Session {
         }
     }
 
-    fn apply(&mut self, effect: &Effect, known: &mut Known) {
+    fn apply(&mut self, effect: &Effect) {
         match effect {
             Effect::Set { key, sql } => self.settings.set(key, sql),
             Effect::ResetAll => self.settings.reset_all(),
             Effect::Savepoint(name) => self.settings.savepoint(name),
             Effect::RollbackTo(name) => self.settings.rollback_to(name),
             Effect::Commit => self.settings.commit(),
-            Effect::Rollback => self.settings.rollback(),
             Effect::Pin => self.pinned = true,
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
-            Effect::Terminate | Effect::LazyCommits | Effect::Because(_) | Effect::Logins(_) => {}
+            Effect::Rollback
+            | Effect::Terminate
+            | Effect::LazyCommits
+            | Effect::Because(_)
+            | Effect::Logins(_) => {}
             Effect::Temporary(_) | Effect::LikelyTemporary(_) | Effect::Mingles => {}
-            Effect::Deallocate(name) => {
-                self.statements.remove(name);
-                known.statements.remove(name);
-            }
-            Effect::DeallocateAll => {
-                self.statements.clear();
-                known.statements.clear();
-            }
+            Effect::Deallocate(_) | Effect::DeallocateAll => {}
             Effect::DiscardAll => {
-                self.statements.clear();
-                known.statements.clear();
                 self.settings.discard_all();
                 self.shed();
             }

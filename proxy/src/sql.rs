@@ -125,6 +125,10 @@ pub struct Verdict {
     pub spelled_out: bool,
     /// Prepared statements it uses by name (`EXECUTE`, `DEALLOCATE`).
     pub uses: Vec<String>,
+    /// How many statements it has.
+    pub count: usize,
+    /// So many come before the first that frees names of prepared statements, if it has several.
+    pub frees_at: Option<usize>,
     /// Whether it may end a transaction block with a commit.
     pub may_commit: bool,
     /// Whether it only opens a transaction block, so that running it twice does no harm.
@@ -153,6 +157,8 @@ impl Verdict {
             effects: vec![],
             spelled_out: true,
             uses: vec![],
+            count: 1,
+            frees_at: None,
             may_commit: false,
             begins: false,
             begins_as_usual: false,

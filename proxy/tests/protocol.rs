@@ -327,8 +327,44 @@ async fn portals_are_used_behind_their_sync() {
             world.compare(&format!("{what}, behind {begin}"), &script).await;
         }
     }
+    // What failed may have failed on a standby; what comes behind its end may not run there.
+    let failed = [
+        (query("BEGIN READ ONLY"), "Z"),
+        (query("SELECT 1/0"), "Z"),
+        (query("END; INSERT INTO t VALUES (1, 'a'); SELECT n FROM t ORDER BY n"), "Z"),
+    ];
+    world.compare("a write behind the end of a failed transaction", &failed).await;
     let gone = [(read(), "Z"), (again(&[]), "Z")];
     world.compare("outside of a transaction", &gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_was_prepared_twice_is_found_by_sql() {
+    let world = World::start().await;
+    let parse = |sql: &str| message('P', &[&text("p0")[..], &text(sql), b"\0\0"].concat());
+    let bind = || message('B', b"\0p0\0\0\0\0\x01\0\0\0\x01x\0\0");
+    let say = "SELECT $1::text || '!' AS t, length($1)";
+    let script = [
+        (all(&[message('C', b"Sp0\0"), parse(say), parse(say), sync()]), "Z"),
+        (all(&[bind(), execute(0), sync()]), "Z"),
+        (all(&[bind(), describe(), execute(0), extended("UPDATE t SET n = 1"), sync()]), "Z"),
+        (query("ABORT; SELECT n FROM t; EXECUTE p0 (16)"), "Z"),
+    ];
+    world.compare("a name that was prepared twice", &script).await;
+    let [notify, last] =
+        ["DELETE FROM t WHERE n = 8; SELECT pg_notify('c', 'x')", "ABORT; SELECT n FROM t; EXECUTE p0 (16)"];
+    let kept = [&[(query(notify), "Z")], &script[..]].concat();
+    world.compare("the same in a session that keeps its connection", &kept).await;
+    let aborted = [&[(query("SELECT 1; BEGIN READ ONLY"), "Z")], &script[..]].concat();
+    world.compare("the same in a transaction that fails", &aborted).await;
+    let freed = [
+        (all(&[parse(say), sync()]), "Z"),
+        (all(&[extended("DEALLOCATE ALL"), parse(say), bind(), execute(0), sync()]), "Z"),
+        (all(&[parse(say), sync()]), "Z"),
+        (all(&[bind(), execute(0), sync()]), "Z"),
+        (query(last), "Z"),
+    ];
+    world.compare("a name that was freed and is taken again", &freed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

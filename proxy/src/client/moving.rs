@@ -10,7 +10,7 @@ use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::Role;
 use crate::upstream::QueryError;
-use crate::wire::backend::TxStatus;
+use crate::wire::backend::{Severity, TxStatus};
 
 use super::fresh::Look;
 use super::state::{Client, Gone};
@@ -23,19 +23,42 @@ impl Client {
     }
 
     /// Whether the transaction has to leave its standby before `segment` is run. What failed there
-    /// stays there, and what goes on with a portal that only the standby has.
+    /// stays there unless something for the primary comes behind its end in one text, and so does what goes on
+    /// with a portal that only the standby has.
     pub(super) fn must_move(&self, segment: &Segment) -> bool {
-        self.session.status() == TxStatus::Open
-            && !segment.reaches_back()
-            && (!segment.suits_reader() || segment.leaves_portals())
+        match self.session.status() {
+            TxStatus::Open => {
+                !segment.reaches_back() && (!segment.suits_reader() || segment.leaves_portals())
+            }
+            TxStatus::Failed => segment.goes_on_behind_its_end(),
+            TxStatus::Idle => false,
+        }
     }
 
     /// Ends the transaction on the standby `from` and begins it anew on the primary.
     pub(super) async fn move_transaction(&mut self, from: NodeId) -> Result<Result<(), Trouble>, Gone> {
         let Some(name) = self.servers.get(&from).map(|server| server.name.clone()) else { return Ok(Ok(())) };
+        let failed = self.session.status() == TxStatus::Failed;
         self.session.detach_tx();
         self.end_on(from).await;
-        self.go_on_on_primary(name).await
+        let begun = self.go_on_on_primary(name).await?;
+        if failed && begun.is_ok() {
+            self.fail_on_primary().await;
+        }
+        Ok(begun)
+    }
+
+    /// A transaction that failed on a standby has failed on the primary, too.
+    async fn fail_on_primary(&mut self) {
+        let limit = self.config.connect_timeout;
+        let Some(node) = self.session.tx_node() else { return };
+        let Some(server) = self.servers.get_mut(&node) else { return };
+        match timeout(limit, server.query("ROLLBACK TO SAVEPOINT failed_on_a_standby")).await {
+            Ok(Err(QueryError::Refused(error))) if error.severity != Severity::Fatal => {
+                self.session.fail_tx();
+            }
+            _ => self.drop_server(node, "a transaction could not be carried over"),
+        }
     }
 
     /// Begins the transaction that the standby `name` held on the primary.

@@ -21,6 +21,10 @@ pub struct Batch {
     pub(super) statements: usize,
     /// The protocol prepared a named statement in it.
     pub(super) prepares: bool,
+    /// The same, those of one text counted one by one.
+    runs: usize,
+    /// So many of these come before the first that frees names of prepared statements.
+    pub(super) frees_at: Option<usize>,
     pub(super) may_commit: bool,
     pub(super) ends_tx: bool,
 }
@@ -37,6 +41,8 @@ impl Batch {
             traces: segment.traces.clone(),
             statements: segment.statements,
             prepares: segment.prepares_named(),
+            runs: segment.runs,
+            frees_at: segment.frees_at,
             may_commit: segment.may_commit,
             ends_tx: segment.ends_tx,
         }
@@ -55,6 +61,8 @@ impl Batch {
         self.redefines |= segment.redefines;
         self.effects.extend(segment.effects.iter().cloned());
         self.traces.add(&segment.traces);
+        self.frees_at = self.frees_at.or(segment.frees_at.map(|at| at + self.runs));
+        self.runs += segment.runs;
         self.statements += segment.statements;
         self.prepares |= segment.prepares_named();
         self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;

@@ -9,7 +9,8 @@ use crate::wire::frontend;
 
 use super::segment::Segment;
 use super::settings::Seen;
-use super::{Batch, Session};
+use super::statements::Expected;
+use super::{Batch, Reply, Session};
 
 /// What one server connection knows of the session.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +74,27 @@ impl Known {
     /// One of the messages was refused: who knows which of the statements are there.
     pub fn doubt(&mut self, introductions: &Introductions) {
         self.statements.extend(introductions.names.iter().map(|name| (name.clone(), 0)));
+    }
+
+    /// These names of prepared statements are no more; `None`: all.
+    pub(super) fn free(&mut self, names: impl Iterator<Item = Option<String>>) {
+        for name in names {
+            match name {
+                Some(name) => drop(self.statements.remove(&name)),
+                None => self.statements.clear(),
+            }
+        }
+    }
+
+    /// What the server was told by the proxy and did not come to is as it was, and not as was noted already.
+    pub(super) fn doubt_unconfirmed(&mut self, reply: &mut Reply) {
+        for expected in reply.unconfirmed() {
+            if let Expected::Parse { name, injected: true, .. }
+            | Expected::Close { name: Some(name), injected: true } = expected
+            {
+                self.statements.insert(name, 0);
+            }
+        }
     }
 
     /// A statement that SQL prepares is there now.
@@ -168,13 +190,13 @@ impl Session {
     }
 
     /// What `batch` held on to, and what it prepared by SQL.
-    pub(super) fn on_traces(&mut self, batch: &Batch, failed: bool, known: &mut Known) {
+    pub(super) fn on_traces(&mut self, batch: &Batch, reply: &Reply, known: &mut Known) {
         self.why_kept = self.why_kept.or(batch.traces.holds.first().copied());
         let Some((name, sql)) = &batch.traces.prepares else { return };
-        if !failed {
+        if !reply.failed() {
             let id = self.statements.note_prepared(name, sql, batch.traces.indelible);
             known.statements.insert(name.clone(), id);
-        } else if batch.statements > 1 {
+        } else if batch.statements > 1 || reply.completed() > 0 {
             // Whether it was this one that failed is not known.
             self.kept = true;
             self.why_kept = self.why_kept.or(Some(Why::Prepare));

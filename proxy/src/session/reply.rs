@@ -72,8 +72,8 @@ pub struct Reply {
     held: usize,
     rest: usize,
     failed: bool,
-    /// A statement was run.
-    completed: bool,
+    /// So many statements were run.
+    completed: usize,
     unsynced: bool,
     /// Messages of the extended protocol that the client sent, and those that were answered.
     sent: usize,
@@ -139,9 +139,9 @@ impl Reply {
         self.failed
     }
 
-    /// Whether an error was reported, though not for the first of the statements.
-    pub fn failed_midway(&self) -> bool {
-        self.failed && self.completed
+    /// How many statements were run, as far as it is known.
+    pub fn completed(&self) -> usize {
+        self.completed
     }
 
     /// Whether nothing of the answer has been passed on, so that another server may give it.
@@ -191,7 +191,7 @@ impl Reply {
             b'G' => Ok(Event::CopyIn(len)),
             tag => {
                 self.answered += usize::from(ends_an_answer(tag));
-                self.completed |= tag == b'C';
+                self.completed += usize::from(tag == b'C');
                 Ok(Event::Forward(len))
             }
         }
@@ -209,7 +209,7 @@ impl Reply {
                 break;
             }
             self.answered += usize::from(ends_an_answer(header.tag));
-            self.completed |= header.tag == b'C';
+            self.completed += usize::from(header.tag == b'C');
             at += header.len;
         }
         Ok(at)

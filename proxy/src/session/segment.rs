@@ -55,6 +55,10 @@ pub struct Segment {
     pub(super) traces: Traces,
     /// How many statements were judged.
     pub(super) statements: usize,
+    /// The same, those of one text counted one by one.
+    pub(super) runs: usize,
+    /// So many of these come before the first that frees names of prepared statements.
+    pub(super) frees_at: Option<usize>,
     /// More than a read, or the beginning or end of a transaction, may be left behind on the connection.
     pub(super) soils: bool,
     pub(super) may_commit: bool,
@@ -64,6 +68,8 @@ pub struct Segment {
     pub(super) opens: bool,
     /// So many portals were bound and have yet to give rows.
     portals: u32,
+    /// A named portal is bound in it, which is there until its transaction ends.
+    binds_named: bool,
     /// The unnamed portal is bound in it.
     binds_unnamed: bool,
     /// It uses the unnamed portal of the batch before.
@@ -105,11 +111,14 @@ impl Default for Segment {
             uses: vec![],
             traces: Traces::default(),
             statements: 0,
+            runs: 0,
+            frees_at: None,
             soils: false,
             may_commit: false,
             ends_tx: false,
             opens: false,
             portals: 0,
+            binds_named: false,
             binds_unnamed: false,
             reaches_back: false,
             impure: false,
@@ -190,10 +199,16 @@ impl Segment {
         !self.impure && self.route != Route::Primary
     }
 
+    /// Whether something for the primary stands beside the end of a transaction in it.
+    pub fn goes_on_behind_its_end(&self) -> bool {
+        let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
+        (self.impure || self.route == Route::Primary) && self.effects.iter().any(ends)
+    }
+
     /// Whether what follows it in its batch may use a portal that is bound in it, and is with that
     /// portal's server for better or worse.
     pub fn leaves_portals(&self) -> bool {
-        self.portals > 0 && !self.ended
+        (self.portals > 0 || self.binds_named) && !self.ended
     }
 
     /// Whether it uses the unnamed portal that was bound before it, which only its server has.
@@ -260,6 +275,9 @@ impl Segment {
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
         self.traces.add(&verdict.traces);
+        let frees = verdict.effects.iter().any(|effect| effect.frees().is_some());
+        self.frees_at = self.frees_at.or(frees.then(|| self.runs + verdict.frees_at.unwrap_or(0)));
+        self.runs += verdict.count;
         self.statements += 1;
         self.soils |= soils(verdict);
         self.settles = Some(match (self.settles, verdict.settles) {
@@ -391,6 +409,7 @@ impl Session {
         let (portal, name) = frontend::bind(payload)?;
         segment.portals += 1;
         segment.binds_unnamed |= portal.is_empty();
+        segment.binds_named |= !portal.is_empty();
         // It may be asked for more rows later.
         segment.impure |= !portal.is_empty();
         let mut frees = vec![];

@@ -150,6 +150,16 @@ impl Statements {
         self.sent.clear();
     }
 
+    /// These names are no more; `None`: all.
+    pub(super) fn free(&mut self, names: impl Iterator<Item = Option<String>>) {
+        for name in names {
+            match name {
+                Some(name) => self.remove(&name),
+                None => self.clear(),
+            }
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.confirmed.clear();
         self.forget_pending();

@@ -715,6 +715,14 @@ fn what_is_described_in_front_of_a_beginning_is_prepared_before_it() {
 
 #[test]
 fn what_a_failed_batch_did_for_good_is_left_to_its_server() {
+    let run_simply = |text: &str, completed: &str| {
+        let mut fixture = with_p0();
+        fixture.run(NODE, query(text), &replies(completed, TxStatus::Idle));
+        fixture.session.is_pinned()
+    };
+    assert!(run_simply("DEALLOCATE ALL; SELECT 1; SELEKT 2", "CE"));
+    assert!(!run_simply("SELECT 1; SELECT 1/0; DEALLOCATE ALL", "CE"), "it was not run");
+    assert!(!run_simply("SELECT 1; SELECT 1/0; TABLE t ORDER BY 1; DEALLOCATE ALL", "CE"), "nor here");
     let run = |texts: &[&str], completed: usize| {
         let mut fixture = with_p0();
         let mut batch: Vec<(u8, Vec<u8>)> = vec![];
@@ -737,8 +745,60 @@ fn what_a_failed_batch_did_for_good_is_left_to_its_server() {
         fixture.session.is_pinned()
     };
     assert!(run(&["DISCARD ALL", "SELECT 1"], 1), "it is not undone");
+    assert!(!run(&["SELECT 1", "SELECT 2", "DEALLOCATE ALL"], 1), "it was not run");
     assert!(!run(&["DISCARD ALL", "SELECT 1"], 0), "it failed itself");
     assert!(run(&["BEGIN", "SET search_path = a", "COMMIT", "SELECT 1"], 3));
     assert!(!run(&["INSERT INTO t VALUES (1)", "COMMIT", "SELECT 1"], 2), "no setting is in doubt");
     assert!(!run(&["SET search_path = a", "SELECT 1"], 1), "it is undone");
+}
+
+#[test]
+fn settings_behind_the_end_of_a_failed_transaction_stay() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    fixture.run(NODE, query("SET search_path = lost"), &done("SET", TxStatus::Open));
+    fixture.run(NODE, query("SELECT 1/0"), &replies("E", TxStatus::Failed));
+    fixture.run(NODE, query("ROLLBACK; SET work_mem = '5MB'"), &replies("CC", TxStatus::Idle));
+    assert_eq!(fixture.session.replay(&fixture.known[&OTHER]), ["SET work_mem = '5MB'"]);
+}
+
+#[test]
+fn what_was_to_be_closed_and_was_not_is_closed_the_next_time() {
+    let mut fixture = with_p0();
+    fixture.run(OTHER, extended(&[(b'C', b"Sp0\0"), (b'S', b"")]), &replies("3", TxStatus::Idle));
+    let describe: &[(u8, &[u8])] = &[(b'P', b"\0nonsense\0\0\0"), (b'D', b"Sp0\0"), (b'S', b"")];
+    for _ in 0..2 {
+        assert_eq!(fixture.run(NODE, extended(describe), &replies("E", TxStatus::Idle)).0, "PCDS");
+    }
+}
+
+#[test]
+fn a_named_portal_stays_where_the_rest_of_the_batch_may_want_it() {
+    let mut fixture = Fixture::new();
+    let parse: (u8, &[u8]) = (b'P', b"\0SELECT 1\0\0\0");
+    let bind: (u8, &[u8]) = (b'B', b"a\0\0\0\0\0\0\0\0");
+    let execute: (u8, &[u8]) = (b'E', b"a\0\0\0\0\0");
+    for (last, wanted) in [(b'H', Wanted::Writer), (b'S', Wanted::Reader)] {
+        let segment = fixture.take(&mut extended(&[parse, bind, execute, (last, b"")]));
+        assert_eq!(fixture.session.wanted(&segment), wanted);
+    }
+}
+
+#[test]
+fn what_is_prepared_behind_what_frees_all_is_there_though_the_batch_fails() {
+    let mut fixture = with_p0();
+    let batch: &[(u8, &[u8])] = &[
+        (b'P', b"\0DISCARD ALL\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'P', b"p1\0SELECT 1\0\0\0"),
+        (b'B', b"\0p1\0\0\0\0\x01\0\0\0\0"),
+        (b'S', b""),
+    ];
+    fixture.run(NODE, extended(batch), &replies("12C1E", TxStatus::Idle));
+    for (name, sent) in [("p0", "CBS"), ("p1", "BS")] {
+        let bind = format!("\0{name}\0\0\0\0\0\0\0");
+        let answer = replies(if name == "p0" { "E" } else { "2" }, TxStatus::Idle);
+        assert_eq!(fixture.run(NODE, extended(&[(b'B', bind.as_bytes()), (b'S', b"")]), &answer).0, sent);
+    }
 }

@@ -33,14 +33,14 @@ impl Session {
     /// Whether `batch`, which failed, may have changed the session for good before it did, so that only the
     /// server knows what holds. Also where names were freed and given to others: in which order is not known.
     pub(super) fn is_doubtful(&self, batch: &Batch, reply: &Reply) -> bool {
+        let Some(completed) = reply.failed().then(|| reply.completed()) else {
+            return batch.frees_at.is_some() && batch.prepares;
+        };
         let any = |is: fn(&Effect) -> bool| batch.effects.iter().any(is);
-        let frees = any(|effect| effect.frees().is_some());
-        if !reply.failed() {
-            return frees && batch.prepares;
-        }
+        let frees = batch.frees_at.is_some_and(|at| at < completed);
         let sets = self.settings.has_pending()
             || any(|effect| matches!(effect, Effect::Set { .. } | Effect::ResetAll));
-        reply.failed_midway() && (frees || (sets && any(|effect| matches!(effect, Effect::Commit))))
+        frees || (completed > 0 && sets && any(|effect| matches!(effect, Effect::Commit)))
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

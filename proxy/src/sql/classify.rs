@@ -91,7 +91,9 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
     }
     let verdicts: Vec<Verdict> =
         statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect();
-    let mut all = Verdict::plain(Route::Neutral);
+    let frees = |verdict: &Verdict| verdict.effects.iter().any(|effect| effect.frees().is_some());
+    let frees_at = verdicts.iter().position(frees);
+    let mut all = Verdict { count: verdicts.len(), frees_at, ..Verdict::plain(Route::Neutral) };
     for verdict in verdicts {
         // What comes behind BEGIN in one text is not looked at one by one.
         let route = if verdict.begins { Route::Primary } else { verdict.route };
@@ -152,6 +154,9 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         }
         return verdict;
     }
+    verdict.count = body.split(';').count();
+    verdict.frees_at = body.split(';').position(|statement| freed(statement).is_some());
+    verdict.effects.extend(body.split(';').filter_map(freed));
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
     let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
@@ -168,6 +173,26 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         verdict.effects.push(Effect::Pin);
     }
     verdict
+}
+
+/// What a statement frees that stands beside one that is not understood.
+fn freed(statement: &str) -> Option<Effect> {
+    let start = statement.trim_start().get(..10)?;
+    if !start.eq_ignore_ascii_case("deallocate") {
+        return None;
+    }
+    match Parser::parse_sql(&PostgreSqlDialect {}, statement).ok()?.as_slice() {
+        [Statement::Deallocate { name, .. }] => Some(deallocated(name)),
+        _ => None,
+    }
+}
+
+fn deallocated(name: &Ident) -> Effect {
+    if name.value.eq_ignore_ascii_case("all") {
+        Effect::DeallocateAll
+    } else {
+        Effect::Deallocate(folded(name))
+    }
 }
 
 /// Whether one of several statements runs code that may leave something behind, or calls such a thing.
@@ -237,13 +262,10 @@ fn single(statement: &Statement, text: &str, facts: &Facts) -> Verdict {
         }
         Statement::Set(set) => set_verdict(set, text),
         Statement::Reset(_) | Statement::Discard { .. } => reset_verdict(statement, text),
-        Statement::Deallocate { name, .. } if name.value.eq_ignore_ascii_case("all") => {
-            Verdict { effects: vec![Effect::DeallocateAll], ..Verdict::plain(Route::Primary) }
-        }
         Statement::Deallocate { name, .. } => {
-            let name = folded(name);
-            let effects = vec![Effect::Deallocate(name.clone())];
-            Verdict { effects, uses: vec![name], ..Verdict::plain(Route::Primary) }
+            let effect = deallocated(name);
+            let uses = effect.frees().flatten().into_iter().collect();
+            Verdict { effects: vec![effect], uses, ..Verdict::plain(Route::Primary) }
         }
         Statement::Execute { name, .. } => {
             let uses = name.as_ref().and_then(last_part).into_iter().collect();

@@ -353,3 +353,12 @@ proptest::proptest! {
 
 #[path = "rules_tests.rs"]
 mod rules;
+
+#[test]
+fn what_frees_statements_does_so_beside_what_is_not_understood() {
+    let freed = |sql: &str| classify(sql.as_bytes(), &Facts::by_names()).effects;
+    let beside = freed("DEALLOCATE ALL; SELECT 1; TABLE t ORDER BY 1 LIMIT 3");
+    assert!(beside.contains(&Effect::DeallocateAll), "{beside:?}");
+    let beside = freed("TABLE t ORDER BY 1; deallocate P1");
+    assert!(beside.contains(&Effect::Deallocate("p1".to_owned())), "{beside:?}");
+}

@@ -117,7 +117,7 @@ impl Maker {
         }
     }
 
-    /// Whether what was prepared before may be described. Once the search path leads elsewhere, the parameters
+    /// Whether what was prepared before may be described, or its parameters be counted. Once the search path leads elsewhere, the parameters
     /// of what is not found there any more are only known where it was prepared.
     fn describes_later(&self) -> bool {
         !self.prefix.is_empty()
@@ -155,7 +155,7 @@ impl Maker {
             _ => vec![1],
         };
         let mut values: Vec<_> = shape.values.iter().map(|value| value.bytes(binary)).collect();
-        if self.chance(20) {
+        if self.chance(20) && (statement.is_empty() || self.describes_later()) {
             // One too many.
             values.push(Some(vec![0]));
         }
@@ -215,7 +215,12 @@ impl Maker {
                 6 if name.is_empty() || self.describes_later() => Say::Describe(b'S', name),
                 6 => Say::Flush,
                 7 => Say::Describe(b'P', portal),
-                8..10 => Say::Execute(portal, self.below(3)),
+                // What was bound before may have been left behind with a standby; and servers crash when they are
+                // asked for what a transaction bound that has failed.
+                8..10 if says.iter().any(|say| matches!(say, Say::Bind(bind) if bind.portal == portal)) => {
+                    Say::Execute(portal, self.below(3))
+                }
+                8..10 => Say::Execute("none".to_owned(), self.below(3)),
                 10 => Say::Close(b'S', name),
                 11 => Say::Close(b'P', portal),
                 12 if self.chance(2) => {

@@ -428,7 +428,7 @@ fn is_telling(content: &[u8]) -> bool {
         let rest = content.get(at..).unwrap_or_default();
         let is_here =
             |word: &&[u8]| rest.get(..word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word));
-        telling.iter().any(|word| is_here(word))
+        telling.iter().any(is_here)
     })
 }
 

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use pgherd_proxy::sql::{Edition, Facts, Route, Show, VerdictCache, classify};
+use pgherd_proxy::sql::{Edition, Facts, Route, Show, classify};
+use pgherd_proxy::verdicts::VerdictCache;
 
 fuzz_target!(|sql: &[u8]| {
     let facts = Facts::by_names();
@@ -18,7 +19,7 @@ fuzz_target!(|sql: &[u8]| {
     let mut cache = VerdictCache::new(4096);
     let edition = Edition { facts: Arc::new(facts), number: 1 };
     for _ in 0..2 {
-        assert_eq!(*cache.verdict("app", &edition, sql), verdict);
+        assert_eq!(*cache.verdict(&edition, "app", sql), verdict);
     }
     if let Ok(text) = std::str::from_utf8(sql)
         && verdict.show.is_some()

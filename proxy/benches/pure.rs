@@ -11,7 +11,8 @@ use pgherd_common::topology::{Availability, Backend, Parts};
 use pgherd_common::{Generation, NodeId, Topology, Version, WallTime};
 use pgherd_proxy::routing::{Need, Shares, View, choose};
 use pgherd_proxy::session::{Batch, Event, Reply, Segment, Session};
-use pgherd_proxy::sql::{Edition, Facts, VerdictCache, classify};
+use pgherd_proxy::sql::{Edition, Facts, classify, mask};
+use pgherd_proxy::verdicts::VerdictCache;
 use pgherd_proxy::wire::backend::{self, TxStatus};
 use pgherd_proxy::wire::{frame, frontend};
 
@@ -19,6 +20,8 @@ const ONE_ROW: &str = "SELECT abalance FROM pgbench_accounts WHERE aid = 12345;"
 const JOIN: &str = "SELECT b.bbalance, count(*), max(a.abalance) FROM pgbench_accounts a \
      JOIN pgbench_branches b ON a.bid = b.bid WHERE a.aid IN (1, 2, 3, 5, 8, 13) AND b.bbalance > 0 \
      GROUP BY b.bbalance ORDER BY count(*) DESC LIMIT 10";
+const INSERT: &str = "INSERT INTO events (id, at, kind, note) VALUES \
+     (17, '2026-01-01 12:00:00', 'login', 'from 10.0.0.1'), (18, '2026-01-01 12:00:01', 'logout', 'by hand')";
 const UPDATE: &str = "UPDATE pgbench_accounts SET abalance = abalance + 17 WHERE aid = 12345;";
 
 fn main() {
@@ -92,19 +95,35 @@ fn verdicts(criterion: &mut Criterion) {
     let edition = edition();
     let mut cache = VerdictCache::new(1 << 20);
     group.bench_function("cache hit", |bencher| {
-        bencher.iter(|| cache.verdict("app", &edition, black_box(ONE_ROW.as_bytes())));
+        bencher.iter(|| cache.verdict(&edition, "app", black_box(ONE_ROW.as_bytes())));
     });
+    let mut masked = Vec::new();
+    for (name, sql) in [("one row", ONE_ROW), ("a join", JOIN), ("an update", UPDATE), ("an insert", INSERT)]
+    {
+        group.bench_function(format!("mask {name}"), |bencher| {
+            bencher.iter(|| {
+                masked.clear();
+                mask(black_box(sql.as_bytes()), &mut masked)
+            });
+        });
+    }
     let mut number = 0_u64;
-    group.bench_function("cache miss", |bencher| {
-        bencher.iter_batched(
-            || {
-                number += 1;
-                format!("SELECT abalance FROM pgbench_accounts WHERE aid = {number};")
-            },
-            |sql| cache.verdict("app", &edition, sql.as_bytes()),
-            BatchSize::SmallInput,
-        );
-    });
+    for (name, before, behind) in [
+        ("cache hit with another number", "SELECT abalance FROM pgbench_accounts WHERE aid = ", ";"),
+        ("cache miss", "SELECT abalance FROM pgbench_accounts WHERE aid = $1 AND a", " = 1;"),
+        ("cache miss without a shape", "LISTEN a", ""),
+    ] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || {
+                    number += 1;
+                    format!("{before}{number}{behind}")
+                },
+                |sql| (cache.verdict(&edition, "app", sql.as_bytes()), sql),
+                BatchSize::SmallInput,
+            );
+        });
+    }
     group.finish();
 }
 
@@ -193,7 +212,7 @@ fn exchanges() -> [Exchange; 2] {
 fn sessions(criterion: &mut Criterion) {
     let edition = edition();
     let mut cache = VerdictCache::new(1 << 20);
-    let mut judge = |sql: &[u8]| cache.verdict("app", &edition, sql);
+    let mut judge = |sql: &[u8]| cache.verdict(&edition, "app", sql);
     let mut group = criterion.benchmark_group("session");
     for Exchange { name, sent, answer } in exchanges() {
         let (mut session, mut known, mut out) =

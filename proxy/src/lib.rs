@@ -24,6 +24,7 @@ pub mod sqlstate;
 mod tls;
 pub mod topology;
 mod upstream;
+pub mod verdicts;
 pub mod wire;
 
 pub use config::Config;

@@ -11,11 +11,12 @@ use crate::config::{Change, Config, ServerTls, Tls};
 use crate::control::{Cluster, lock};
 use crate::pauses::Pauses;
 use crate::pool::Pool;
-use crate::sql::{Show, Verdict, VerdictCache};
+use crate::sql::{Show, Verdict};
 use crate::tls::{Kept, TlsError};
 use crate::upstream::{Cancels, Catalogs, Verifiers};
+use crate::verdicts::Verdicts;
 
-/// Memory for verdicts.
+/// Memory for verdicts, of all threads together.
 const VERDICTS_BYTES: usize = 16 << 20;
 
 /// See the module.
@@ -40,7 +41,7 @@ pub(crate) struct Shared {
     pub(crate) waiting: Mutex<Vec<Change>>,
     /// Turns true when the process is to end.
     pub(crate) stopping: watch::Receiver<bool>,
-    verdicts: Mutex<VerdictCache>,
+    verdicts: Verdicts,
 }
 
 impl Shared {
@@ -52,6 +53,7 @@ impl Shared {
         let server_tls = Arc::new(Kept::new(config.server_tls.clone())?);
         let current = watch::Sender::new(config);
         let config = current.borrow().clone();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             tls: config.tls.clone().map(Kept::new).transpose()?,
             catalogs: Arc::new(Catalogs::new(config.auth.clone(), server_tls.clone())),
@@ -62,7 +64,7 @@ impl Shared {
             pauses: Pauses::default(),
             waiting: Mutex::default(),
             stopping,
-            verdicts: Mutex::new(VerdictCache::new(VERDICTS_BYTES)),
+            verdicts: Verdicts::new(threads, VERDICTS_BYTES),
             server_tls,
             config: current,
             cluster,
@@ -96,8 +98,7 @@ impl Shared {
 
     /// What a text means in a database. What it redefines is doubted from now on.
     pub(crate) fn verdict(&self, database: &str, sql: &[u8]) -> Arc<Verdict> {
-        let edition = self.catalogs.edition(database);
-        let verdict = lock(&self.verdicts).verdict(database, &edition, sql);
+        let verdict = self.verdicts.verdict(self.catalogs.as_ref(), database, sql);
         if let Some(defined) = &verdict.defines {
             self.catalogs.doubt(database, defined);
         }
@@ -106,8 +107,6 @@ impl Shared {
 
     /// A standby refused to run these texts in recovery.
     pub(crate) fn refused_by_standby<'a>(&self, database: &str, texts: impl Iterator<Item = &'a [u8]>) {
-        let edition = self.catalogs.edition(database);
-        let mut verdicts = lock(&self.verdicts);
-        texts.for_each(|text| verdicts.refused_by_standby(database, &edition, text));
+        self.verdicts.refused_by_standby(database, texts);
     }
 }

@@ -4,7 +4,6 @@
 //! Decides from the text and what the catalogs say of the names in it. Knows neither nodes nor
 //! connections. Safe by default: what is not *known* to be a read is none.
 
-mod cache;
 mod classify;
 mod defines;
 mod facts;
@@ -12,6 +11,7 @@ mod functions;
 mod logins;
 mod settings;
 mod settles;
+mod shape;
 mod show;
 mod spaced;
 mod temporary;
@@ -20,12 +20,12 @@ mod walk;
 mod why;
 mod words;
 
-pub use cache::{Edition, VerdictCache};
 pub use classify::classify;
 pub use defines::Defined;
-pub use facts::{Facts, FunctionRow, RelationRow, Standing};
+pub use facts::{Edition, Facts, FunctionRow, RelationRow, Standing};
 pub use settings::is_of_the_transaction;
 pub use settles::Settles;
+pub use shape::{is_shared, mask};
 pub use show::Show;
 pub use traces::Traces;
 pub use why::Why;

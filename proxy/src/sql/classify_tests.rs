@@ -1,7 +1,9 @@
 use super::*;
 use crate::sql::Settles;
+use crate::sql::shape::tests::assert_same;
 
 fn verdict(sql: &str) -> Verdict {
+    assert_same(sql, &Facts::by_names());
     classify(sql.as_bytes(), &Facts::by_names())
 }
 

@@ -88,6 +88,15 @@ pub struct Facts {
     older: BTreeMap<String, Standing>,
 }
 
+/// What is known of a database, with a number that changes when that does.
+#[derive(Debug, Clone)]
+pub struct Edition {
+    /// The facts.
+    pub facts: Arc<Facts>,
+    /// Its number.
+    pub number: u64,
+}
+
 /// Sessions would have to name so many things at once; then everything is doubted.
 const DOUBTED_MAX: usize = 10_000;
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sql::shape::tests::assert_same;
 use crate::sql::{Effect, Route, classify};
 
 fn function(oid: u32, name: &str, volatility: char, language: &str, body: &str) -> FunctionRow {
@@ -161,7 +162,10 @@ fn what_is_redefined_is_unknown_until_the_catalogs_are_read_again() {
 #[test]
 fn functions_are_found_behind_columns() {
     let facts = facts();
-    let route = |sql: &str| classify(sql.as_bytes(), &facts).route;
+    let route = |sql: &str| {
+        assert_same(sql, &facts);
+        classify(sql.as_bytes(), &facts).route
+    };
     for sql in [
         "SELECT t.write FROM t",
         "SELECT (t).write FROM t",
@@ -201,6 +205,7 @@ fn nothing_is_redefined_unnoticed() {
 fn statements_follow_the_facts() {
     let facts = facts();
     let judged = |sql: &str| {
+        assert_same(sql, &facts);
         let mut verdict = classify(sql.as_bytes(), &facts);
         verdict.effects.retain(|effect| !matches!(effect, Effect::Because(_)));
         (verdict.route, verdict.effects)
@@ -233,7 +238,10 @@ fn what_was_doubted_while_the_catalogs_were_read_is_doubted_until_the_next_readi
 #[test]
 fn code_leaves_nothing_behind_when_all_that_it_calls_is_known_to() {
     let facts = facts();
-    let pins = |sql: &str| classify(sql.as_bytes(), &facts).effects.contains(&Effect::Pin);
+    let pins = |sql: &str| {
+        assert_same(sql, &facts);
+        classify(sql.as_bytes(), &facts).effects.contains(&Effect::Pin)
+    };
     for code in [
         "DO $$ BEGIN PERFORM known(); INSERT INTO t (a) VALUES (write()); END $$",
         "DO LANGUAGE plpgsql 'BEGIN UPDATE t SET a = 1; END'",

@@ -110,9 +110,11 @@ fn strip<'a>(text: &'a str, word: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use crate::sql::shape::tests::assert_same;
     use crate::sql::{Effect, Facts, classify};
 
     fn effects(text: &str) -> Vec<Effect> {
+        assert_same(text, &Facts::by_names());
         let mut effects = classify(text.as_bytes(), &Facts::by_names()).effects;
         effects.retain(|effect| !matches!(effect, Effect::Because(_)));
         effects

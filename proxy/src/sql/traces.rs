@@ -245,8 +245,10 @@ impl Visitor for Search<'_> {
 mod tests {
     use super::*;
     use crate::sql::classify;
+    use crate::sql::shape::tests::assert_same;
 
     fn traces(sql: &str) -> Traces {
+        assert_same(sql, &Facts::by_names());
         classify(sql.as_bytes(), &Facts::by_names()).traces
     }
 

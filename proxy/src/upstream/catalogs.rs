@@ -1,6 +1,7 @@
 //! What each database's catalogs say about functions and relations, read in the background and kept.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -112,11 +113,19 @@ pub(crate) struct Catalogs {
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Numbers editions, of all databases.
     last_number: Mutex<u64>,
+    /// Counts what was done to the entries.
+    changes: AtomicU64,
 }
 
 impl Catalogs {
     pub(crate) fn new(auth: Auth, tls: Arc<Kept<ServerTls>>) -> Self {
-        Self { auth, tls, entries: Mutex::default(), last_number: Mutex::default() }
+        Self {
+            auth,
+            tls,
+            entries: Mutex::default(),
+            last_number: Mutex::default(),
+            changes: AtomicU64::new(0),
+        }
     }
 
     /// What is known of a database by now.
@@ -129,12 +138,25 @@ impl Catalogs {
         known.unwrap_or_else(|| Edition { facts: Arc::new(Facts::by_names()), number: 0 })
     }
 
+    /// A number that is another one when any edition may be another one, or when it is to be found out whether anybody
+    /// still asks for one.
+    pub(crate) fn version(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// With the entries locked, so that nobody takes what was before for what is behind the change.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     /// These names may mean something else soon.
     pub(crate) fn doubt(&self, database: &str, defined: &[Defined]) {
         let number = self.next_number();
-        if let Some(entry) = lock(&self.entries).get_mut(database) {
+        let mut entries = lock(&self.entries);
+        if let Some(entry) = entries.get_mut(database) {
             Arc::make_mut(&mut entry.edition.facts).doubt(defined);
             entry.edition.number = number;
+            self.changed();
         }
     }
 
@@ -168,6 +190,7 @@ impl Catalogs {
             let edition = Edition { facts: Arc::new(Facts::pending()), number };
             let redefined = Arc::new(Notify::new());
             entries.insert(database.to_owned(), Entry { edition, used: true, redefined: redefined.clone() });
+            self.changed();
             redefined
         };
         let (own, cluster, mut stopping) = (self.clone(), cluster.clone(), stopping.clone());
@@ -177,7 +200,9 @@ impl Catalogs {
                 () = own.keep(&cluster, &database, &user, &redefined) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
             }
-            lock(&own.entries).remove(&database);
+            let mut entries = lock(&own.entries);
+            entries.remove(&database);
+            own.changed();
         });
     }
 
@@ -215,6 +240,8 @@ impl Catalogs {
         let number = self.next_number();
         let mut entries = lock(&self.entries);
         let Some(entry) = entries.get_mut(database) else { return TakenIn::Unused };
+        // Before the lock is given up.
+        self.changed();
         let mut facts = match facts {
             Some(facts) => facts,
             // What was known before is better than nothing.

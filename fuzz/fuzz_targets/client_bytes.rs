@@ -76,7 +76,7 @@ impl Client {
         let mut reply = Reply::new(self.session.is_repeatable(segment));
         let mut sent = BytesMut::new();
         let introduced = self.session.introduce(segment, known);
-        drop(frames(&introduced));
+        drop(frames(&introduced.messages));
         self.session.begin_batch();
         self.session.encode(segment, known, &mut reply, &mut sent);
         let (asked, sent) = (messages(seen), frames(&sent));
@@ -139,10 +139,10 @@ fn passed_on(reply: &mut Reply, mut answer: BytesMut, mut readies: usize) -> Str
     got
 }
 
-/// What a client said, without the data of a COPY that failed.
+/// What a client said, without the data of a COPY that failed and what flushes nothing.
 fn messages(seen: &[u8]) -> Vec<Vec<u8>> {
     let said = frames(seen);
-    said.into_iter().skip_while(|message| matches!(message[0], b'd' | b'c' | b'f')).collect()
+    said.into_iter().skip_while(|message| matches!(message[0], b'd' | b'c' | b'f' | b'H')).collect()
 }
 
 fn frames(mut bytes: &[u8]) -> Vec<Vec<u8>> {

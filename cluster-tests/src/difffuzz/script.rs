@@ -72,8 +72,16 @@ pub(super) struct Played {
     pub(super) statements: usize,
     pub(super) messages: usize,
     pub(super) difference: Option<Difference>,
-    /// The transaction has failed.
+    hidden: Hidden,
+}
+
+/// What a transaction that has failed hides.
+#[derive(Debug, Default, Clone, Copy)]
+struct Hidden {
+    /// There is one.
     failed: bool,
+    /// All that is still to come up to the next `Sync`.
+    rest: bool,
 }
 
 impl Script {
@@ -133,30 +141,33 @@ impl Played {
         let heard = proxied.exchange(bytes, as_much, &mut proxy_answer).await;
         self.messages += answer.len();
         let ended = answer.last().is_some_and(|last| last.tag == 0);
-        self.failed = even_out(self.failed, &mut answer, &mut proxy_answer);
+        self.hidden.even_out(&mut answer, &mut proxy_answer);
         self.difference = compare(Some(number), answer, proxy_answer, !heard);
         Ok(ended || self.difference.is_some())
     }
 }
 
-/// In a transaction that has failed, a connection cannot hear of a statement that was prepared elsewhere: it
-/// refuses what is said about it, whereas PostgreSQL describes it if it gives no rows, and counts the values
-/// bound to it. Takes out of both answers what is said up to the next `Sync` then. `failed`: the transaction has
-/// failed before; whether it has now.
-fn even_out(mut failed: bool, direct: &mut Vec<Told>, proxied: &mut Vec<Told>) -> bool {
-    let mut at = 0;
-    while let (Some(one), Some(other)) = (direct.get(at), proxied.get(at)) {
-        failed = if one.tag == b'Z' { one.is_failed() } else { failed };
-        if !failed || one == other || !other.is_refused() || !(one.tag == b't' || one.is_miscounted()) {
-            at += 1;
-            continue;
-        }
-        for told in [&mut *direct, &mut *proxied] {
-            let upto = told.iter().skip(at).position(|told| told.tag == b'Z');
-            told.drain(at..at + upto.unwrap_or(told.len() - at));
+impl Hidden {
+    /// In a transaction that has failed, a connection cannot hear of a statement that was prepared elsewhere: it
+    /// refuses what is said about it, whereas PostgreSQL describes it if it gives no rows, and counts the values
+    /// bound to it. Takes out of both answers what is said up to the next `Sync` then.
+    fn even_out(&mut self, direct: &mut Vec<Told>, proxied: &mut Vec<Told>) {
+        let mut at = 0;
+        loop {
+            if self.rest {
+                for told in [&mut *direct, &mut *proxied] {
+                    let upto = told.iter().skip(at).position(|told| told.tag == b'Z');
+                    told.drain(at..upto.map_or(told.len(), |upto| at + upto));
+                }
+                self.rest = direct.len() <= at;
+            }
+            let (Some(one), Some(other)) = (direct.get(at), proxied.get(at)) else { break };
+            self.failed = if one.tag == b'Z' { one.is_failed() } else { self.failed };
+            let hides = one != other && other.is_refused() && (one.tag == b't' || one.is_miscounted());
+            self.rest = self.failed && hides;
+            at += usize::from(!self.rest);
         }
     }
-    failed
 }
 
 /// The order of the first `ParameterStatus` messages says nothing.
@@ -216,11 +227,20 @@ mod tests {
         let refused = told(b'E', b"SERROR\0C25P02\0\0");
         let described = [same.clone(), told(b't', b"\0\0"), told(b'n', b""), ready.clone(), same.clone()];
         let hidden = [same.clone(), refused.clone(), ready.clone(), same.clone()];
+        let failed = Hidden { failed: true, rest: false };
         let (mut direct, mut proxied) = (described.to_vec(), hidden.to_vec());
-        even_out(true, &mut direct, &mut proxied);
+        failed.clone().even_out(&mut direct, &mut proxied);
         assert!(direct == proxied && direct.len() == 3, "{direct:?} {proxied:?}");
+        // What is flushed is heard before the rest.
+        let (mut first, mut later) = (failed, vec![refused.clone(), ready.clone()]);
+        let (mut direct, mut proxied) = (described[1..3].to_vec(), vec![refused.clone()]);
+        first.even_out(&mut direct, &mut proxied);
+        assert!(direct.is_empty() && proxied.is_empty());
+        let mut skipped = vec![ready.clone()];
+        first.even_out(&mut later, &mut skipped);
+        assert!(later == skipped && later.len() == 1 && !first.rest, "{later:?} {skipped:?}");
         let (mut direct, mut proxied) = (vec![told(b'D', b"row"), ready.clone()], vec![refused, ready]);
-        even_out(true, &mut direct, &mut proxied);
+        failed.clone().even_out(&mut direct, &mut proxied);
         assert!(compare(None, direct, proxied, false).is_some(), "a row is not hidden");
     }
 }

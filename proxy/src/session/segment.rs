@@ -337,7 +337,7 @@ impl Session {
                 continue;
             }
             // There is nothing to flush yet.
-            if header.tag == b'H' && whole && segment.is_empty() && !segment.under_way {
+            if header.tag == b'H' && header.len == HEADER_LEN && segment.is_empty() && !segment.under_way {
                 input.advance(have);
                 continue;
             }

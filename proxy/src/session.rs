@@ -68,6 +68,8 @@ pub struct Session {
     lost: Option<Trouble>,
     /// What opened the open transaction block, while nothing else ran in it.
     begun: Option<Bytes>,
+    /// The open transaction follows another one in a chain.
+    chained: bool,
     /// The standby that held the open transaction, which can go on on the primary, is gone.
     stranded: Option<NodeName>,
     /// Transaction blocks of this session only read, unless they are told otherwise.

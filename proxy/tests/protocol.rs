@@ -334,6 +334,18 @@ async fn portals_are_used_behind_their_sync() {
         (query("END; INSERT INTO t VALUES (1, 'a'); SELECT n FROM t ORDER BY n"), "Z"),
     ];
     world.compare("a write behind the end of a failed transaction", &failed).await;
+    // A transaction that follows another one in a chain only reads, even if that one failed.
+    let write = "INSERT INTO t VALUES (1, 'a')";
+    for begin in ["BEGIN READ ONLY", "BEGIN READ ONLY; SELECT 1"] {
+        let chained = [
+            (query(begin), "Z"),
+            (query("COMMIT AND CHAIN"), "Z"),
+            (query(write), "Z"),
+            (query(&format!("ROLLBACK AND CHAIN; {write}")), "Z"),
+            (query("END"), "Z"),
+        ];
+        world.compare(&format!("a chain behind {begin}"), &chained).await;
+    }
     let gone = [(read(), "Z"), (again(&[]), "Z")];
     world.compare("outside of a transaction", &gone).await;
 }

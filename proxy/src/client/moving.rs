@@ -130,7 +130,7 @@ impl Client {
 
     /// False when the session's transactions keep the snapshot that they began with.
     async fn begin_reading(&mut self, node: NodeId) -> Result<bool, QueryError> {
-        let begun = self.session.begun().map(str::to_owned);
+        let (begun, chained) = (self.session.begun().map(str::to_owned), self.session.is_chained());
         let Some(server) = self.servers.get_mut(&node) else { return Ok(false) };
         server.at_rest = false;
         server.known.forget_unnamed();
@@ -144,7 +144,9 @@ impl Client {
             usual.is_some_and(|row| row.ends_with(b"read committed") || row.ends_with(b"read uncommitted"));
         if keeps_none {
             // As behind any query, it is too late to let it write.
-            server.query("BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY; SELECT 1").await?;
+            let chain = if chained { "COMMIT AND CHAIN; " } else { "" };
+            let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY; {chain}SELECT 1");
+            server.query(&begin).await?;
         }
         Ok(keeps_none)
     }

@@ -20,6 +20,8 @@ impl Session {
     pub(super) fn note_beginning(&mut self, batch: &Batch, status: TxStatus, was_open: bool) {
         let before = self.begun.take().filter(|_| was_open);
         let text = batch.begin.clone().filter(|_| status == TxStatus::Open);
+        let ends = batch.effects.iter().any(|effect| matches!(effect, Effect::Commit | Effect::Rollback));
+        self.chained = was_open && status != TxStatus::Idle && !batch.opens && (self.chained || ends);
         self.begun = match (before, text) {
             // A comment may be at the end of the first. Who says it again and again is not remembered for ever.
             (Some(before), Some(text)) if before.len() < BEGINNING_MAX => {
@@ -46,6 +48,12 @@ impl Session {
     /// The text that opened the open transaction block, if nothing else ran in it.
     pub fn begun(&self) -> Option<&str> {
         self.begun.as_deref().and_then(|text| std::str::from_utf8(text).ok())
+    }
+
+    /// Whether the open transaction follows another one, whose properties it has: those outlive its failure, and others
+    /// do not.
+    pub fn is_chained(&self) -> bool {
+        self.chained
     }
 
     /// It goes on at `node`.

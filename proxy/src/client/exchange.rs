@@ -168,9 +168,8 @@ impl Client {
     /// The statement failed. A standby does not have the last word on that.
     fn on_error(&mut self, flow: &mut Flow, server: &mut Server, len: usize, error: &ServerError) {
         flow.reply.on_error();
+        let primary_known = self.knows_primary();
         let out = &mut self.pipe.output;
-        let primary_known =
-            self.topology.borrow().as_deref().is_some_and(|topology| routing::writable(topology).is_some());
         if server.role == Role::Standby
             && flow.reply.is_replaceable()
             && primary_known
@@ -196,6 +195,10 @@ impl Client {
                 flow.input = Input::UntilSync;
             }
         }
+    }
+
+    fn knows_primary(&self) -> bool {
+        self.topology.borrow().as_deref().is_some_and(|topology| routing::writable(topology).is_some())
     }
 
     /// The server asks for data, which the client may have sent already.
@@ -337,7 +340,7 @@ impl Client {
             }
             End::Lost(why) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
-                self.on_lost(flow, &server, role, &why)
+                self.on_lost(flow, &server, false, &why)
             }
             // It was asked for, or the client broke the protocol.
             End::Fatal(error)
@@ -348,7 +351,8 @@ impl Client {
             }
             // The last is for what stood in the way of recovery.
             End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03" | "40001") => {
-                self.on_lost(flow, &server, role, &format!("the server said: {}", error.message))
+                let in_the_way = error.code == "40001" && role == Role::Standby && self.knows_primary();
+                self.on_lost(flow, &server, in_the_way, &format!("the server said: {}", error.message))
             }
             End::Fatal(error) => {
                 flow.release(&mut server.pipe.input, &mut self.pipe.output);
@@ -432,10 +436,18 @@ impl Client {
         }
     }
 
-    /// The server is gone in the middle of a batch.
-    fn on_lost(&mut self, mut flow: Flow, server: &Server, role: Role, why: &str) -> Result<Outcome, Gone> {
+    /// The server is gone in the middle of a batch. `in_the_way`: what ran there stood in the way of recovery.
+    fn on_lost(
+        &mut self,
+        mut flow: Flow,
+        server: &Server,
+        in_the_way: bool,
+        why: &str,
+    ) -> Result<Outcome, Gone> {
         tracing::info!(server = %server.name, user = self.user, why, "server connection lost while in use");
-        match role {
+        match server.role {
+            // That says nothing against the standby.
+            Role::Standby if in_the_way => {}
             Role::Standby => self.shared.cluster.avoid(server.node),
             // Whatever became of it, the next read sees all of it or nothing.
             Role::Primary(_) => self.session.floor.doubt(),
@@ -444,9 +456,13 @@ impl Client {
             && let Some(segment) = flow.segment.take()
         {
             if self.session.tx_node().is_none() {
-                return Ok(Outcome::Elsewhere(segment));
+                return Ok(if in_the_way {
+                    Outcome::OnPrimary(segment)
+                } else {
+                    Outcome::Elsewhere(segment)
+                });
             }
-            if role == Role::Standby && self.session.strand(server.node, &server.name) {
+            if server.role == Role::Standby && self.session.strand(server.node, &server.name) {
                 return Ok(Outcome::OnPrimary(segment));
             }
         }

@@ -537,6 +537,7 @@ impl Session {
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
             Effect::Rollback
+            | Effect::ForTransaction
             | Effect::Terminate
             | Effect::LazyCommits
             | Effect::Because(_)

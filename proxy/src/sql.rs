@@ -75,6 +75,8 @@ pub enum Effect {
     Savepoint(String),
     /// Settings changed since that savepoint are undone.
     RollbackTo(String),
+    /// Something holds up to the end of the transaction, and where it runs only.
+    ForTransaction,
     /// A transaction block ends, and its settings stay.
     Commit,
     /// A transaction block ends, and its settings are undone.

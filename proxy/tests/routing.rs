@@ -221,6 +221,7 @@ async fn read_only_transactions(world: &World) {
     for other in [
         "SELECT pg_advisory_xact_lock(1)",
         "SET LOCAL work_mem = '1MB'",
+        "SET LOCAL work_mem = '1MB'; SELECT 1",
         "SELECT txid_current()",
         "SAVEPOINT a",
         "LISTEN a",

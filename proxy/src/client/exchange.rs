@@ -135,7 +135,7 @@ impl Client {
                 }
                 Event::Release => flow.release(&mut server.pipe.input, out),
                 Event::Parameter { len, name, value } => {
-                    if self.tells(&name, &value) {
+                    if !flow.withdrawn && self.tells(&name, &value) {
                         flow.clear(len, &mut server.pipe.input, &mut self.pipe.output);
                     } else {
                         flow.swallow(len, &mut server.pipe.input, &mut self.pipe.output);

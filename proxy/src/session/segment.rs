@@ -556,7 +556,8 @@ fn is_of_statement(what: &What) -> bool {
 /// Whether a text does more than to read, or to begin or end a transaction.
 fn soils(verdict: &Verdict) -> bool {
     let control = |effect: &Effect| {
-        matches!(effect, Effect::Commit | Effect::Rollback | Effect::Savepoint(_) | Effect::RollbackTo(_))
+        use Effect::{Commit, ForTransaction, Rollback, RollbackTo, Savepoint};
+        matches!(effect, Commit | ForTransaction | Rollback | Savepoint(_) | RollbackTo(_))
     };
     let harmless = verdict.begins || verdict.route != Route::Primary;
     !harmless || !verdict.effects.iter().all(control)

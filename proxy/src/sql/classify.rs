@@ -98,6 +98,10 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
         // What comes behind BEGIN in one text is not looked at one by one.
         let route = if verdict.begins { Route::Primary } else { verdict.route };
         all.route = all.route.together(route);
+        // Beside reads it would pass for one.
+        if verdict.route == Route::Neutral && verdict.effects.is_empty() && !verdict.begins {
+            all.effects.push(Effect::ForTransaction);
+        }
         all.spelled_out &= verdict.spelled_out;
         all.effects.extend(verdict.effects);
         all.uses.extend(verdict.uses);

@@ -135,6 +135,7 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     // The session.
     ("RESET ALL", Neutral, &[Effect::ResetAll]),
     ("SET LOCAL work_mem = '1MB'", Neutral, &[]),
+    ("SET LOCAL work_mem = '1MB'; SELECT 1", Read, &[Effect::ForTransaction]),
     ("DISCARD ALL", Primary, &[Effect::DiscardAll]),
     ("DISCARD TEMP", Primary, &[]),
     ("DISCARD PLANS", Primary, &[]),

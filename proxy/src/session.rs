@@ -435,9 +435,12 @@ impl Session {
     /// A server confirmed the oldest thing expected of it.
     fn on_confirmed(&mut self, expected: Expected, known: &mut Known) {
         match expected {
-            Expected::Parse { name, definition, .. } => {
+            Expected::Parse { name, definition, injected, .. } => {
                 known.statements.insert(name.clone(), definition.id);
-                self.statements.confirm(name, definition);
+                // The session had it when it went out, and may have freed it behind that.
+                if !injected {
+                    self.statements.confirm(name, definition);
+                }
             }
             Expected::Close { name: Some(name), injected: false } => {
                 known.statements.remove(&name);

@@ -674,6 +674,30 @@ fn what_is_freed_in_a_batch_is_not_put_back_behind_that() {
 }
 
 #[test]
+fn what_was_prepared_again_and_freed_in_one_batch_is_gone() {
+    let batch: [(u8, &[u8]); 6] = [
+        (b'B', b"\0p0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'P', b"\0DEALLOCATE ALL\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'S', b""),
+    ];
+    let mut fixture = with_p0();
+    let (sent, _) = fixture.run(OTHER, extended(&batch), &replies("12C12C", TxStatus::Idle));
+    assert_eq!(sent, "PBEPBES");
+    let again: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT b FROM t\0\0\0"), (b'S', b"")];
+    for node in [NODE, OTHER] {
+        let segment = fixture.take(&mut extended(again));
+        let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+        fixture.session.encode(&segment, fixture.known.get_mut(&node).unwrap(), &mut reply, &mut out);
+        // At most closed before, and no placeholder for a name that is taken.
+        assert_eq!(tags(&out), "CPS", "{node:?}");
+        fixture.session.pass_over();
+    }
+}
+
+#[test]
 fn what_is_described_in_front_of_a_beginning_is_prepared_before_it() {
     let begin: [(u8, &[u8]); 3] = [
         (b'P', b"\0BEGIN ISOLATION LEVEL SERIALIZABLE\0\0\0"),

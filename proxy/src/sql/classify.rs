@@ -170,10 +170,11 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
     let telling = |word: &str| {
         leaves_state(word) && !(quiet && ["set", "reset"].contains(&word.to_ascii_lowercase().as_str()))
     };
-    let calls = RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(rest);
+    let runs = RUNS.contains(&first.as_str()) || (!one_statement && words_of(body).any(is_run));
+    let calls = runs && !facts.calls_leave_nothing(rest);
     let hidden = !one_statement && first != "do" && begins_code(body, facts);
     let code = (first == "do" && !harmless_code) || first == "call" || hidden;
-    if code || calls || leaves_state(&first) || words_of(rest).any(telling) {
+    if code || calls || leaves_state(&first) || leaves_names(body) || words_of(rest).any(telling) {
         verdict.effects.push(Effect::Pin);
     }
     verdict
@@ -222,6 +223,19 @@ pub(super) fn words_of(text: &str) -> impl Iterator<Item = &str> {
 fn ends_with_the_transaction(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     matches!(word.as_str(), "local" | "transaction" | "constraints") || is_of_the_transaction(&word)
+}
+
+/// Whether a statement begins with this word that calls the functions in it at once.
+fn is_run(word: &str) -> bool {
+    RUNS.iter().any(|known| word.eq_ignore_ascii_case(known))
+}
+
+/// Whether a cursor outlives its transaction, or a statement is prepared.
+fn leaves_names(text: &str) -> bool {
+    let has = |known: &str| words_of(text).any(|word| word.eq_ignore_ascii_case(known));
+    let mut behind = words_of(text).skip_while(|word| !word.eq_ignore_ascii_case("prepare"));
+    let prepares = behind.nth(1).is_some_and(|word| !word.eq_ignore_ascii_case("transaction"));
+    prepares || (has("declare") && has("hold"))
 }
 
 fn leaves_state(word: &str) -> bool {

@@ -135,6 +135,14 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     // The session.
     ("RESET ALL", Neutral, &[Effect::ResetAll]),
     ("SET LOCAL work_mem = '1MB'", Neutral, &[]),
+    // The parser knows no TABLE.
+    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1; TABLE t", Primary, &[Effect::Pin]),
+    ("DECLARE c CURSOR FOR SELECT 1; TABLE t", Primary, &[]),
+    ("PREPARE p AS TABLE t", Primary, &[Effect::Pin]),
+    ("PREPARE TRANSACTION 'x'; TABLE t", Primary, &[]),
+    ("TABLE t; SELECT pg_advisory_lock(1)", Primary, &[Effect::Pin]),
+    ("DELETE FROM t; TABLE t; SELECT pg_advisory_lock(1)", Primary, &[Effect::Pin]),
+    ("ANALYZE t; TABLE t; SELECT pg_advisory_lock(1)", Primary, &[Effect::Pin]),
     ("SET LOCAL work_mem = '1MB'; SELECT 1", Read, &[Effect::ForTransaction]),
     ("DISCARD ALL", Primary, &[Effect::DiscardAll]),
     ("DISCARD TEMP", Primary, &[]),

@@ -199,10 +199,12 @@ impl Segment {
         !self.impure && self.route != Route::Primary
     }
 
-    /// Whether something for the primary stands beside the end of a transaction in it.
+    /// Whether something for the primary stands beside the end of a transaction in it. In a text that the
+    /// parser does not know, any of several statements may be such an end.
     pub fn goes_on_behind_its_end(&self) -> bool {
         let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
-        (self.impure || self.route == Route::Primary) && self.effects.iter().any(ends)
+        let may_end = self.effects.iter().any(ends) || self.runs > self.statements;
+        (self.impure || self.route == Route::Primary) && may_end
     }
 
     /// Whether what follows it in its batch may use a portal that is bound in it, and is with that

@@ -9,6 +9,7 @@ mod defines;
 mod facts;
 mod functions;
 mod logins;
+mod pieces;
 mod settings;
 mod settles;
 mod shape;

@@ -375,6 +375,16 @@ async fn a_name_that_was_prepared_twice_is_found_by_sql() {
         (query(last), "Z"),
     ];
     world.compare("a name that was freed and is taken again", &freed).await;
+    let unfound = [
+        (all(&[message('P', &[&text("p0")[..], &text("SELECT n FROM t"), b"\0\0"].concat()), sync()]), "Z"),
+        (query("SET search_path = pg_catalog"), "Z"),
+        (query("BEGIN"), "Z"),
+        (query("INSERT INTO public.t VALUES (1, 'execute')"), "Z"),
+        (query("END"), "Z"),
+    ];
+    world
+        .compare("a name that cannot be prepared any more, and may be used in a transaction", &unfound)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,9 +14,9 @@ use crate::routing::{self, Choice, Need, View};
 use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
-use crate::upstream::{ConnectError, QueryError};
+use crate::upstream::{ConnectError, QueryError, Server};
 
-use crate::wire::backend::Severity;
+use crate::wire::backend::{Severity, TxStatus};
 use crate::wire::frontend;
 
 use super::pooled::Queued;
@@ -229,7 +229,23 @@ impl Client {
             server.ask().await?;
         }
         self.session.on_replayed(&mut server.known);
+        self.introduce(node, segment).await
+    }
+
+    /// Has a connection learn the statements that SQL names. An open transaction does not fail by one that
+    /// cannot be prepared any more.
+    async fn introduce(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
+        // What the client has yet to fetch from an unnamed portal would be gone.
+        let guarded = self.session.status() == TxStatus::Open && !segment.reaches_back();
+        let Some(server) = self.servers.get_mut(&node) else { return Ok(()) };
         let introductions = self.session.introduce(segment, &mut server.known);
+        if introductions.is_empty() {
+            return Ok(());
+        }
+        if guarded {
+            server.query("SAVEPOINT pgherd_introduces").await?;
+            server.known.forget_unnamed();
+        }
         if !introductions.messages.is_empty() {
             server.pipe.output.extend_from_slice(&introductions.messages);
             match server.ask().await {
@@ -237,6 +253,7 @@ impl Client {
                 // What it names is gone, or not to be found: the client is told when it uses it.
                 Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
                     server.known.doubt(&introductions);
+                    undo(server, guarded).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -248,9 +265,13 @@ impl Client {
                 Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
                     tracing::info!(server = %server.name, error = error.message, "a statement cannot be prepared again");
                     server.known.forget_unnamed();
+                    undo(server, guarded).await?;
                 }
                 Err(error) => return Err(error),
             }
+        }
+        if guarded {
+            server.query("RELEASE SAVEPOINT pgherd_introduces").await?;
         }
         Ok(())
     }
@@ -267,6 +288,14 @@ impl Client {
             result = self.pipe.fill(), if room => Ok(result.map(|()| None)?),
         }
     }
+}
+
+/// Has an open transaction go on behind an introduction that was refused.
+async fn undo(server: &mut Server, guarded: bool) -> Result<(), QueryError> {
+    if guarded {
+        server.query("ROLLBACK TO SAVEPOINT pgherd_introduces").await?;
+    }
+    Ok(())
 }
 
 fn as_goal(choice: Choice<'_>, generation: Generation) -> Goal {

@@ -124,6 +124,13 @@ pub struct Introductions {
     pub by_sql: Vec<Introduction>,
 }
 
+impl Introductions {
+    /// Whether the connection knows all that it has to.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.by_sql.is_empty()
+    }
+}
+
 impl Session {
     /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else.
     pub fn introduce(&self, segment: &Segment, known: &mut Known) -> Introductions {

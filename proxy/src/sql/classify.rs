@@ -10,11 +10,12 @@ use sqlparser::parser::Parser;
 use super::defines::defines;
 use super::facts::Facts;
 use super::logins;
+use super::pieces::pieces;
 use super::settings::{is_of_the_transaction, same_everywhere};
 use super::settles::settles;
 use super::show::Show;
 use super::temporary;
-use super::traces;
+use super::traces::{self, Traces};
 use super::walk::{Walk, folded_part as folded, only_sets_config, relation_reads};
 use super::{Effect, Route, Verdict};
 use super::{spaced, why, words};
@@ -71,17 +72,33 @@ fn judge(sql: &[u8], facts: &Facts) -> Verdict {
 
 fn judge_text(text: &str, facts: &Facts) -> Verdict {
     match Parser::parse_sql(&PostgreSqlDialect {}, text) {
-        Ok(statements) => {
-            let mut verdict = combine(&statements, text, facts);
-            traces::note(&mut verdict, Some(&statements), text, facts);
-            verdict
-        }
-        Err(_) => bare_table(text, facts).or_else(|| read_by_words(text, facts)).unwrap_or_else(|| {
+        Ok(statements) => understood(&statements, text, facts),
+        Err(_) => bare_table(text, facts)
+            .or_else(|| read_by_words(text, facts))
+            .unwrap_or_else(|| piece_by_piece(text, facts)),
+    }
+}
+
+fn understood(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
+    let mut verdict = combine(statements, text, facts);
+    traces::note(&mut verdict, Some(statements), text, facts);
+    verdict
+}
+
+/// A text that the parser does not understand as a whole.
+fn piece_by_piece(text: &str, facts: &Facts) -> Verdict {
+    let pieces = pieces(text);
+    match pieces.as_deref() {
+        Some([_, _, ..]) => {}
+        None if text.trim().trim_end_matches(';').contains(';') => return Verdict::unknown(),
+        Some([] | [_]) | None => {
             let mut verdict = unparsed(text, facts);
             traces::note(&mut verdict, None, text, facts);
-            verdict
-        }),
+            return verdict;
+        }
     }
+    let texts = pieces.iter().flatten().map(|piece| spaced::without_leading_comments(piece));
+    together(texts.map(|piece| judge_text(piece, facts)).collect())
 }
 
 fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
@@ -89,8 +106,11 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
         let own_text = text.trim().trim_end_matches(';');
         return single(statement, own_text, facts);
     }
-    let verdicts: Vec<Verdict> =
-        statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect();
+    together(statements.iter().map(|statement| single(statement, &statement.to_string(), facts)).collect())
+}
+
+/// The verdict on statements that come in one text.
+fn together(verdicts: Vec<Verdict>) -> Verdict {
     let frees = |verdict: &Verdict| verdict.effects.iter().any(|effect| effect.frees().is_some());
     let frees_at = verdicts.iter().position(frees);
     let mut all = Verdict { count: verdicts.len(), frees_at, ..Verdict::plain(Route::Neutral) };
@@ -108,6 +128,10 @@ fn combine(statements: &[Statement], text: &str, facts: &Facts) -> Verdict {
         if let Some(names) = verdict.defines {
             all.defines.get_or_insert_default().extend(names);
         }
+        if verdict.traces.prepares.is_some() {
+            all.traces.prepared_beside_others();
+        }
+        all.traces.add(&Traces { prepares: None, ..verdict.traces });
         // What stands beside a rollback is not undone by it.
         all.may_commit |= verdict.may_commit || verdict.rolls_back;
     }
@@ -121,7 +145,7 @@ fn bare_table(text: &str, facts: &Facts) -> Option<Verdict> {
         return None;
     }
     let statements = Parser::parse_sql(&PostgreSqlDialect {}, &format!("SELECT * FROM {rest}")).ok()?;
-    Some(combine(&statements, text, facts))
+    (statements.len() == 1).then(|| understood(&statements, text, facts))
 }
 
 fn read_by_words(text: &str, facts: &Facts) -> Option<Verdict> {
@@ -136,20 +160,19 @@ const QUIET: &[&str] = &["alter", "create", "delete", "insert", "merge", "update
 const RUNS: &[&str] =
     &["copy", "delete", "explain", "insert", "merge", "select", "table", "update", "values", "with"];
 
-/// A text that the parser does not understand. PostgreSQL may.
+/// A statement that the parser does not understand. PostgreSQL may.
 fn unparsed(text: &str, facts: &Facts) -> Verdict {
     let mut verdict =
         Verdict { may_commit: true, defines: defines(text, facts), ..Verdict::plain(Route::Primary) };
     let mut words = words_of(text);
     let first = words.next().unwrap_or_default().to_ascii_lowercase();
     let body = text.trim().trim_end_matches(';');
-    let one_statement = !body.contains(';');
     let scope = words.find(|word| !word.eq_ignore_ascii_case("session"));
     let local = scope.is_some_and(ends_with_the_transaction);
-    if first == "abort" && one_statement {
+    if first == "abort" {
         return Verdict { rolls_back: true, ..neutral(Effect::Rollback) };
     }
-    if matches!(first.as_str(), "set" | "reset") && one_statement {
+    if matches!(first.as_str(), "set" | "reset") {
         verdict.route = Route::Neutral;
         verdict.may_commit = false;
         if !local {
@@ -158,38 +181,20 @@ fn unparsed(text: &str, facts: &Facts) -> Verdict {
         }
         return verdict;
     }
-    verdict.count = body.split(';').count();
-    verdict.frees_at = body.split(';').position(|statement| freed(statement).is_some());
-    verdict.effects.extend(body.split(';').filter_map(freed));
     let (made, rest) = temporary::made_by_unparsed(body);
     verdict.effects.extend(made);
     let harmless_code = first == "do" && speaks_plpgsql(body) && facts.leaves_nothing(body, &[]);
     // In these SET is no statement of its own.
-    let quiet = harmless_code
-        || (one_statement && QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest));
+    let quiet = harmless_code || (QUIET.contains(&first.as_str()) && facts.calls_leave_nothing(rest));
     let telling = |word: &str| {
         leaves_state(word) && !(quiet && ["set", "reset"].contains(&word.to_ascii_lowercase().as_str()))
     };
-    let runs = RUNS.contains(&first.as_str()) || (!one_statement && words_of(body).any(is_run));
-    let calls = runs && !facts.calls_leave_nothing(rest);
-    let hidden = !one_statement && first != "do" && begins_code(body, facts);
-    let code = (first == "do" && !harmless_code) || first == "call" || hidden;
+    let calls = RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(rest);
+    let code = (first == "do" && !harmless_code) || first == "call";
     if code || calls || leaves_state(&first) || leaves_names(body) || words_of(rest).any(telling) {
         verdict.effects.push(Effect::Pin);
     }
     verdict
-}
-
-/// What a statement frees that stands beside one that is not understood.
-fn freed(statement: &str) -> Option<Effect> {
-    let start = statement.trim_start().get(..10)?;
-    if !start.eq_ignore_ascii_case("deallocate") {
-        return None;
-    }
-    match Parser::parse_sql(&PostgreSqlDialect {}, statement).ok()?.as_slice() {
-        [Statement::Deallocate { name, .. }] => Some(deallocated(name)),
-        _ => None,
-    }
 }
 
 fn deallocated(name: &Ident) -> Effect {
@@ -198,15 +203,6 @@ fn deallocated(name: &Ident) -> Effect {
     } else {
         Effect::Deallocate(folded(name))
     }
-}
-
-/// Whether one of several statements runs code that may leave something behind, or calls such a thing.
-fn begins_code(text: &str, facts: &Facts) -> bool {
-    text.split(';').skip(1).map(spaced::without_leading_comments).any(|statement| {
-        let first = words_of(statement).next().unwrap_or_default().to_ascii_lowercase();
-        matches!(first.as_str(), "do" | "call")
-            || (RUNS.contains(&first.as_str()) && !facts.calls_leave_nothing(statement))
-    })
 }
 
 /// Whether a `DO` block is in a language whose text can be looked at.
@@ -223,11 +219,6 @@ pub(super) fn words_of(text: &str) -> impl Iterator<Item = &str> {
 fn ends_with_the_transaction(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     matches!(word.as_str(), "local" | "transaction" | "constraints") || is_of_the_transaction(&word)
-}
-
-/// Whether a statement begins with this word that calls the functions in it at once.
-fn is_run(word: &str) -> bool {
-    RUNS.iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
 /// Whether a cursor outlives its transaction, or a statement is prepared.

@@ -1,6 +1,6 @@
 use super::*;
-use crate::sql::Settles;
 use crate::sql::shape::tests::assert_same;
+use crate::sql::{Settles, Why};
 
 fn verdict(sql: &str) -> Verdict {
     assert_same(sql, &Facts::by_names());
@@ -266,7 +266,7 @@ fn state_that_one_server_has_pins_the_session() {
         "CALL p()",
         "DO $$ BEGIN END $$",
         "LOAD 'x'",
-        "FROBNICATE; DISCARD ALL",
+        "FROBNICATE temp",
         "SELECT seq_scan FROM pg_catalog.pg_stat_user_tables",
         "SELECT pg_stat_get_numscans(1)",
     ] {
@@ -355,10 +355,22 @@ proptest::proptest! {
 mod rules;
 
 #[test]
-fn what_frees_statements_does_so_beside_what_is_not_understood() {
-    let freed = |sql: &str| classify(sql.as_bytes(), &Facts::by_names()).effects;
-    let beside = freed("DEALLOCATE ALL; SELECT 1; TABLE t ORDER BY 1 LIMIT 3");
-    assert!(beside.contains(&Effect::DeallocateAll), "{beside:?}");
-    let beside = freed("TABLE t ORDER BY 1; deallocate P1");
-    assert!(beside.contains(&Effect::Deallocate("p1".to_owned())), "{beside:?}");
+fn statements_beside_what_is_not_understood_are_seen() {
+    assert_eq!(route("TABLE t ORDER BY 1; SELECT 1; TABLE t"), Route::Read);
+    assert_eq!(route("TABLE t ORDER BY 1; TRUNCATE t"), Route::Primary);
+    for (sql, effect) in [
+        ("DEALLOCATE ALL; SELECT 1; TABLE t ORDER BY 1 LIMIT 3", Effect::DeallocateAll),
+        ("TABLE t ORDER BY 1; deallocate P1", Effect::Deallocate("p1".to_owned())),
+        ("FROBNICATE; DISCARD ALL", Effect::DiscardAll),
+        ("/* a; */ ABORT /* b */; TRUNCATE t; TABLE t", Effect::Rollback),
+        ("TABLE t ORDER BY 1; -- a\nLISTEN b", Effect::Keep),
+        ("TABLE t ORDER BY 1; DECLARE c CURSOR WITH HOLD FOR TABLE t", Effect::Keep),
+        ("TABLE t ORDER BY 1; SET LOCAL work_mem = 64", Effect::ForTransaction),
+        ("TABLE t ORDER BY 1; SELECT 'a\\'; LISTEN b --'", Effect::Pin),
+    ] {
+        let effects = verdict(sql).effects;
+        assert!(effects.contains(&effect), "{sql}: {effects:?}");
+    }
+    let prepares = verdict("TABLE t ORDER BY 1; PREPARE p AS SELECT 1").traces;
+    assert!(prepares.uses_all && prepares.prepares.is_none() && prepares.holds == [Why::Prepare]);
 }

@@ -136,7 +136,7 @@ const RULES: &[(&str, Route, &[Effect])] = &[
     ("RESET ALL", Neutral, &[Effect::ResetAll]),
     ("SET LOCAL work_mem = '1MB'", Neutral, &[]),
     // The parser knows no TABLE.
-    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1; TABLE t", Primary, &[Effect::Pin]),
+    ("DECLARE c CURSOR WITH HOLD FOR SELECT 1; TABLE t", Primary, &[Effect::Keep]),
     ("DECLARE c CURSOR FOR SELECT 1; TABLE t", Primary, &[]),
     ("PREPARE p AS TABLE t", Primary, &[Effect::Pin]),
     ("PREPARE TRANSACTION 'x'; TABLE t", Primary, &[]),

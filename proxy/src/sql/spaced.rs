@@ -20,7 +20,7 @@ pub(super) fn without_leading_comments(text: &str) -> &str {
 }
 
 /// What follows a comment whose beginning was read. Comments nest.
-fn behind_block(block: &str) -> Option<&str> {
+pub(super) fn behind_block(block: &str) -> Option<&str> {
     let (mut depth, mut rest) = (1_usize, block);
     while depth > 0 {
         let at = rest.find(['*', '/'])?;

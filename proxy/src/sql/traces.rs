@@ -35,10 +35,18 @@ pub struct Traces {
 }
 
 impl Traces {
+    /// What each of several statements would be prepared from alone is not known.
+    pub(super) fn prepared_beside_others(&mut self) {
+        self.holds.push(Why::Prepare);
+        // A name that the session has already is refused.
+        self.uses_all = true;
+    }
+
     /// Those of one more text.
     pub fn add(&mut self, other: &Self) {
         self.indelible |= other.indelible;
         self.uses_all |= other.uses_all;
+        self.names_temporary |= other.names_temporary;
         self.names_temporary |= other.names_temporary;
         self.customs.extend(other.customs.iter().cloned());
         self.holds.extend(other.holds.iter().copied());
@@ -104,13 +112,8 @@ pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text
             verdict.traces.prepares = Some((name, text.trim().trim_end_matches(';').to_owned()));
         }
         several => {
-            // What each of them would be prepared from alone is not known.
             let prepares = |statement: &&Statement| matches!(statement, Statement::Prepare { .. });
-            let held = several.iter().filter(prepares).map(|_| Why::Prepare);
-            let before = verdict.traces.holds.len();
-            verdict.traces.holds.extend(held);
-            // A name that the session has already is refused.
-            verdict.traces.uses_all |= verdict.traces.holds.len() > before;
+            several.iter().filter(prepares).for_each(|_| verdict.traces.prepared_beside_others());
         }
     }
 }
@@ -266,7 +269,7 @@ mod tests {
             "LOAD 'x'",
             "CALL p()",
             "DO 'BEGIN END'",
-            "FROBNICATE; LISTEN a",
+            "FROBNICATE temp",
         ] {
             assert!(traces(sql).indelible, "{sql}");
         }

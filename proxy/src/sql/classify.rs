@@ -128,7 +128,9 @@ fn together(verdicts: Vec<Verdict>) -> Verdict {
         if let Some(names) = verdict.defines {
             all.defines.get_or_insert_default().extend(names);
         }
+        // Only what comes alone can be prepared again elsewhere.
         if verdict.traces.prepares.is_some() {
+            all.effects.push(Effect::Keep);
             all.traces.prepared_beside_others();
         }
         all.traces.add(&Traces { prepares: None, ..verdict.traces });

@@ -371,6 +371,7 @@ fn statements_beside_what_is_not_understood_are_seen() {
         let effects = verdict(sql).effects;
         assert!(effects.contains(&effect), "{sql}: {effects:?}");
     }
-    let prepares = verdict("TABLE t ORDER BY 1; PREPARE p AS SELECT 1").traces;
+    let Verdict { effects, traces: prepares, .. } = verdict("TABLE t ORDER BY 1; PREPARE p AS SELECT 1");
+    assert!(effects.contains(&Effect::Keep));
     assert!(prepares.uses_all && prepares.prepares.is_none() && prepares.holds == [Why::Prepare]);
 }

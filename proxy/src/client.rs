@@ -16,13 +16,14 @@ mod prove;
 mod reach;
 mod refusal;
 mod replication;
+mod servers;
 mod state;
 mod work;
 
 use std::sync::Arc;
 
 use crate::admin::command::DATABASE;
-use crate::listen::Socket;
+use crate::listen::Visitor;
 use crate::pipe::Pipe;
 use crate::shared::Shared;
 use crate::sqlstate::Trouble;
@@ -34,12 +35,8 @@ use login::{Admission, Refusal};
 use state::Client;
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) {
-    let pipe = match socket {
-        Socket::Tcp(stream) => Pipe::new(stream),
-        Socket::Local(stream) => Ok(Pipe::local(stream)),
-    };
-    let mut pipe = match pipe {
+pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) {
+    let mut pipe = match visitor.settle() {
         Ok(pipe) => pipe,
         Err(error) => return tracing::debug!(%error, "client socket unusable"),
     };

@@ -85,6 +85,8 @@ pub struct Config {
     pub unix_socket: Option<LocalSocket>,
     /// Where applications reach this proxy, for the agents to show.
     pub advertise: HostPort,
+    /// How many threads serve clients.
+    pub threads: usize,
     /// Clients above this are refused.
     pub max_client_connections: u32,
     /// So many more are let in if they are administrators.
@@ -181,6 +183,7 @@ struct Front {
     listen: Option<Vec<HostPort>>,
     unix_socket: Option<Option<LocalSocket>>,
     advertise: Option<HostPort>,
+    threads: Option<u32>,
     max_client_connections: Option<u32>,
     reserve: Option<u32>,
     admins: Option<Vec<String>>,
@@ -231,6 +234,10 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         advertise: front.advertise.or_else(|| listen.first().cloned())?,
         listen,
         unix_socket: front.unix_socket?,
+        threads: match front.threads? {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => usize::try_from(threads).unwrap_or(usize::MAX),
+        },
         max_client_connections: front.max_client_connections?,
         reserve: front.reserve?,
         admins: front.admins?,
@@ -260,6 +267,7 @@ fn read_front(r: &mut Reader, root: &mut Section) -> Front {
         listen: section.or(r, "listen", "[\"0.0.0.0:6432\"]"),
         unix_socket: local::read(r, &mut section),
         advertise: section.optional(r, "advertise"),
+        threads: section.or(r, "threads", "0"),
         max_client_connections: section.or(r, "max_client_connections", "1000"),
         reserve: section.or(r, "reserve", "3"),
         admins: section.or(r, "admins", "[]"),
@@ -330,6 +338,9 @@ fn read_shares(r: &mut Reader, mut section: Section) -> Option<Shares> {
     Some(Shares { primary_weight: primary_weight?, weights, lag_bytes_max, lag_time_max })
 }
 
+/// Beyond this it is a slip of the finger.
+const THREADS_MAX: u32 = 1024;
+
 /// Relations between values that were each fine.
 fn check(r: &mut Reader, front: &Front, agents: Option<&[HostPort]>) {
     if front.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 63) {
@@ -343,6 +354,9 @@ fn check(r: &mut Reader, front: &Front, agents: Option<&[HostPort]>) {
     }
     if front.max_client_connections == Some(0) {
         r.problem("proxy.max_client_connections", "0 would refuse every client");
+    }
+    if front.threads.is_some_and(|threads| threads > THREADS_MAX) {
+        r.problem("proxy.threads", format!("more than {THREADS_MAX}; one for each processor is enough"));
     }
     if agents.is_some_and(<[HostPort]>::is_empty) {
         r.problem("agents.addresses", "empty; without an agent no backend is ever known");
@@ -405,6 +419,7 @@ mod tests {
             [proxy]
             name = ''
             listen = []
+            threads = 2000
             max_client_connections = 0
             hold_timeout = '1s'
             connect_timeout = '2s'
@@ -424,6 +439,7 @@ mod tests {
             "cluster.name: ",
             "proxy.name: ",
             "proxy.listen: empty",
+            "proxy.threads: ",
             "proxy.max_client_connections: ",
             "proxy.connect_timeout: 2s is longer than hold_timeout, 1s",
             "proxy.startup_timeout: ",

@@ -13,14 +13,14 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::reload;
-use crate::client;
 use crate::clients::send_idle_away;
 use crate::config::Config;
 use crate::control::{Cluster, keep_link};
-use crate::listen::{Listener, Socket, SocketError};
+use crate::listen::{Listener, SocketError};
 use crate::pool;
 use crate::shared::Shared;
 use crate::tls::TlsError;
+use crate::workers::{STACK_BYTES, Workers};
 
 /// How long sessions that are at work may go on once the process is to end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -31,15 +31,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether certificates changed.
 const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 
-/// SQL is parsed on these stacks, which are touched only as far as they are used.
-const STACK_BYTES: usize = 8 << 20;
-
 /// Why the proxy does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The runtime could not be started.
-    #[error("cannot start the runtime")]
-    Runtime(#[source] io::Error),
+    /// Threads could not be started.
+    #[error("cannot start the threads that serve clients")]
+    Threads(#[source] io::Error),
     /// Signals cannot be received.
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
@@ -68,8 +65,10 @@ pub enum RunError {
 
 /// Runs the proxy until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<(), RunError> {
+    // Clients have threads of their own; what is left for this one waits most of the time.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.enable_all().thread_stack_size(STACK_BYTES).build().map_err(RunError::Runtime)?;
+    runtime.enable_all().worker_threads(1).thread_stack_size(STACK_BYTES);
+    let runtime = runtime.build().map_err(RunError::Threads)?;
     runtime.block_on(async {
         let stop = stop_signal()?;
         serve(config, stop).await
@@ -87,7 +86,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>, RunError> {
     })
 }
 
-/// Runs the proxy on the current runtime until `stop` resolves.
+/// Runs the proxy until `stop` resolves: on the current runtime, but for the threads that serve clients.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let config = Arc::new(config);
     let listeners = listen(&config).await?;
@@ -102,10 +101,12 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     background.spawn(keep_certificates(shared.clone(), hangup));
     background.spawn(pool::keep(shared.clone()));
     background.spawn(send_idle_away(shared.clone()));
+    let threads = shared.config().threads;
+    let workers = Arc::new(Workers::start(&shared, threads).map_err(RunError::Threads)?);
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
     for listener in listeners {
-        background.spawn(accept(listener, shared.clone(), alive.clone()));
+        background.spawn(accept(listener, workers.clone(), alive.clone()));
     }
     drop(alive);
     stop.await;
@@ -116,6 +117,10 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     shared.clients.wake();
     if timeout(GRACE, all_over.recv()).await.is_err() {
         tracing::warn!(grace = ?GRACE, "sessions still at work are ended now");
+    }
+    // Whoever accepted clients for them is gone.
+    if let Some(workers) = Arc::into_inner(workers) {
+        drop(tokio::task::spawn_blocking(|| workers.stop()).await);
     }
     Ok(())
 }
@@ -157,20 +162,14 @@ async fn keep_certificates(shared: Arc<Shared>, mut hangup: Signal) {
     }
 }
 
-async fn accept(listener: Listener, shared: Arc<Shared>, alive: mpsc::Sender<()>) {
+async fn accept(listener: Listener, workers: Arc<Workers>, alive: mpsc::Sender<()>) {
     loop {
         match listener.accept().await {
-            Ok(socket) => {
-                tokio::spawn(session(shared.clone(), socket, alive.clone()));
-            }
+            Ok(visitor) => workers.serve(visitor, alive.clone()),
             Err(error) => {
                 tracing::error!(%error, "cannot accept a client");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-}
-
-async fn session(shared: Arc<Shared>, socket: Socket, _alive: mpsc::Sender<()>) {
-    client::serve(shared, socket).await;
 }

@@ -2,7 +2,7 @@
 //! reads to standbys, and keeps sessions alive while the primary changes.
 //!
 //! The pure part (`wire`, `sql`, `session`, `routing`, `topology`, `hba`, `sqlstate`) decides and knows no
-//! sockets; the rest (`client`, `pool`, `upstream`, `control`, `driver`) moves bytes and decides nothing.
+//! sockets; the rest (`client`, `pool`, `upstream`, `control`, `driver`, `workers`) moves bytes and decides nothing.
 //! No backend is named in the configuration: agents push them.
 
 mod admin;
@@ -26,6 +26,7 @@ pub mod topology;
 mod upstream;
 pub mod verdicts;
 pub mod wire;
+mod workers;
 
 pub use config::Config;
 pub use driver::{RunError, run, serve};

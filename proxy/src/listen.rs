@@ -6,7 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use pgherd_common::HostPort;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use crate::pipe::Pipe;
 
 /// Why there is no Unix socket.
 #[derive(Debug, thiserror::Error)]
@@ -22,11 +24,21 @@ pub enum SocketError {
     NoSocket,
 }
 
-/// A client that has come.
+/// A client that has come, before any thread looks after it.
 #[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Local(UnixStream),
+pub(crate) enum Visitor {
+    Tcp(std::net::TcpStream),
+    Local(std::os::unix::net::UnixStream),
+}
+
+impl Visitor {
+    /// This thread looks after it from now on.
+    pub(crate) fn settle(self) -> io::Result<Pipe> {
+        match self {
+            Self::Tcp(stream) => Pipe::new(stream.try_into()?),
+            Self::Local(stream) => Ok(Pipe::local(stream.try_into()?)),
+        }
+    }
 }
 
 /// Waits for clients.
@@ -57,11 +69,11 @@ impl Listener {
     }
 
     /// The next client.
-    pub(crate) async fn accept(&self) -> io::Result<Socket> {
-        match self {
-            Self::Tcp(listener) => Ok(Socket::Tcp(listener.accept().await?.0)),
-            Self::Local { listener, .. } => Ok(Socket::Local(listener.accept().await?.0)),
-        }
+    pub(crate) async fn accept(&self) -> io::Result<Visitor> {
+        Ok(match self {
+            Self::Tcp(listener) => Visitor::Tcp(listener.accept().await?.0.into_std()?),
+            Self::Local { listener, .. } => Visitor::Local(listener.accept().await?.0.into_std()?),
+        })
     }
 }
 

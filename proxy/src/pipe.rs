@@ -65,6 +65,17 @@ impl Pipe {
         Self { stream, received: 0, sent: 0, unflushed: false, input, output }
     }
 
+    /// The runtime of this thread watches the socket from now on. An encrypted one stays where it is, and each word of it
+    /// wakes that thread first.
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        self.stream = match std::mem::replace(&mut self.stream, Stream::Away) {
+            Stream::Plain(stream) => Stream::Plain(TcpStream::from_std(stream.into_std()?)?),
+            Stream::Local(stream) => Stream::Local(UnixStream::from_std(stream.into_std()?)?),
+            other @ (Stream::Tls(_) | Stream::Away) => other,
+        };
+        Ok(())
+    }
+
     /// From here on everything is encrypted. Nothing may be left in the buffers.
     pub(crate) async fn secure<F>(&mut self, handshake: impl FnOnce(TcpStream) -> F) -> io::Result<()>
     where

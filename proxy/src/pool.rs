@@ -11,7 +11,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, MonoTime, NodeId, Topology};
@@ -23,9 +23,10 @@ use crate::control::lock;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{Login, Server};
 use crate::wire::password::Credentials;
+use crate::workers;
 
 pub(crate) use keep::keep;
-use shelf::{Found, Resting, Shelf};
+use shelf::{Found, Resting, Shelf, Wanted};
 pub(crate) use tag::Facts as ServerFacts;
 use tag::{Tag, Tags};
 pub(crate) use view::PlaceRow;
@@ -71,7 +72,7 @@ type Kind = (Role, Arc<Account>);
 /// All connections to one node as one user to one database.
 #[derive(Debug)]
 pub(crate) struct Place {
-    node: NodeId,
+    pub(crate) node: NodeId,
     permits: Arc<Semaphore>,
     /// So many permits there are, with those that have yet to be taken back.
     size: AtomicUsize,
@@ -81,7 +82,7 @@ pub(crate) struct Place {
     reserve: Arc<Semaphore>,
     reserve_size: usize,
     waiting: AtomicUsize,
-    shelf: Mutex<Shelf<Server, Kind>>,
+    shelf: Mutex<Shelf<Box<Server>, Kind>>,
 }
 
 /// The right to have one connection of a place.
@@ -124,7 +125,7 @@ impl Lease {
 /// What a turn comes to.
 #[derive(Debug)]
 pub(crate) enum Taken {
-    /// A connection that was at rest.
+    /// A connection that was at rest. This thread watches it.
     Rested(Box<Server>, Turn),
     /// The right to open one.
     Open(Lease),
@@ -153,14 +154,17 @@ impl Place {
         }
     }
 
-    /// Waits for a turn, behind those who came before.
-    pub(crate) async fn turn(self: Arc<Self>) -> Option<Turn> {
+    /// Waits for a turn, behind those who came before. `admin`: one of the reserve will do.
+    pub(crate) async fn turn(self: Arc<Self>, admin: bool) -> Option<Turn> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(&self.waiting);
         // Fails when it is closed, which nobody does.
-        let permit = self.permits.clone().acquire_owned().await.ok()?;
+        let (permit, reserved) = tokio::select! {
+            permit = self.permits.clone().acquire_owned() => (permit.ok()?, false),
+            permit = self.reserve.clone().acquire_owned(), if admin => (permit.ok()?, true),
+        };
         drop(waiting);
-        Some(Turn { place: self, permit, reserved: false })
+        Some(Turn { place: self, permit, reserved })
     }
 
     /// A turn, if nobody has to be waited for. `admin`: one of the reserve will do.
@@ -217,6 +221,8 @@ impl Place {
 pub(crate) struct Pool {
     config: watch::Receiver<Arc<Config>>,
     places: Mutex<BTreeMap<Key, Arc<Place>>>,
+    /// Those in use, so that all that are equal are one.
+    accounts: Mutex<BTreeMap<String, Vec<Weak<Account>>>>,
     /// All connections that are open.
     pub(crate) servers: Arc<Tags>,
     /// How often it changed what a login gets.
@@ -243,10 +249,24 @@ impl Pool {
         Self {
             config,
             places: Mutex::default(),
+            accounts: Mutex::default(),
             servers: Arc::default(),
             epoch: AtomicU64::new(0),
             evictions: Mutex::default(),
         }
+    }
+
+    /// The one that stands for all that are equal: connections are compared with it over and over.
+    pub(crate) fn account(&self, account: Account) -> Arc<Account> {
+        let mut accounts = lock(&self.accounts);
+        let known = accounts.entry(account.user.clone()).or_default();
+        known.retain(|one| one.strong_count() > 0);
+        if let Some(same) = known.iter().filter_map(Weak::upgrade).find(|one| **one == account) {
+            return same;
+        }
+        let account = Arc::new(account);
+        known.push(Arc::downgrade(&account));
+        account
     }
 
     /// Where the connections to `node` as `account` are.
@@ -287,13 +307,14 @@ impl Pool {
                 let mut shelf = lock(&place.shelf);
                 // The turn is one of those in use.
                 let room = reserved || shelf.len() + place.in_use() <= place.size();
-                shelf.take(client, &(role, account.clone()), room, |server| server.known.suits(customs))
+                let wanted = Wanted { client, kind: &(role, account.clone()), worker: workers::current() };
+                shelf.take(&wanted, room, |server| server.known.suits(customs))
             };
             match found {
                 Found::Ready(mut server) => {
                     // A connection at rest has nothing to say, unless it is the end.
-                    if server.is_silent().await {
-                        return Taken::Rested(Box::new(server), Turn { place, permit, reserved });
+                    if server.is_silent().await && server.come_to(workers::current()).is_ok() {
+                        return Taken::Rested(server, Turn { place, permit, reserved });
                     }
                     server.close();
                 }
@@ -315,18 +336,18 @@ impl Pool {
     /// may have left something behind that is its own and worth keeping.
     pub(crate) fn put(
         self: &Arc<Self>,
-        mut server: Server,
+        mut server: Box<Server>,
         claim: Option<ClientId>,
-        topology: Option<Arc<Topology>>,
+        topology: Option<&Topology>,
     ) {
         if server.gate.is_passing() {
             // Whoever has it next must not be hit.
-            return self.clean(server, topology);
+            return self.clean(server, topology.cloned().map(Arc::new));
         }
         let stale = server.lease.epoch < self.epoch.load(Ordering::Relaxed);
         let now = RealClock.now();
         let old = now.since(server.lease.born) >= self.config.borrow().pool.server_lifetime;
-        let kept = topology.is_some_and(|topology| fate(&topology, server.node, server.role) == Fate::Keep);
+        let kept = topology.is_some_and(|topology| fate(topology, server.node, server.role) == Fate::Keep);
         let old = old || server.lease.reserved;
         if old || !kept || !server.at_rest || server.gate.is_doubtful() || (stale && claim.is_none()) {
             return server.close();
@@ -339,8 +360,8 @@ impl Pool {
         if lock(&self.evictions).iter().any(|names| names_one(names, kind.1.database())) {
             return server.close();
         }
-        let owner = server.owner;
-        shelf.put(Resting { connection: server, kind, claim, owner, since: now, born, stale });
+        let (owner, worker) = (server.owner, server.worker);
+        shelf.put(Resting { connection: server, kind, worker, claim, owner, since: now, born, stale });
         drop(shelf);
         // Only now the next one may look.
         drop(permit);
@@ -376,7 +397,7 @@ impl Pool {
     }
 
     /// Takes back a connection of a client that is gone, in whatever state, but outside of a transaction.
-    pub(crate) fn clean(self: &Arc<Self>, mut server: Server, topology: Option<Arc<Topology>>) {
+    pub(crate) fn clean(self: &Arc<Self>, mut server: Box<Server>, topology: Option<Arc<Topology>>) {
         if server.known.is_indelible() {
             return server.close();
         }
@@ -385,7 +406,7 @@ impl Pool {
             server.gate.passed().await;
             let limit = pool.config.borrow().pool.queue_timeout;
             match tokio::time::timeout(limit, server.become_nobodys()).await {
-                Ok(Ok(())) => pool.put(server, None, topology),
+                Ok(Ok(())) => pool.put(server, None, topology.as_deref()),
                 Ok(Err(_)) | Err(_) => server.close(),
             }
         });

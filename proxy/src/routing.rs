@@ -123,13 +123,14 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
         let settled = Some(backend.id) != primary || view.writable().is_some();
         backend.in_rotation() && settled
     };
-    let pool: Vec<&Backend> = view.topology.backends().iter().filter(usable).collect();
-    let good: Vec<&Backend> = pool.iter().copied().filter(healthy).collect();
+    // Looked through over and over: they are few, and this is done for every read.
+    let pool = || view.topology.backends().iter().filter(usable);
+    let good = || pool().filter(healthy);
     let weight = |backend: &Backend| u64::from(weight_of(view.shares, primary, backend));
-    let total: u64 = good.iter().map(|backend| weight(backend)).sum();
+    let total: u64 = good().map(weight).sum();
     if total > 0 {
         let mut left = draw % total;
-        for backend in &good {
+        for backend in good() {
             let own = weight(backend);
             if left < own {
                 return Some(as_choice(backend));
@@ -140,7 +141,7 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
     if view.writable().is_some() {
         return None;
     }
-    good.first().or(pool.first()).map(|backend| as_choice(backend))
+    good().next().or_else(|| pool().next()).map(as_choice)
 }
 
 /// The weight that counts for a node's share of reads.

@@ -53,7 +53,6 @@ impl Shared {
         let server_tls = Arc::new(Kept::new(config.server_tls.clone())?);
         let current = watch::Sender::new(config);
         let config = current.borrow().clone();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             tls: config.tls.clone().map(Kept::new).transpose()?,
             catalogs: Arc::new(Catalogs::new(config.auth.clone(), server_tls.clone())),
@@ -64,7 +63,7 @@ impl Shared {
             pauses: Pauses::default(),
             waiting: Mutex::default(),
             stopping,
-            verdicts: Verdicts::new(threads, VERDICTS_BYTES),
+            verdicts: Verdicts::new(config.threads, VERDICTS_BYTES),
             server_tls,
             config: current,
             cluster,

@@ -95,7 +95,7 @@ impl Client {
 
     /// An administrator sends the client away while something runs for it. `cut`: a message to the client is
     /// half on its way.
-    pub(super) fn on_killed(&mut self, server: Server, cut: bool) -> Gone {
+    pub(super) fn on_killed(&mut self, server: Box<Server>, cut: bool) -> Gone {
         let (shared, limit) = (self.shared.clone(), self.config.connect_timeout);
         tokio::spawn(async move {
             // A server looks at its client only between statements.

@@ -1,7 +1,6 @@
 //! One batch on one server: bytes go both ways until the server is ready for the next.
 
 use std::io;
-use std::sync::Arc;
 
 use pgherd_common::NodeId;
 
@@ -54,7 +53,7 @@ impl Client {
         segment: Segment,
         again: bool,
     ) -> Result<Outcome, Gone> {
-        let Some(mut server) = self.servers.remove(&node) else { return Ok(Outcome::Elsewhere(segment)) };
+        let Some(mut server) = self.servers.remove(node) else { return Ok(Outcome::Elsewhere(segment)) };
         // In a transaction on a standby it is repeated by moving all of it.
         let in_reading = self.session.tx_node() == Some(node) && server.role == Role::Standby;
         let repeatable = self.session.is_repeatable(&segment)
@@ -90,24 +89,27 @@ impl Client {
                 return end;
             }
             let (pipe, topology) = (&mut self.pipe, &mut self.topology);
+            // Also where there is always something to move.
+            if topology.has_changed().unwrap_or(false) {
+                let current = topology.borrow_and_update().clone();
+                if self.presence.badge.is_killed() {
+                    return End::Killed;
+                }
+                // A host that vanished never says so: the topology has to be enough.
+                if current.is_some_and(|current| fate(&current, server.node, server.role) == Fate::Cut) {
+                    return End::Lost("the cluster declared the server out of service".to_owned());
+                }
+            }
             let progress = std::future::poll_fn(|cx| flow.poll(cx, pipe, &mut server.pipe));
             tokio::select! {
                 biased;
-                _ = topology.changed() => {
-                    let current = topology.borrow_and_update().clone();
-                    if self.presence.badge.is_killed() {
-                        return End::Killed;
-                    }
-                    // A host that vanished never says so: the topology has to be enough.
-                    if current.is_some_and(|current| fate(&current, server.node, server.role) == Fate::Cut) {
-                        return End::Lost("the cluster declared the server out of service".to_owned());
-                    }
-                }
                 progress = progress => match progress {
                     Progress::Moved => {}
                     Progress::ServerGone(error) => return End::Lost(format!("the connection broke: {error}")),
                     Progress::ClientGone(error) => return End::ClientGone(error),
                 },
+                // It is looked at above.
+                Ok(()) = topology.changed() => topology.mark_changed(),
             }
         }
     }
@@ -254,9 +256,8 @@ impl Client {
 
     /// A further segment of a batch that was flushed before its end. Whether there was one.
     fn on_more(&mut self, flow: &mut Flow, server: &mut Server) -> Result<bool, End> {
-        let shared = Arc::clone(&self.shared);
-        let database = self.login.database().to_owned();
-        let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        let (shared, database) = (&self.shared, self.account.database());
+        let mut judge = |sql: &[u8]| shared.verdict(database, sql);
         self.segment.under_way = true;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Incomplete) => return Ok(false),
@@ -312,7 +313,7 @@ impl Client {
         Ok(true)
     }
 
-    async fn conclude(&mut self, mut flow: Flow, mut server: Server, end: End) -> Result<Outcome, Gone> {
+    async fn conclude(&mut self, mut flow: Flow, mut server: Box<Server>, end: End) -> Result<Outcome, Gone> {
         let (node, role) = (server.node, server.role);
         match end {
             End::Ready(status) => self.on_ready(flow, server, status).await,
@@ -322,7 +323,7 @@ impl Client {
                 self.session.on_part_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
                 self.note_writes(&flow.batch, was_open, &mut server).await;
                 self.note_redefinitions();
-                self.servers.insert(node, server);
+                self.servers.insert(server);
                 match flow.switching {
                     // What follows an error in a pipeline is not run.
                     Some(rest) if failed => {
@@ -335,7 +336,7 @@ impl Client {
             }
             End::Withdrawn => {
                 self.session.on_withdrawn(&mut flow.reply, &mut server.known);
-                self.servers.insert(node, server);
+                self.servers.insert(server);
                 Ok(flow.segment.map_or(Outcome::Done, Outcome::OnPrimary))
             }
             End::Lost(why) => {
@@ -384,7 +385,7 @@ impl Client {
     async fn on_ready(
         &mut self,
         mut flow: Flow,
-        mut server: Server,
+        mut server: Box<Server>,
         status: TxStatus,
     ) -> Result<Outcome, Gone> {
         if let Some(stray) = flow.stray {
@@ -406,7 +407,7 @@ impl Client {
         self.note_redefinitions();
         server.pipe.shrink();
         let heard = flushed.is_ok() && !server.pipe.input.is_empty();
-        self.servers.insert(node, server);
+        self.servers.insert(server);
         if heard {
             self.on_server_news(node, Ok(()));
         }

@@ -62,11 +62,11 @@ impl Client {
 
     /// The same for a connection at rest.
     async fn ask_position_of(&mut self, node: NodeId) {
-        if let Some(mut server) = self.servers.remove(&node) {
+        if let Some(mut server) = self.servers.remove(node) {
             if matches!(server.role, Role::Primary(_)) {
                 self.ask_position(&mut server).await;
             }
-            self.servers.insert(node, server);
+            self.servers.insert(server);
         }
     }
 
@@ -75,13 +75,13 @@ impl Client {
     /// would run it.
     pub(super) async fn settle(&mut self, node: NodeId) -> Waited {
         let due = |server: &Server| server.questions.are_due();
-        if !self.servers.get(&node).is_some_and(due) {
+        if !self.servers.get(node).is_some_and(due) {
             return Waited::Done;
         }
         let late = sleep(self.config.connect_timeout);
         tokio::pin!(late);
-        while self.servers.get(&node).is_some_and(due) {
-            let Some(server) = self.servers.get_mut(&node) else { break };
+        while self.servers.get(node).is_some_and(due) {
+            let Some(server) = self.servers.get_mut(node) else { break };
             tokio::select! {
                 biased;
                 result = server.pipe.fill() => self.on_server_news(node, result),
@@ -95,7 +95,7 @@ impl Client {
 
     /// A server answered what it was asked.
     pub(super) fn on_heard(&mut self, node: NodeId, heard: Heard) {
-        let Some(server) = self.servers.get_mut(&node) else { return };
+        let Some(server) = self.servers.get_mut(node) else { return };
         match (heard, server.role) {
             (Heard::Position(at), Role::Primary(generation)) => {
                 self.session.floor.learn(at, generation);
@@ -152,7 +152,7 @@ impl Client {
         loop {
             let generation = self.generation();
             let eventual = self.consistency() == Consistency::Eventual;
-            let Some(server) = self.servers.get_mut(&node) else { return Ok(Look::Behind) };
+            let Some(server) = self.servers.get_mut(node) else { return Ok(Look::Behind) };
             if server.role != Role::Standby || eventual {
                 return Ok(Look::Fresh);
             }
@@ -180,14 +180,14 @@ impl Client {
 
     /// Asks a standby how far it has replayed. Without an answer it is gone.
     async fn ask_replayed(&mut self, node: NodeId) -> Option<Trouble> {
-        let server = self.servers.get_mut(&node)?;
+        let server = self.servers.get_mut(node)?;
         if !server.questions.are_due() {
             server.questions.ask_replayed(&mut server.pipe.output);
         }
         // Whether the connection is broken is found out in a moment.
         drop(server.pipe.flush().await);
         let waited = self.settle(node).await;
-        if !self.servers.contains_key(&node) {
+        if !self.servers.has(node) {
             self.shared.cluster.avoid(node);
         }
         match waited {

@@ -38,14 +38,15 @@ impl Client {
             if let Poll::Ready(result) = pipe.poll_fill(cx) {
                 return Poll::Ready(News::Client(result));
             }
-            for (node, server) in servers.iter_mut() {
+            for server in servers.values_mut() {
                 if let Poll::Ready(result) = server.pipe.poll_fill(cx) {
-                    return Poll::Ready(News::Server(*node, result));
+                    return Poll::Ready(News::Server(server.node, result));
                 }
             }
             Poll::Pending
         });
         tokio::select! {
+            biased;
             news = news => match news {
                 News::Client(result) => Ok(result?),
                 News::Server(node, result) => {
@@ -64,7 +65,7 @@ impl Client {
 
     /// Looks whether a server said something, or is gone, since it was last used.
     pub(super) async fn look_at(&mut self, node: NodeId) {
-        let Some(server) = self.servers.get_mut(&node) else { return };
+        let Some(server) = self.servers.get_mut(node) else { return };
         let news = std::future::poll_fn(|cx| {
             Poll::Ready(match server.pipe.poll_fill(cx) {
                 Poll::Ready(result) => Some(result),
@@ -80,7 +81,7 @@ impl Client {
         if let Err(error) = result {
             return self.drop_server(node, &format!("the connection broke: {error}"));
         }
-        let Some(server) = self.servers.get_mut(&node) else { return };
+        let Some(server) = self.servers.get_mut(node) else { return };
         let mut input = std::mem::take(&mut server.pipe.input);
         let lost = loop {
             match frame::message(&input) {
@@ -99,7 +100,7 @@ impl Client {
                 Err(error) => break Some(error.to_string()),
             }
         };
-        match (lost, self.servers.get_mut(&node)) {
+        match (lost, self.servers.get_mut(node)) {
             (None, Some(server)) => server.pipe.input = input,
             (Some(why), _) => self.drop_server(node, &why),
             (None, None) => {}
@@ -115,7 +116,7 @@ impl Client {
                     if self.tells(name, value) {
                         self.pipe.output.extend_from_slice(message);
                     }
-                    if let Some(server) = self.servers.get_mut(&node) {
+                    if let Some(server) = self.servers.get_mut(node) {
                         server.parameters.insert(name.to_owned(), value.to_owned());
                     }
                 }
@@ -133,7 +134,7 @@ impl Client {
 
     /// Takes in what answers a question of the proxy's own. Whether the message does.
     fn is_answer(&mut self, node: NodeId, tag: u8, payload: &[u8]) -> bool {
-        let Some(server) = self.servers.get_mut(&node) else { return false };
+        let Some(server) = self.servers.get_mut(node) else { return false };
         let heard = server.questions.hear(tag, payload, Instant::now);
         self.on_heard(node, heard);
         heard != Heard::Unasked
@@ -141,7 +142,7 @@ impl Client {
 
     /// Forgets a server connection on which nothing runs.
     pub(super) fn drop_server(&mut self, node: NodeId, why: &str) {
-        if let Some(server) = self.servers.remove(&node) {
+        if let Some(server) = self.servers.remove(node) {
             tracing::debug!(user = self.user, server = %server.name, why, "server connection dropped");
             if server.role != Role::Standby || !self.session.strand(node, &server.name) {
                 self.session.on_idle_loss(node, &server.name, why);
@@ -161,17 +162,18 @@ impl Client {
 
     /// Whether the newest topology lets the connection to `node` be used.
     pub(super) fn is_of_use(&self, node: NodeId) -> bool {
-        let topology = self.topology.borrow().clone();
-        let server = self.servers.get(&node);
-        server.zip(topology).is_some_and(|(server, topology)| !self.is_useless(server, &topology))
+        let topology = self.topology.borrow();
+        let server = self.servers.get(node);
+        server.zip(topology.as_ref()).is_some_and(|(server, topology)| !self.is_useless(server, topology))
     }
 
     /// Closes connections that the topology has no use for any more. Nothing runs on them.
     pub(super) fn reap(&mut self) {
         let Some(topology) = self.topology.borrow_and_update().clone() else { return };
-        let doomed = self.servers.values().filter(|server| self.is_useless(server, &topology));
-        let doomed: Vec<NodeId> = doomed.map(|server| server.node).collect();
-        for node in doomed {
+        let useless = |own: &Self| {
+            own.servers.values().find(|server| own.is_useless(server, &topology)).map(|server| server.node)
+        };
+        while let Some(node) = useless(self) {
             self.drop_server(node, "the server left its role");
         }
     }

@@ -19,7 +19,7 @@ impl Client {
     /// The standby that holds the open transaction, if one does.
     pub(super) fn reading_transaction(&self) -> Option<NodeId> {
         let node = self.session.tx_node()?;
-        self.servers.get(&node).filter(|server| server.role == Role::Standby).map(|server| server.node)
+        self.servers.get(node).filter(|server| server.role == Role::Standby).map(|server| server.node)
     }
 
     /// Whether the transaction has to leave its standby before `segment` is run. What failed there
@@ -37,7 +37,7 @@ impl Client {
 
     /// Ends the transaction on the standby `from` and begins it anew on the primary.
     pub(super) async fn move_transaction(&mut self, from: NodeId) -> Result<Result<(), Trouble>, Gone> {
-        let Some(name) = self.servers.get(&from).map(|server| server.name.clone()) else { return Ok(Ok(())) };
+        let Some(name) = self.servers.get(from).map(|server| server.name.clone()) else { return Ok(Ok(())) };
         let failed = self.session.status() == TxStatus::Failed;
         self.session.detach_tx();
         self.end_on(from).await;
@@ -52,7 +52,7 @@ impl Client {
     async fn fail_on_primary(&mut self) {
         let limit = self.config.connect_timeout;
         let Some(node) = self.session.tx_node() else { return };
-        let Some(server) = self.servers.get_mut(&node) else { return };
+        let Some(server) = self.servers.get_mut(node) else { return };
         match timeout(limit, server.query("ROLLBACK TO SAVEPOINT failed_on_a_standby")).await {
             Ok(Err(QueryError::Refused(error))) if error.severity != Severity::Fatal => {
                 self.session.fail_tx();
@@ -91,7 +91,7 @@ impl Client {
             Ok(Wanted::Stay(_) | Wanted::Writer | Wanted::Any) | Err(_) => None,
         };
         if let Some(node) = to
-            && self.servers.get(&node).is_some_and(|server| server.role == Role::Standby)
+            && self.servers.get(node).is_some_and(|server| server.role == Role::Standby)
             && matches!(self.look_for_writes(node).await?, Look::Fresh)
         {
             let limit = self.config.connect_timeout;
@@ -109,7 +109,7 @@ impl Client {
 
     async fn end_on(&mut self, node: NodeId) {
         let limit = self.config.connect_timeout;
-        let Some(server) = self.servers.get_mut(&node) else { return };
+        let Some(server) = self.servers.get_mut(node) else { return };
         server.known.forget_unnamed();
         let ended = timeout(limit, server.query("ROLLBACK")).await;
         server.at_rest = true;
@@ -120,7 +120,7 @@ impl Client {
 
     /// False when it keeps the snapshot that it begins with.
     async fn begin_without_snapshot(&mut self, node: NodeId, begin: &str) -> Result<bool, QueryError> {
-        let Some(server) = self.servers.get_mut(&node) else { return Ok(false) };
+        let Some(server) = self.servers.get_mut(node) else { return Ok(false) };
         server.at_rest = false;
         server.known.forget_unnamed();
         server.query(begin).await?;
@@ -131,7 +131,7 @@ impl Client {
     /// False when the session's transactions keep the snapshot that they began with.
     async fn begin_reading(&mut self, node: NodeId) -> Result<bool, QueryError> {
         let (begun, chained) = (self.session.begun().map(str::to_owned), self.session.is_chained());
-        let Some(server) = self.servers.get_mut(&node) else { return Ok(false) };
+        let Some(server) = self.servers.get_mut(node) else { return Ok(false) };
         server.at_rest = false;
         server.known.forget_unnamed();
         if let Some(begin) = begun {

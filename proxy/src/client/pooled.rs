@@ -1,13 +1,15 @@
 //! Getting server connections from the pool, and giving them back.
 
+use std::sync::Arc;
+
 use pgherd_common::NodeId;
 use pgherd_common::topology::Backend;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clients::Phase;
 use crate::config::PoolMode;
-use crate::pool::{Lease, Taken, Turn};
-use crate::session::LARGE;
+use crate::pool::{Lease, Place, Taken, Turn};
+use crate::session::{LARGE, Session};
 use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
@@ -43,19 +45,19 @@ impl Client {
         if let Waited::Trouble(trouble) = self.settle(node).await {
             return Ok(Queued::Trouble(trouble));
         }
-        if self.servers.get(&node).is_some_and(|server| server.role != role) {
+        if self.servers.get(node).is_some_and(|server| server.role != role) {
             self.drop_server(node, "opened for another role");
         }
-        if self.servers.get(&node).is_some_and(|server| server.at_rest && self.session.shuns(&server.known)) {
+        if self.servers.get(node).is_some_and(|server| server.at_rest && self.session.shuns(&server.known)) {
             self.drop_server(node, "others had temporary objects there");
         }
         if let Some(trouble) = self.session.take_trouble() {
             return Ok(Queued::Trouble(trouble));
         }
-        if self.servers.contains_key(&node) {
+        if self.servers.has(node) {
             return Ok(Queued::Open);
         }
-        let place = self.shared.pool.place(node, &self.account);
+        let place = self.place(node);
         if let Some(turn) = place.turn_now(self.presence.badge.guest.admin) {
             return Ok(Queued::Turn(turn));
         }
@@ -70,7 +72,7 @@ impl Client {
         self.pipe.flush().await?;
         let (begun, patience) = (Instant::now(), self.config.pool.queue_timeout);
         let slot = self.slot.clone();
-        let turn = place.turn();
+        let turn = place.turn(self.presence.badge.guest.admin);
         tokio::pin!(turn);
         let queued = loop {
             let room = self.pipe.input.len() < LARGE;
@@ -97,6 +99,16 @@ impl Client {
         counts.waited_us.add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
         self.note(Phase::Active);
         Ok(queued)
+    }
+
+    /// Where the connections to a node are.
+    fn place(&mut self, node: NodeId) -> Arc<Place> {
+        let known = self.places.iter().find(|place| place.node == node);
+        known.cloned().unwrap_or_else(|| {
+            let place = self.shared.pool.place(node, &self.account);
+            self.places.push(place.clone());
+            place
+        })
     }
 
     fn queue_timeout(&self, backend: &Backend, waited_ms: u128) -> Trouble {
@@ -130,7 +142,7 @@ impl Client {
         loop {
             match pool.take(turn, self.id, role, &self.account, self.session.customs()).await {
                 Taken::Open(lease) => return self.open_new(backend, role, lease).await,
-                Taken::Rested(server, rest) => match self.adopt(*server, rest).await {
+                Taken::Rested(server, rest) => match self.adopt(server, rest).await {
                     None => return Ok(()),
                     Some(again) => turn = again,
                 },
@@ -154,12 +166,12 @@ impl Client {
         server.owner = self.id;
         server.lease.tag.is_process(server.key.pid);
         server.lease.tag.is_with(self.id);
-        self.servers.insert(backend.id, server);
+        self.servers.insert(server);
         Ok(())
     }
 
     /// Makes a connection this client's own. The turn comes back when that cannot be done.
-    async fn adopt(&mut self, mut server: Server, turn: Turn) -> Option<Turn> {
+    async fn adopt(&mut self, mut server: Box<Server>, turn: Turn) -> Option<Turn> {
         if server.owner != self.id {
             let limit = self.config.connect_timeout;
             match timeout(limit, server.become_nobodys()).await {
@@ -178,7 +190,7 @@ impl Client {
         }
         server.lease.renew(turn);
         server.lease.tag.is_with(self.id);
-        self.servers.insert(server.node, server);
+        self.servers.insert(server);
         None
     }
 
@@ -219,14 +231,13 @@ impl Client {
         if !self.shares_connections() {
             return;
         }
-        let free = self.servers.values().filter(|server| self.may_give_back(server));
-        let free: Vec<NodeId> = free.map(|server| server.node).collect();
-        for server in free.iter().filter_map(|node| self.servers.remove(node)).collect::<Vec<_>>() {
+        let (session, owed, always) = (&self.session, self.owed, self.shares_always());
+        let free = |server: &Server| may_give_back(server, session, owed, always);
+        while let Some(server) = self.servers.remove_one(free) {
             // Reads leave nothing behind; what may be on the primary is better kept for its owner.
-            let kept = matches!(server.role, Role::Primary(_)) && !self.shares_always();
+            let kept = matches!(server.role, Role::Primary(_)) && !always;
             let claim = kept.then_some(self.id);
-            let topology = self.topology.borrow().clone();
-            self.shared.pool.put(server, claim, topology);
+            self.shared.pool.put(server, claim, self.topology.borrow().as_deref());
         }
         if self.shares_always() && self.servers.is_empty() && self.session.is_kept() {
             self.session.shed();
@@ -234,18 +245,11 @@ impl Client {
         }
     }
 
-    fn may_give_back(&self, server: &Server) -> bool {
-        let kept = self.session.is_kept() && matches!(server.role, Role::Primary(_));
-        let pinned = kept && !self.shares_always();
-        let owed = self.owed.is_some_and(|(node, _)| node == server.node);
-        let busy = server.questions.are_due() || !server.pipe.input.is_empty() || server.pipe.has_output();
-        server.at_rest && !pinned && !owed && !busy && self.session.tx_node() != Some(server.node)
-    }
-
     /// The same, and waits for positions that were asked for.
     pub(super) async fn let_go(&mut self) -> Waited {
         if self.shares_connections() {
-            for node in self.servers.keys().copied().collect::<Vec<_>>() {
+            let nodes: Vec<NodeId> = self.servers.values().map(|server| server.node).collect();
+            for node in nodes {
                 if let Waited::Trouble(trouble) = self.settle(node).await {
                     return Waited::Trouble(trouble);
                 }
@@ -263,8 +267,8 @@ impl Client {
     /// The session is over.
     pub(super) fn part(&mut self) {
         let (pool, topology) = (self.shared.pool.clone(), self.topology.borrow().clone());
-        for (node, server) in std::mem::take(&mut self.servers) {
-            let owed = self.owed.is_some_and(|(owing, _)| owing == node);
+        while let Some(server) = self.servers.remove_one(|_| true) {
+            let owed = self.owed.is_some_and(|(owing, _)| owing == server.node);
             if server.at_rest && !owed {
                 pool.clean(server, topology.clone());
             } else {
@@ -273,4 +277,13 @@ impl Client {
         }
         pool.leave(self.id, topology.as_ref());
     }
+}
+
+/// Whether a session can do without a connection until its next statement. `owed`: the rest of a message that a node
+/// has the beginning of; `always`: whatever may be left on it.
+fn may_give_back(server: &Server, session: &Session, owed: Option<(NodeId, usize)>, always: bool) -> bool {
+    let pinned = session.is_kept() && matches!(server.role, Role::Primary(_)) && !always;
+    let owed = owed.is_some_and(|(node, _)| node == server.node);
+    let busy = server.questions.are_due() || !server.pipe.input.is_empty() || server.pipe.has_output();
+    server.at_rest && !pinned && !owed && !busy && session.tx_node() != Some(server.node)
 }

@@ -2,11 +2,12 @@
 //! there is none yet.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::errors::Chain;
 use pgherd_common::topology::Backend;
-use pgherd_common::{Generation, NodeId};
+use pgherd_common::{NodeId, Topology};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::pool::Turn;
@@ -28,7 +29,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// A choice, free of what it was chosen from.
 #[derive(Debug)]
 enum Goal {
-    Node(Box<Backend>, Role),
+    Node(Arc<Topology>, NodeId, Role),
     Wait,
 }
 
@@ -67,15 +68,16 @@ impl Client {
             };
             let attempt = match self.goal(wanted, &closed) {
                 Ok(Goal::Wait) => None,
-                Ok(Goal::Node(backend, role)) => {
-                    let way = match self.queue_for(&backend, role, &mut deadline).await? {
+                Ok(Goal::Node(topology, node, role)) => {
+                    let Some(backend) = topology.backend(node) else { continue };
+                    let way = match self.queue_for(backend, role, &mut deadline).await? {
                         Queued::Open => None,
                         Queued::Turn(turn) => Some(turn),
                         // It is looked again at once where to go.
                         Queued::Changed => continue,
                         Queued::Trouble(trouble) => return Ok(Err(trouble)),
                     };
-                    self.try_reach(&backend, role, way, segment, deadline, &mut closed).await
+                    self.try_reach(backend, role, way, segment, deadline, &mut closed).await
                 }
                 Err(trouble) => return Ok(Err(trouble)),
             };
@@ -117,14 +119,19 @@ impl Client {
             Wanted::Reader => choose(Need::Read),
             Wanted::Writer => choose(Need::Write),
         };
-        Ok(as_goal(choice, generation))
+        let (node, role) = match choice {
+            Choice::Primary(backend) => (backend.id, Role::Primary(generation)),
+            Choice::Standby(backend) => (backend.id, Role::Standby),
+            Choice::Wait => return Ok(Goal::Wait),
+        };
+        Ok(Goal::Node(topology, node, role))
     }
 
     fn stay(&mut self, node: NodeId) -> Result<Goal, Trouble> {
         let topology = self.topology.borrow().clone();
-        let backend = topology.as_ref().and_then(|topology| topology.backend(node));
-        match (self.servers.get(&node), backend) {
-            (Some(server), Some(backend)) => Ok(Goal::Node(Box::new(backend.clone()), server.role)),
+        let topology = topology.filter(|topology| topology.backend(node).is_some());
+        match (self.servers.get(node), topology) {
+            (Some(server), Some(topology)) => Ok(Goal::Node(topology, node, server.role)),
             // It was just closed, and the session noted what that means.
             _ => Err(self.session.take_trouble().unwrap_or(Trouble::NoServer { primary: false, held_ms: 0 })),
         }
@@ -133,10 +140,14 @@ impl Client {
     /// An open connection, to the primary if there is one.
     fn any_open(&self) -> Option<Goal> {
         let topology = self.topology.borrow().clone()?;
-        let usable = |node: &NodeId, role: Role| fate(&topology, *node, role) == Fate::Keep;
-        let open = self.servers.iter().filter(|(node, server)| usable(node, server.role));
-        let (node, server) = open.min_by_key(|(_, server)| server.role == Role::Standby)?;
-        Some(Goal::Node(Box::new(topology.backend(*node)?.clone()), server.role))
+        let open = self.servers.values().filter(|server| {
+            let known = topology.backend(server.node).is_some();
+            known && fate(&topology, server.node, server.role) == Fate::Keep
+        });
+        let (node, role) = open
+            .min_by_key(|server| server.role == Role::Standby)
+            .map(|server| (server.node, server.role))?;
+        Some(Goal::Node(topology, node, role))
     }
 
     /// `None` when it is worth trying again.
@@ -220,7 +231,7 @@ impl Client {
 
     /// Has a connection follow the session's settings and learn the statements that SQL names.
     async fn bring_up_to_date(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
-        let Some(server) = self.servers.get_mut(&node) else { return Ok(()) };
+        let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
         let replay = self.session.replay(&server.known);
         for sql in &replay {
             frontend::put_query(&mut server.pipe.output, sql);
@@ -237,7 +248,7 @@ impl Client {
     async fn introduce(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
         // What the client has yet to fetch from an unnamed portal would be gone.
         let guarded = self.session.status() == TxStatus::Open && !segment.reaches_back();
-        let Some(server) = self.servers.get_mut(&node) else { return Ok(()) };
+        let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
         let introductions = self.session.introduce(segment, &mut server.known);
         if introductions.is_empty() {
             return Ok(());
@@ -296,12 +307,4 @@ async fn undo(server: &mut Server, guarded: bool) -> Result<(), QueryError> {
         server.query("ROLLBACK TO SAVEPOINT pgherd_introduces").await?;
     }
     Ok(())
-}
-
-fn as_goal(choice: Choice<'_>, generation: Generation) -> Goal {
-    match choice {
-        Choice::Primary(backend) => Goal::Node(Box::new(backend.clone()), Role::Primary(generation)),
-        Choice::Standby(backend) => Goal::Node(Box::new(backend.clone()), Role::Standby),
-        Choice::Wait => Goal::Wait,
-    }
 }

@@ -32,7 +32,7 @@ impl Client {
         // The statement is not run, cancelled or not.
         drop(self.settle(node).await);
         let limit = self.config.connect_timeout;
-        let Some(server) = self.servers.get_mut(&node) else {
+        let Some(server) = self.servers.get_mut(node) else {
             self.refuse(trouble, segment.ends_when_refused(), segment.rest);
             return Ok(());
         };

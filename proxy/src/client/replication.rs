@@ -41,7 +41,7 @@ impl Client {
     /// Serves a replication connection to its end.
     pub(super) async fn replicate(&mut self) -> Gone {
         self.note(Phase::Active);
-        let Some((_, mut server)) = self.servers.pop_first() else {
+        let Some(mut server) = self.servers.remove_one(|_| true) else {
             return Gone::Trouble(Trouble::NoServer { primary: true, held_ms: 0 });
         };
         self.slot.runs_on(&server.address, server.key, &server.gate);

@@ -11,18 +11,19 @@ use tokio::sync::watch;
 use crate::clients::{ClientId, Presence};
 use crate::config::{Config, Effective};
 use crate::pipe::Pipe;
-use crate::pool::Account;
+use crate::pool::{Account, Place};
 use crate::session::{Segment, Session, TakeError, Taken};
 use crate::shared::Shared;
 use crate::sql::Why;
 use crate::sqlstate::Trouble;
-use crate::upstream::{CancelSlot, Login, Server};
+use crate::upstream::{CancelSlot, Login};
 use crate::wire::backend::{self, Severity};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
 
 use super::login::Admitted;
 use super::say_goodbye;
+use super::servers::Servers;
 
 /// Why a session ends.
 #[derive(Debug)]
@@ -49,8 +50,10 @@ pub(super) struct Client {
     pub(super) login: Login,
     pub(super) user: String,
     pub(super) account: Arc<Account>,
+    /// Where its connections come from, once it had one.
+    pub(super) places: Vec<Arc<Place>>,
     pub(super) session: Session,
-    pub(super) servers: BTreeMap<NodeId, Server>,
+    pub(super) servers: Servers,
     pub(super) topology: watch::Receiver<Option<Arc<Topology>>>,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) slot: Arc<CancelSlot>,
@@ -77,7 +80,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
-        let account = Arc::new(Account::new(&admitted.user, &admitted.login));
+        let account = shared.pool.account(Account::new(&admitted.user, &admitted.login));
         let mut configured = shared.config.subscribe();
         let config = configured.borrow_and_update().clone();
         Self {
@@ -88,6 +91,7 @@ impl Client {
             presence: admitted.presence,
             kept_by: None,
             account,
+            places: Vec::new(),
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
             shared,
@@ -95,7 +99,7 @@ impl Client {
             login: admitted.login,
             user: admitted.user,
             session: Session::default(),
-            servers: BTreeMap::new(),
+            servers: Servers::default(),
             slot: Arc::default(),
             told: BTreeMap::new(),
             segment: Segment::default(),
@@ -140,7 +144,7 @@ impl Client {
             None => self.reach_any().await?,
         };
         let node = node.map_err(Gone::Trouble)?;
-        if let Some(server) = self.servers.get(&node) {
+        if let Some(server) = self.servers.get(node) {
             self.told = server.parameters.clone();
             let key = self.shared.cancels.register(server.key.pid, &self.slot);
             self.key = Some(key);
@@ -177,9 +181,8 @@ impl Client {
         if self.skipping {
             return if self.skip()? { Ok(()) } else { self.idle().await };
         }
-        let shared = Arc::clone(&self.shared);
-        let database = self.login.database().to_owned();
-        let mut judge = |sql: &[u8]| shared.verdict(&database, sql);
+        let (shared, database) = (&self.shared, self.account.database());
+        let mut judge = |sql: &[u8]| shared.verdict(database, sql);
         self.segment.under_way = false;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
             Ok(Taken::Complete) => {
@@ -203,7 +206,7 @@ impl Client {
         self.discard -= unwanted;
         if let Some((node, rest)) = self.owed.take() {
             let bytes = self.pipe.input.split_to(rest.min(self.pipe.input.len()));
-            if let Some(server) = self.servers.get_mut(&node) {
+            if let Some(server) = self.servers.get_mut(node) {
                 server.pipe.output.extend_from_slice(&bytes);
                 if server.pipe.flush().await.is_err() {
                     self.drop_server(node, "the connection broke");

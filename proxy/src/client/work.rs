@@ -149,7 +149,7 @@ impl Client {
         if wanted == Wanted::Reader {
             self.session.reads_from(node);
         }
-        let Some(server) = self.servers.get(&node) else { return };
+        let Some(server) = self.servers.get(node) else { return };
         match route {
             Route::Read => server.counts.reads.fetch_add(1, Ordering::Relaxed),
             Route::Primary => server.counts.writes.fetch_add(1, Ordering::Relaxed),

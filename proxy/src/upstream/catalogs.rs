@@ -8,6 +8,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::topology::{Availability, Backend};
 use pgherd_common::{NodeName, Topology};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, Row};
@@ -110,6 +111,8 @@ struct Entry {
 pub(crate) struct Catalogs {
     auth: Auth,
     tls: Arc<Kept<ServerTls>>,
+    /// Where they are read: to judge thousands of functions takes longer than a client should wait.
+    runtime: Handle,
     entries: Mutex<BTreeMap<String, Entry>>,
     /// Numbers editions, of all databases.
     last_number: Mutex<u64>,
@@ -118,10 +121,12 @@ pub(crate) struct Catalogs {
 }
 
 impl Catalogs {
+    /// To be read on the current runtime.
     pub(crate) fn new(auth: Auth, tls: Arc<Kept<ServerTls>>) -> Self {
         Self {
             auth,
             tls,
+            runtime: Handle::current(),
             entries: Mutex::default(),
             last_number: Mutex::default(),
             changes: AtomicU64::new(0),
@@ -195,7 +200,7 @@ impl Catalogs {
         };
         let (own, cluster, mut stopping) = (self.clone(), cluster.clone(), stopping.clone());
         let (database, user) = (database.to_owned(), self.user(user));
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             tokio::select! {
                 () = own.keep(&cluster, &database, &user, &redefined) => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}

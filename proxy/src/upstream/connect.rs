@@ -24,6 +24,7 @@ use crate::wire::frontend;
 use crate::wire::password::Credentials;
 use crate::wire::scram::{Binding, ClientExchange, Keys, ScramError};
 use crate::wire::startup::{self, CancelKey, Replication};
+use crate::workers;
 
 use super::cancel::Gate;
 use super::dial::{DialError, dial, dial_in_clear};
@@ -103,10 +104,10 @@ pub(crate) async fn connect(
     counts: Arc<Counts>,
     lease: Lease,
     (tls, limit): (&Kept<ServerTls>, Duration),
-) -> Result<Server, ConnectError> {
+) -> Result<Box<Server>, ConnectError> {
     let late = |_| ConnectError::Timeout(limit);
     let line = timeout(limit, dial(&backend.address, tls)).await.map_err(late)??;
-    let mut server = Server {
+    let mut server = Box::new(Server {
         node: backend.id,
         name: backend.name.clone(),
         address: backend.address.clone(),
@@ -119,10 +120,11 @@ pub(crate) async fn connect(
         questions: Questions::default(),
         replayed: Lsn::default(),
         at_rest: true,
+        worker: workers::current(),
         owner: 0,
         gate: Gate::default(),
         lease,
-    };
+    });
     let prepared = async {
         match log_in(&mut server, login).await {
             // Its pg_hba.conf may want this login in clear.

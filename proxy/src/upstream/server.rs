@@ -42,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) replayed: Lsn,
     /// The server said that it is ready, outside of a transaction, and nothing was sent since.
     pub(crate) at_rest: bool,
+    /// The worker that watches its socket.
+    pub(crate) worker: usize,
     /// Whose state is on it; 0: nobody's.
     pub(crate) owner: ClientId,
     pub(crate) gate: Gate,
@@ -120,6 +122,15 @@ impl Server {
         Ok(())
     }
 
+    /// This worker's thread watches its socket from now on, if that can be moved.
+    pub(crate) fn come_to(&mut self, worker: usize) -> io::Result<()> {
+        if self.worker != worker {
+            self.pipe.settle()?;
+            self.worker = worker;
+        }
+        Ok(())
+    }
+
     /// Whether it has said nothing since it was last used, not even goodbye.
     pub(crate) async fn is_silent(&mut self) -> bool {
         let said = std::future::poll_fn(|cx| std::task::Poll::Ready(self.pipe.poll_fill(cx).is_ready()));
@@ -145,14 +156,14 @@ impl Server {
     }
 
     /// Says goodbye, as far as that is possible without waiting.
-    pub(crate) fn close(mut self) {
+    pub(crate) fn close(mut self: Box<Self>) {
         self.pipe.output.clear();
         frontend::put_terminate(&mut self.pipe.output);
         self.leave();
     }
 
     /// Sends what there is to be sent, and nothing more.
-    pub(crate) fn leave(mut self) {
+    pub(crate) fn leave(mut self: Box<Self>) {
         tokio::spawn(async move {
             let goodbye = async {
                 self.pipe.finish().await?;

@@ -1,6 +1,7 @@
 //! What the parts of the proxy cost that decide and touch no socket: framing, verdicts, routing, sessions.
 //! `cargo bench -p pgherd-proxy`.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -211,8 +212,8 @@ fn exchanges() -> [Exchange; 2] {
 
 fn sessions(criterion: &mut Criterion) {
     let edition = edition();
-    let mut cache = VerdictCache::new(1 << 20);
-    let mut judge = |sql: &[u8]| cache.verdict(&edition, "app", sql);
+    let cache = RefCell::new(VerdictCache::new(1 << 20));
+    let judge = |sql: &[u8]| cache.borrow_mut().verdict(&edition, "app", sql);
     let mut group = criterion.benchmark_group("session");
     for Exchange { name, sent, answer } in exchanges() {
         let (mut session, mut known, mut out) =
@@ -222,7 +223,7 @@ fn sessions(criterion: &mut Criterion) {
                 || sent.clone(),
                 |mut input| {
                     let mut segment = Segment::default();
-                    let taken = session.take(&mut input, &mut segment, &mut judge);
+                    let taken = session.take(&mut input, &mut segment, &judge);
                     let mut reply = Reply::new(session.is_repeatable(&segment));
                     out.clear();
                     session.encode(&segment, &mut known, &mut reply, &mut out);
@@ -237,7 +238,7 @@ fn sessions(criterion: &mut Criterion) {
                 || sent.clone(),
                 |mut input| {
                     let mut segment = Segment::default();
-                    let taken = session.take(&mut input, &mut segment, &mut judge);
+                    let taken = session.take(&mut input, &mut segment, &judge);
                     let batch = Batch::of(&segment);
                     let mut reply = Reply::new(session.is_repeatable(&segment));
                     out.clear();

@@ -8,6 +8,7 @@ mod exchange;
 mod flow;
 mod fresh;
 mod idle;
+mod introduce;
 mod login;
 mod moving;
 mod opening;

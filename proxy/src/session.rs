@@ -6,35 +6,38 @@
 
 mod batch;
 mod floor;
+mod judge;
 mod known;
 mod passage;
 mod reply;
 mod segment;
 mod settings;
 mod statements;
+mod taken;
 mod temporary;
 mod transaction;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use pgherd_common::{NodeId, NodeName};
 
-use crate::sql::{Effect, Facts, Route, Standing, Verdict, Why};
+use crate::sql::{Effect, Facts, Route, Standing, Why};
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
 pub use batch::Batch;
 pub use floor::{Consistency, Floor, Freshness};
-pub use known::{Introductions, Known};
+pub use judge::Judge;
+pub use known::{Introduction, Introductions, Known};
 pub use passage::Passage;
 pub use reply::ReplyError;
 pub use reply::{Event, Reply};
-pub use segment::{LARGE, Segment, TakeError, Taken};
+pub use segment::{LARGE, Segment};
 pub use settings::Seen;
 pub use statements::Definition;
+pub use taken::{TakeError, Taken};
 
 use segment::What;
 use settings::Settings;
@@ -581,9 +584,6 @@ fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_parse(out, name, NO_QUERY);
     reply.expect(Expected::Placeholder);
 }
-
-/// Where verdicts come from.
-pub type Judge<'a> = &'a mut dyn FnMut(&[u8]) -> Arc<Verdict>;
 
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use crate::config::{Change, Config, ServerTls, Tls};
 use crate::control::{Cluster, lock};
 use crate::pauses::Pauses;
 use crate::pool::Pool;
+use crate::session::Judge;
 use crate::sql::{Show, Verdict};
 use crate::tls::{Kept, TlsError};
 use crate::upstream::{Cancels, Catalogs, Verifiers};
@@ -95,17 +96,35 @@ impl Shared {
         }
     }
 
-    /// What a text means in a database. What it redefines is doubted from now on.
-    pub(crate) fn verdict(&self, database: &str, sql: &[u8]) -> Arc<Verdict> {
-        let verdict = self.verdicts.verdict(self.catalogs.as_ref(), database, sql);
-        if let Some(defined) = &verdict.defines {
-            self.catalogs.doubt(database, defined);
-        }
-        verdict
+    /// Says what texts mean in a database.
+    pub(crate) fn judge<'a>(&'a self, database: &'a str) -> InDatabase<'a> {
+        InDatabase { shared: self, database }
     }
 
     /// A standby refused to run these texts in recovery.
     pub(crate) fn refused_by_standby<'a>(&self, database: &str, texts: impl Iterator<Item = &'a [u8]>) {
         self.verdicts.refused_by_standby(database, texts);
+    }
+}
+
+/// Says what texts mean in a database.
+pub(crate) struct InDatabase<'a> {
+    shared: &'a Shared,
+    database: &'a str,
+}
+
+impl Judge for InDatabase<'_> {
+    /// What the text redefines is doubted from now on.
+    fn verdict(&self, sql: &[u8]) -> Arc<Verdict> {
+        let Shared { verdicts, catalogs, .. } = self.shared;
+        let verdict = verdicts.verdict(catalogs.as_ref(), self.database, sql);
+        if let Some(defined) = &verdict.defines {
+            catalogs.doubt(self.database, defined);
+        }
+        verdict
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.shared.verdicts.version(self.shared.catalogs.as_ref()))
     }
 }

@@ -193,6 +193,11 @@ impl Verdicts {
         }
     }
 
+    /// A number that is another one once any verdict may be another one.
+    pub(crate) fn version(&self, catalogs: &impl Grounds) -> u64 {
+        Now { catalogs, refusals: &self.refusals }.version()
+    }
+
     /// A standby refused to run these texts in recovery: they, and all that look like them, are no reads.
     pub(crate) fn refused_by_standby<'a>(&self, database: &str, texts: impl Iterator<Item = &'a [u8]>) {
         let mut keys = lock(&self.refusals.keys);

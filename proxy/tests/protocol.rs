@@ -380,7 +380,7 @@ async fn a_name_that_was_prepared_twice_is_found_by_sql() {
         (query("SET search_path = pg_catalog"), "Z"),
         (query("BEGIN"), "Z"),
         (query("INSERT INTO public.t VALUES (1, 'execute')"), "Z"),
-        (query("END"), "Z"),
+        (query("END; EXECUTE p0"), "Z"),
     ];
     world
         .compare("a name that cannot be prepared any more, and may be used in a transaction", &unfound)

@@ -22,9 +22,9 @@ pub(super) enum Outcome {
     /// Answered, one way or the other.
     Done,
     /// Nothing of an answer was passed on: another server may give it.
-    Elsewhere(Segment),
+    Elsewhere(Box<Segment>),
     /// The rest belongs on the primary.
-    OnPrimary(Segment),
+    OnPrimary(Box<Segment>),
 }
 
 /// How the exchange ended.
@@ -50,7 +50,7 @@ impl Client {
     pub(super) async fn exchange(
         &mut self,
         node: NodeId,
-        segment: Segment,
+        segment: Box<Segment>,
         again: bool,
     ) -> Result<Outcome, Gone> {
         let Some(mut server) = self.servers.remove(node) else { return Ok(Outcome::Elsewhere(segment)) };
@@ -218,7 +218,7 @@ impl Client {
     /// What was gathered of the batch so far goes to the server before anything else does.
     fn hand_over(&mut self, flow: &mut Flow, server: &mut Server) {
         if flow.input == Input::Open && !self.segment.is_empty() {
-            let segment = std::mem::take(&mut self.segment);
+            let segment = self.take_segment();
             self.continue_batch(flow, server, &segment);
         }
     }
@@ -256,10 +256,9 @@ impl Client {
 
     /// A further segment of a batch that was flushed before its end. Whether there was one.
     fn on_more(&mut self, flow: &mut Flow, server: &mut Server) -> Result<bool, End> {
-        let (shared, database) = (&self.shared, self.account.database());
-        let mut judge = |sql: &[u8]| shared.verdict(database, sql);
+        let judge = self.shared.judge(self.account.database());
         self.segment.under_way = true;
-        match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
+        match self.session.take(&mut self.pipe.input, &mut self.segment, &judge) {
             Ok(Taken::Incomplete) => return Ok(false),
             Ok(Taken::Complete) => {}
             // In a batch that is under way nothing is.
@@ -267,7 +266,7 @@ impl Client {
             Ok(Taken::Goodbye) => return Err(End::ClientLeft),
             Err(error) => return Err(End::ClientProtocol(error)),
         }
-        let segment = std::mem::take(&mut self.segment);
+        let segment = self.take_segment();
         let in_reading = self.session.tx_node().is_some() || flow.batch.opens;
         let fits = server.role != Role::Standby
             || flow.reply.failed()
@@ -396,6 +395,10 @@ impl Client {
         }
         let (node, was_open) = (server.node, self.session.tx_node().is_some());
         self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
+        if let Some(mut segment) = flow.segment.take() {
+            segment.clear();
+            self.spare = Some(segment);
+        }
         let flush = flow.flush(&mut self.pipe, &mut server.pipe);
         let flushed = unless_killed(&self.presence.badge, flush).await;
         self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);

@@ -28,7 +28,7 @@ pub(super) struct Flow {
     pub(super) batch: Batch,
     pub(super) reply: Reply,
     /// Kept while it may have to be run again.
-    pub(super) segment: Option<Segment>,
+    pub(super) segment: Option<Box<Segment>>,
     /// The beginning of an answer that may have to be thrown away.
     pub(super) held: BytesMut,
     /// So many bytes at the front of the server's input go to the client as they are.
@@ -45,7 +45,7 @@ pub(super) struct Flow {
     /// The answer is thrown away up to `ReadyForQuery`.
     pub(super) withdrawn: bool,
     /// Waits for the server to end what it has, to go on elsewhere.
-    pub(super) switching: Option<Segment>,
+    pub(super) switching: Option<Box<Segment>>,
     /// The server was asked for its position in one go with the batch.
     pub(super) asked: bool,
 }

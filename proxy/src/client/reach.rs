@@ -15,9 +15,9 @@ use crate::routing::{self, Choice, Need, View};
 use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
-use crate::upstream::{ConnectError, QueryError, Server};
+use crate::upstream::{ConnectError, QueryError};
 
-use crate::wire::backend::{Severity, TxStatus};
+use crate::wire::backend::Severity;
 use crate::wire::frontend;
 
 use super::pooled::Queued;
@@ -177,6 +177,10 @@ impl Client {
                 Ok(Err(error)) => return self.on_connect_error(backend, error),
             }
         }
+        let known = self.servers.get(node).map(|server| &server.known);
+        if known.is_some_and(|known| self.session.is_up_to_date(segment, known)) {
+            return self.is_of_use(node).then_some(Ok(node));
+        }
         match timeout(self.config.connect_timeout, self.bring_up_to_date(node, segment)).await {
             // The topology may have changed while the connection was opened and prepared.
             Ok(Ok(())) => self.is_of_use(node).then_some(Ok(node)),
@@ -243,50 +247,6 @@ impl Client {
         self.introduce(node, segment).await
     }
 
-    /// Has a connection learn the statements that SQL names. An open transaction does not fail by one that
-    /// cannot be prepared any more.
-    async fn introduce(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
-        // What the client has yet to fetch from an unnamed portal would be gone.
-        let guarded = self.session.status() == TxStatus::Open && !segment.reaches_back();
-        let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
-        let introductions = self.session.introduce(segment, &mut server.known);
-        if introductions.is_empty() {
-            return Ok(());
-        }
-        if guarded {
-            server.query("SAVEPOINT pgherd_introduces").await?;
-            server.known.forget_unnamed();
-        }
-        if !introductions.messages.is_empty() {
-            server.pipe.output.extend_from_slice(&introductions.messages);
-            match server.ask().await {
-                Ok(_) => {}
-                // What it names is gone, or not to be found: the client is told when it uses it.
-                Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
-                    server.known.doubt(&introductions);
-                    undo(server, guarded).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        for introduction in &introductions.by_sql {
-            match server.query(&introduction.sql).await {
-                Ok(_) => server.known.learn(introduction),
-                // What it names is gone: to the client the statement is, too.
-                Err(QueryError::Refused(error)) if error.severity != Severity::Fatal => {
-                    tracing::info!(server = %server.name, error = error.message, "a statement cannot be prepared again");
-                    server.known.forget_unnamed();
-                    undo(server, guarded).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if guarded {
-            server.query("RELEASE SAVEPOINT pgherd_introduces").await?;
-        }
-        Ok(())
-    }
-
     /// Waits for another topology, for a moment, or for the client to lose patience.
     async fn wait_for_news(&mut self, deadline: Instant) -> Result<Option<Trouble>, Gone> {
         self.pipe.flush().await?;
@@ -299,12 +259,4 @@ impl Client {
             result = self.pipe.fill(), if room => Ok(result.map(|()| None)?),
         }
     }
-}
-
-/// Has an open transaction go on behind an introduction that was refused.
-async fn undo(server: &mut Server, guarded: bool) -> Result<(), QueryError> {
-    if guarded {
-        server.query("ROLLBACK TO SAVEPOINT pgherd_introduces").await?;
-    }
-    Ok(())
 }

@@ -60,7 +60,9 @@ pub(super) struct Client {
     /// Settings as the client was last told.
     pub(super) told: BTreeMap<String, String>,
     /// Messages gathered so far.
-    pub(super) segment: Segment,
+    pub(super) segment: Box<Segment>,
+    /// Memory for the next one.
+    pub(super) spare: Option<Box<Segment>>,
     /// Messages are dropped up to the next `Sync`.
     pub(super) skipping: bool,
     /// So many bytes of the client's are still part of a message that nobody wants.
@@ -102,7 +104,8 @@ impl Client {
             servers: Servers::default(),
             slot: Arc::default(),
             told: BTreeMap::new(),
-            segment: Segment::default(),
+            segment: Box::default(),
+            spare: None,
             skipping: false,
             discard: 0,
             owed: None,
@@ -181,12 +184,11 @@ impl Client {
         if self.skipping {
             return if self.skip()? { Ok(()) } else { self.idle().await };
         }
-        let (shared, database) = (&self.shared, self.account.database());
-        let mut judge = |sql: &[u8]| shared.verdict(database, sql);
+        let judge = self.shared.judge(self.account.database());
         self.segment.under_way = false;
-        match self.session.take(&mut self.pipe.input, &mut self.segment, &mut judge) {
+        match self.session.take(&mut self.pipe.input, &mut self.segment, &judge) {
             Ok(Taken::Complete) => {
-                let segment = std::mem::take(&mut self.segment);
+                let segment = self.take_segment();
                 self.work(segment).await
             }
             Ok(Taken::Incomplete) => self.idle().await,
@@ -197,6 +199,11 @@ impl Client {
             Ok(Taken::Goodbye) => Err(Gone::Left),
             Err(error) => Err(protocol(&error)),
         }
+    }
+
+    /// What was gathered; the next comes into an empty one.
+    pub(super) fn take_segment(&mut self) -> Box<Segment> {
+        std::mem::replace(&mut self.segment, self.spare.take().unwrap_or_default())
     }
 
     /// Gets rid of bytes that belong to a message already dealt with. Whether more of them must come.
@@ -241,7 +248,7 @@ impl Client {
         trouble.response(Severity::Error).put(&mut self.pipe.output);
         self.session.abandon_tx();
         // What was gathered of the batch goes with it.
-        self.segment = Segment::default();
+        self.segment.clear();
         self.discard = rest;
         if ended {
             backend::put_ready(&mut self.pipe.output, self.session.status());

@@ -18,7 +18,7 @@ const RUNS_MAX: u32 = 5;
 
 impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
-    pub(super) async fn work(&mut self, segment: Segment) -> Result<(), Gone> {
+    pub(super) async fn work(&mut self, segment: Box<Segment>) -> Result<(), Gone> {
         self.reap();
         self.begin_turn(&segment);
         if self.is_envied()
@@ -70,7 +70,7 @@ impl Client {
         done
     }
 
-    async fn run_somewhere(&mut self, segment: Segment) -> Result<(), Gone> {
+    async fn run_somewhere(&mut self, segment: Box<Segment>) -> Result<(), Gone> {
         if segment.turns_read_only()
             && let Some(node) = self.session.tx_node().filter(|_| self.session.begun().is_some())
             && self.reading_transaction().is_none()

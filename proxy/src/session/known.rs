@@ -1,8 +1,9 @@
 //! What one server connection knows of its session, what is left on it, and whom it can be given to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::sql::Why;
 use crate::wire::frontend;
@@ -73,7 +74,7 @@ impl Known {
 
     /// One of the messages was refused: who knows which of the statements are there.
     pub fn doubt(&mut self, introductions: &Introductions) {
-        self.statements.extend(introductions.names.iter().map(|name| (name.clone(), 0)));
+        self.statements.extend(introductions.by_protocol.iter().map(|one| (one.name.clone(), 0)));
     }
 
     /// These names of prepared statements are no more; `None`: all.
@@ -97,20 +98,50 @@ impl Known {
         }
     }
 
-    /// A statement that SQL prepares is there now.
+    /// A statement is there now that was not prepared with the others.
     pub fn learn(&mut self, introduction: &Introduction) {
         self.forget_unnamed();
         self.statements.insert(introduction.name.clone(), introduction.id);
     }
 }
 
-/// A statement that SQL prepares.
+/// A statement that is prepared on another connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Introduction {
     name: String,
     id: u64,
-    /// Prepares it.
-    pub sql: String,
+    /// The statement that prepares it, or else text and parameter types.
+    prepares: Prepares,
+    /// Has names looked for as when the session prepared it.
+    pub path: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Prepares {
+    BySql(String),
+    ByProtocol(Bytes),
+}
+
+impl Introduction {
+    /// Writes what prepares it, whatever has its name by now. One `ReadyForQuery` answers it.
+    pub fn put(&self, out: &mut BytesMut) {
+        match &self.prepares {
+            Prepares::BySql(sql) => frontend::put_query(out, sql),
+            Prepares::ByProtocol(body) => {
+                frontend::put_close_statement(out, &self.name);
+                frontend::put_parse(out, &self.name, body);
+                frontend::put_sync(out);
+            }
+        }
+    }
+
+    /// The statement that prepares it, if one does.
+    pub fn sql(&self) -> Option<&str> {
+        match &self.prepares {
+            Prepares::BySql(sql) => Some(sql),
+            Prepares::ByProtocol(_) => None,
+        }
+    }
 }
 
 /// What a connection has to hear of prepared statements before a segment runs there.
@@ -119,7 +150,7 @@ pub struct Introductions {
     /// Messages with a `Sync` behind them, or nothing.
     pub messages: BytesMut,
     /// What is prepared by them.
-    names: Vec<String>,
+    pub by_protocol: Vec<Introduction>,
     /// Statements to be prepared by SQL, behind that.
     pub by_sql: Vec<Introduction>,
 }
@@ -132,6 +163,16 @@ impl Introductions {
 }
 
 impl Session {
+    /// Whether a connection needs to be told nothing before `segment` runs there.
+    pub fn is_up_to_date(&self, segment: &Segment, known: &Known) -> bool {
+        let by_sql = |name: &String| self.statements.confirmed(name).is_some_and(|known| known.by_sql);
+        known.seen == self.settings.newest()
+            && !segment.traces.uses_all
+            && segment.uses.is_empty()
+            && !segment.opens
+            && !segment.names().any(by_sql)
+    }
+
     /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else.
     pub fn introduce(&self, segment: &Segment, known: &mut Known) -> Introductions {
         let mut all = Introductions::default();
@@ -171,6 +212,10 @@ impl Session {
             return;
         };
         let Some(body) = definition.body.as_ref().filter(|_| there != Some(definition.id)) else { return };
+        let introduction = |name, prepares| {
+            let path = definition.path.clone();
+            Introduction { name, id: definition.id, prepares, path }
+        };
         if there.is_some() || !definition.by_sql {
             frontend::put_close_statement(&mut all.messages, &name);
             known.statements.remove(&name);
@@ -182,11 +227,11 @@ impl Session {
             } else {
                 String::from_utf8_lossy(body).into_owned()
             };
-            all.by_sql.push(Introduction { name, id: definition.id, sql });
+            all.by_sql.push(introduction(name, Prepares::BySql(sql)));
         } else {
             frontend::put_parse(&mut all.messages, &name, body);
             known.statements.insert(name.clone(), definition.id);
-            all.names.push(name);
+            all.by_protocol.push(introduction(name, Prepares::ByProtocol(body.clone())));
         }
     }
 
@@ -206,7 +251,8 @@ impl Session {
         self.why_kept = self.why_kept.or(batch.traces.holds.first().copied());
         let Some((name, sql)) = &batch.traces.prepares else { return };
         if !reply.failed() {
-            let id = self.statements.note_prepared(name, sql, batch.traces.indelible);
+            let path = self.settings.path();
+            let id = self.statements.note_prepared(name, sql, batch.traces.indelible, path);
             known.statements.insert(name.clone(), id);
         } else if batch.statements > 1 || reply.completed() > 0 {
             // Whether it was this one that failed is not known.

@@ -6,14 +6,21 @@ use std::collections::BTreeSet;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::sql::{Effect, Route, Settles, Show, Traces, Verdict, Why};
-use crate::wire::frame::{self, BadFrame, HEADER_LEN, Header, Malformed};
+use crate::wire::frame::{self, HEADER_LEN, Header, Malformed};
 use crate::wire::frontend::{self, Parse, Subject};
 
 use super::statements::Definition;
+use super::taken::{TakeError, Taken};
 use super::{Judge, Session};
 
 /// Messages above this are passed on while they come in, and never held whole.
 pub const LARGE: usize = 64 << 10;
+
+/// A buffer for messages that grew beyond this is given back.
+const KEEP: usize = 16 << 10;
+
+/// Longer ones are rather taken from where they are than copied.
+const COPIED_MAX: usize = 4 << 10;
 
 /// What a message does to prepared statements.
 #[derive(Debug, Clone)]
@@ -137,37 +144,21 @@ impl Default for Segment {
     }
 }
 
-/// What came of looking at the client's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// More bytes are needed.
-    Incomplete,
-    /// The segment is to be sent.
-    Complete,
-    /// The next so many bytes, still to come, are the rest of a message that nobody wants.
-    Ignored(usize),
-    /// The client says goodbye.
-    Goodbye,
-}
-
-/// A client that does not speak the protocol.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TakeError {
-    /// Lengths that cannot be.
-    #[error("invalid message length")]
-    Frame(#[from] BadFrame),
-    /// Contents that cannot be.
-    #[error("invalid message format in message {tag:?}", tag = char::from(*.0))]
-    Content(u8),
-    /// No such message.
-    #[error("invalid frontend message type {0}")]
-    Tag(u8),
-    /// A message that is no data, while data was asked for.
-    #[error("unexpected message type 0x{0:02X} during COPY from stdin")]
-    InCopy(u8),
-}
-
 impl Segment {
+    /// Empties it; its memory is for the next.
+    pub fn clear(&mut self) {
+        let Self { mut bytes, mut parts, mut effects, mut uses, mut texts, .. } = std::mem::take(self);
+        bytes.clear();
+        if bytes.capacity() > KEEP {
+            bytes = BytesMut::new();
+        }
+        parts.clear();
+        effects.clear();
+        uses.clear();
+        texts.clear();
+        *self = Self { bytes, parts, effects, uses, texts, ..Self::default() };
+    }
+
     /// How many times it ends the data of a COPY.
     pub fn copies_ended(&self) -> usize {
         self.parts.iter().filter(|part| matches!(part.tag, b'c' | b'f')).count()
@@ -318,7 +309,7 @@ impl Session {
         &mut self,
         input: &mut BytesMut,
         segment: &mut Segment,
-        judge: Judge<'_>,
+        judge: &dyn Judge,
     ) -> Result<Taken, TakeError> {
         while let Some(header) = frontend::header(input)? {
             let have = input.len().min(header.len);
@@ -362,7 +353,7 @@ impl Session {
         payload: &[u8],
         whole: bool,
         segment: &mut Segment,
-        judge: Judge<'_>,
+        judge: &dyn Judge,
     ) -> Result<What, TakeError> {
         let malformed = |_: Malformed| TakeError::Content(header.tag);
         match header.tag {
@@ -373,7 +364,7 @@ impl Session {
                 }
                 match text {
                     Some(text) => {
-                        let verdict = judge(text);
+                        let verdict = judge.verdict(text);
                         segment.add(&verdict, self.route(&verdict, Some(text)));
                         segment.texts.push(Bytes::copy_from_slice(text));
                     }
@@ -386,7 +377,7 @@ impl Session {
             b'D' | b'C' => match (header.tag, frontend::subject(payload).map_err(malformed)?) {
                 (b'D', Subject::Statement(name)) => {
                     let route = self.statements.find(name).map_or(Route::Primary, |known| {
-                        self.route(&known.verdict_now(judge), known.text().as_deref())
+                        self.route(&known.verdict_now(judge), known.text().map(|text| &**text))
                     });
                     segment.route = segment.route.together(route);
                     Ok(What::Uses(name.to_owned()))
@@ -422,7 +413,7 @@ impl Session {
         }
     }
 
-    fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: Judge<'_>) -> Result<What, Malformed> {
+    fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: &dyn Judge) -> Result<What, Malformed> {
         let (portal, name) = frontend::bind(payload)?;
         segment.portals += 1;
         segment.binds_unnamed |= portal.is_empty();
@@ -433,8 +424,8 @@ impl Session {
         match self.statements.find(name) {
             Some(definition) => {
                 let (verdict, text) = (definition.verdict_now(judge), definition.text());
-                segment.add(&verdict, self.route(&verdict, text.as_deref()));
-                segment.texts.extend(text);
+                segment.add(&verdict, self.route(&verdict, text.map(|text| &**text)));
+                segment.texts.extend(text.cloned());
                 frees.extend(verdict.effects.iter().filter_map(Effect::frees));
             }
             // Prepared by SQL, or an error.
@@ -457,17 +448,17 @@ impl Session {
         payload: &[u8],
         whole: bool,
         segment: &mut Segment,
-        judge: Judge<'_>,
+        judge: &dyn Judge,
     ) -> Result<What, Malformed> {
         if !whole {
             let name = frame::Reader(payload).text()?;
             let verdict = std::sync::Arc::new(Verdict::unknown());
             segment.add(&verdict, Route::Primary);
-            let definition = self.statements.announce(name, None, verdict);
+            let definition = self.statements.announce(name, None, verdict, None);
             return Ok(What::Parse { name: name.to_owned(), definition });
         }
         let parse = Parse::read(payload)?;
-        let verdict = judge(parse.sql);
+        let verdict = judge.verdict(parse.sql);
         // What it does to the session it does when it is bound; preparing it only needs the right place.
         segment.route = segment.route.together(self.route(&verdict, Some(parse.sql)));
         segment.note_show(verdict.show);
@@ -475,7 +466,7 @@ impl Session {
         segment.uses.extend(verdict.uses.iter().cloned());
         segment.texts.push(Bytes::copy_from_slice(parse.sql));
         let body = Some(Bytes::copy_from_slice(parse.body));
-        let definition = self.statements.announce(parse.name, body, verdict);
+        let definition = self.statements.announce(parse.name, body, verdict, self.settings.path());
         Ok(What::Parse { name: parse.name.to_owned(), definition })
     }
 }
@@ -570,9 +561,9 @@ fn is_copied(tag: u8) -> bool {
     matches!(tag, b'd' | b'c' | b'f')
 }
 
-/// Moves `count` bytes, without a copy when nothing is there yet.
+/// Moves `count` bytes: many without a copy when nothing is there yet, few into memory that is there already.
 fn append(to: &mut BytesMut, from: &mut BytesMut, count: usize) {
-    if to.is_empty() {
+    if to.is_empty() && count > COPIED_MAX {
         *to = from.split_to(count);
     } else {
         to.extend_from_slice(from.get(..count).unwrap_or_default());

@@ -1,6 +1,7 @@
 //! The settings of a session, and which of them a server connection has yet to hear of.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::sql::is_of_the_transaction;
 
@@ -64,6 +65,20 @@ impl Settings {
         if let Some(position) = self.pending.iter().rposition(is_it) {
             self.pending.truncate(position + 1);
         }
+    }
+
+    /// What told where names are looked for; `None`: the login.
+    pub(super) fn path(&self) -> Option<Arc<str>> {
+        let pending = self.pending.iter().rev().find_map(|pending| match pending {
+            Pending::Set { key, sql } if key == "search_path" => Some(Some(sql)),
+            Pending::ResetAll => Some(None),
+            Pending::Set { .. } | Pending::Savepoint(_) => None,
+        });
+        let found = pending.unwrap_or_else(|| {
+            let last = self.entries.iter().rev().find(|entry| matches!(&*entry.key, "search_path" | "all"));
+            last.filter(|entry| entry.key == "search_path").map(|entry| &entry.sql)
+        });
+        found.map(|sql| sql.as_str().into())
     }
 
     /// Whether the open transaction changed any.

@@ -1,39 +1,62 @@
 //! The prepared statements of a session, by the names that the client gave them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use crate::control::lock;
 use crate::sql::{Route, Traces, Verdict};
 
 use super::Judge;
 
 /// A prepared statement.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Definition {
     /// Tells it from others that had its name; never 0.
     pub id: u64,
     /// Text and parameter types, to prepare it elsewhere; `None` when it is too large to keep. Of one that
     /// SQL prepared: the statement that did.
     pub body: Option<Bytes>,
+    text: Option<Bytes>,
+    /// What told where names were looked for when it was prepared; `None`: the login.
+    pub(super) path: Option<Arc<str>>,
     /// SQL prepared it.
     pub by_sql: bool,
-    /// What its text means.
+    /// What its text meant when it was prepared.
     pub verdict: Arc<Verdict>,
+    /// What it meant when it was used last, as long as no verdict has changed since.
+    pub(super) latest: Mutex<Option<(u64, Arc<Verdict>)>>,
 }
 
 impl Definition {
-    /// Its text, which stands in front of the parameter types.
-    pub(super) fn text(&self) -> Option<Bytes> {
-        let body = self.body.as_ref().filter(|_| !self.by_sql)?;
-        let end = body.iter().position(|byte| *byte == 0)?;
-        Some(body.slice(..end))
+    /// Of what the protocol prepared, whose text stands in front of the parameter types.
+    fn by_protocol(id: u64, body: Option<Bytes>, verdict: Arc<Verdict>, path: Option<Arc<str>>) -> Self {
+        let text = body.as_ref().and_then(|body| {
+            let end = body.iter().position(|byte| *byte == 0)?;
+            Some(body.slice(..end))
+        });
+        Self { id, body, text, path, by_sql: false, verdict, latest: Mutex::default() }
+    }
+
+    /// Its text, if the protocol prepared it and it is kept.
+    pub(super) fn text(&self) -> Option<&Bytes> {
+        self.text.as_ref()
     }
 
     /// What its text means by now: more may be known than when it was prepared.
-    pub(super) fn verdict_now(&self, judge: Judge<'_>) -> Arc<Verdict> {
-        self.text().map_or_else(|| self.verdict.clone(), |text| judge(&text))
+    pub(super) fn verdict_now(&self, judge: &dyn Judge) -> Arc<Verdict> {
+        let (version, mut latest) = (judge.version(), lock(&self.latest));
+        if let Some((known, verdict)) = latest.as_ref()
+            && Some(*known) == version
+        {
+            return verdict.clone();
+        }
+        let Some(text) = self.text() else { return self.verdict.clone() };
+        let verdict = judge.verdict(text);
+        // Each time one is asked for that redefines something, what it redefines is doubted.
+        *latest = version.filter(|_| verdict.defines.is_none()).map(|version| (version, verdict.clone()));
+        verdict
     }
 }
 
@@ -107,20 +130,28 @@ impl Statements {
         name: &str,
         body: Option<Bytes>,
         verdict: Arc<Verdict>,
+        path: Option<Arc<str>>,
     ) -> Arc<Definition> {
         self.last_id += 1;
-        let definition = Arc::new(Definition { id: self.last_id, body, by_sql: false, verdict });
+        let definition = Arc::new(Definition::by_protocol(self.last_id, body, verdict, path));
         self.pending.insert(name.to_owned(), definition.clone());
         definition
     }
 
     /// SQL prepared a statement; its number. `sql` did that.
-    pub(super) fn note_prepared(&mut self, name: &str, sql: &str, indelible: bool) -> u64 {
+    pub(super) fn note_prepared(
+        &mut self,
+        name: &str,
+        sql: &str,
+        indelible: bool,
+        path: Option<Arc<str>>,
+    ) -> u64 {
         self.last_id += 1;
         let traces = Traces { indelible, ..Traces::default() };
         let verdict = Verdict { may_commit: true, traces, ..Verdict::plain(Route::Primary) };
         let body = Some(Bytes::copy_from_slice(sql.as_bytes()));
-        let definition = Definition { id: self.last_id, body, by_sql: true, verdict: Arc::new(verdict) };
+        let (id, verdict, latest) = (self.last_id, Arc::new(verdict), Mutex::default());
+        let definition = Definition { id, body, text: None, path, by_sql: true, verdict, latest };
         self.confirmed.insert(name.to_owned(), Arc::new(definition));
         self.last_id
     }

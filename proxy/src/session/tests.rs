@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::*;
 use crate::sql::{Facts, classify};
@@ -48,15 +49,15 @@ impl Fixture {
     fn take_more(&mut self, input: &mut BytesMut) -> Segment {
         let mut segment = Segment::default();
         segment.under_way = true;
-        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
-        assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
+        let judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+        assert_eq!(self.session.take(input, &mut segment, &judge).unwrap(), Taken::Complete);
         segment
     }
 
     fn take(&mut self, input: &mut BytesMut) -> Segment {
         let mut segment = Segment::default();
-        let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
-        assert_eq!(self.session.take(input, &mut segment, &mut judge).unwrap(), Taken::Complete);
+        let judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+        assert_eq!(self.session.take(input, &mut segment, &judge).unwrap(), Taken::Complete);
         segment
     }
 
@@ -149,8 +150,8 @@ fn data_behind_what_may_be_a_copy_is_the_servers_to_judge() {
     // Within a batch that a server has part of, all of it goes there.
     let mut segment = Segment::default();
     segment.under_way = true;
-    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
-    let taken = fixture.session.take(&mut left_over.clone(), &mut segment, &mut judge);
+    let judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+    let taken = fixture.session.take(&mut left_over.clone(), &mut segment, &judge);
     assert_eq!((taken, tags(&segment.bytes)), (Ok(Taken::Incomplete), "dc".to_owned()));
 }
 
@@ -338,11 +339,11 @@ fn a_large_parse_is_passed_on_without_being_kept() {
 #[test]
 fn strangers_are_refused() {
     let mut fixture = Fixture::new();
-    let mut judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
+    let judge = |sql: &[u8]| Arc::new(classify(sql, &Facts::by_names()));
     for bad in
         [&b"\0\0\0\0\x04"[..], b"Q\xff\xff\xff\xff", b"Q\0\0\0\x05x", b"B\0\0\0\x06ab", b"DX\0\0\0\x04"]
     {
-        let result = fixture.session.take(&mut BytesMut::from(bad), &mut Segment::default(), &mut judge);
+        let result = fixture.session.take(&mut BytesMut::from(bad), &mut Segment::default(), &judge);
         assert!(result.is_err(), "{bad:?}: {result:?}");
     }
 }
@@ -498,7 +499,7 @@ fn what_sql_prepared_is_prepared_again_where_it_is_used() {
     assert!(fixture.session.introduce(&segment, &mut there).by_sql.is_empty());
     let mut other = fixture.session.fresh();
     let introductions = fixture.session.introduce(&segment, &mut other);
-    let texts: Vec<_> = introductions.by_sql.iter().map(|one| one.sql.as_str()).collect();
+    let texts: Vec<_> = introductions.by_sql.iter().filter_map(Introduction::sql).collect();
     assert_eq!((texts, tags(&introductions.messages)), (vec!["PREPARE p AS SELECT 1"], String::new()));
     other.learn(&introductions.by_sql[0]);
     assert!(fixture.session.introduce(&segment, &mut other).by_sql.is_empty());
@@ -844,7 +845,7 @@ fn a_statement_that_is_only_freed_need_not_be_what_it_was() {
     ] {
         let segment = fixture.take(&mut query(text));
         let introductions = fixture.session.introduce(&segment, fixture.known.get_mut(&OTHER).unwrap());
-        let by_sql: Vec<_> = introductions.by_sql.iter().map(|introduction| &introduction.sql).collect();
+        let by_sql: Vec<_> = introductions.by_sql.iter().filter_map(Introduction::sql).collect();
         assert_eq!(by_sql, [sent], "{text}");
     }
 }

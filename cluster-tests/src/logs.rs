@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+/// What PostgreSQL may say when an agent or a proxy is killed that it is answering.
+pub const CLIENT_LOST: &str = "connection to client lost";
+
 /// What PostgreSQL says when servers are stopped, cut off and promoted on purpose.
 const POSTGRES_EXPECTED: &[&str] = &[
     "terminating connection due to administrator command",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{Signal, wait_gone};
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
 
@@ -49,7 +50,7 @@ async fn agents_come_and_go_and_postgresql_does_not_notice() -> TestResult {
     cluster.until_healthy(SOON).await?;
     assert_eq!(postmasters(&cluster), before);
     // The session of an agent, killed while it asked something.
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -100,7 +101,7 @@ async fn without_a_majority_nobody_is_promoted_and_in_the_end_nobody_writes() ->
     cluster.until_healthy(SOON).await?;
     assert_eq!(cluster.writable().await.len(), 1);
     // The session of an agent, killed while it asked something.
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster_tests::disk::SmallDisk;
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{self, Signal, wait_gone};
 use pgherd_cluster_tests::workload::{Outcome, Writer};
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
@@ -77,7 +78,7 @@ async fn a_killed_worker_costs_nothing() -> TestResult {
     }
     assert_eq!(cluster.status().await?.generation, generation, "nobody changed the primary");
     // The session of a worker that was killed while it asked something.
-    Ok(cluster.finish(&["panicked", "RUST_BACKTRACE", "connection to client lost"])?)
+    Ok(cluster.finish(&["panicked", "RUST_BACKTRACE", CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -116,7 +117,7 @@ async fn a_hung_worker_does_not_keep_postgresql_writable() -> TestResult {
     cluster.until_healthy(SOON).await?;
     assert_eq!(postmaster(&cluster, name)?, standby);
     assert_eq!(cluster.status().await?.generation, generation + 1);
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -141,7 +142,7 @@ async fn a_worker_killed_with_its_postmaster_leads_to_a_failover() -> TestResult
     assert!(outcome.longest_gap < Duration::from_millis(1500), "{outcome:?}");
     assert_eq!(cluster.status().await?.generation, generation + 1);
     // The session of the worker, killed while it asked something.
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -181,7 +182,7 @@ async fn without_agent_and_guardian_the_primary_stays_and_is_called_unguarded() 
     cluster.node_mut("server1").agent.start()?;
     cluster.until_healthy(SOON).await?;
     assert_eq!(postmaster(&cluster, "server1")?, primary);
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 fn guardian(cluster: &Cluster, node: &str) -> Result<u32, Failure> {
@@ -219,7 +220,7 @@ async fn a_guardian_that_hangs_alone_changes_nothing() -> TestResult {
     assert_eq!(postmaster(&cluster, "server1")?, primary);
     assert_eq!(cluster.node("server1").worker(), Some(worker));
     assert_eq!(cluster.status().await?.generation, generation);
-    Ok(cluster.finish(&["the guardian of this agent hangs", "connection to client lost"])?)
+    Ok(cluster.finish(&["the guardian of this agent hangs", CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -259,7 +260,7 @@ async fn an_agent_that_hangs_as_a_whole_never_makes_two_primaries() -> TestResul
     let outcome = writer.finish(&cluster).await?;
     assert_undisturbed(&outcome, "agent hung");
     figure("outage after a whole agent hung", outcome.longest_gap);
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 /// What the kernel was asked for: who is to die for want of memory, and who runs first.
@@ -309,7 +310,7 @@ async fn memory_and_processors_are_there_for_the_guardian_first() -> TestResult 
             assert_eq!(standing, (0, 0), "{} of {node}", process::title(child));
         }
     }
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -362,5 +363,5 @@ async fn an_agent_whose_disk_breaks_hands_its_primary_to_nobody() -> TestResult 
     assert!(told, "the agent says why");
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.duplicated.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
-    Ok(cluster.finish(&["Read-only file system", "raft has stopped", "connection to client lost"])?)
+    Ok(cluster.finish(&["Read-only file system", "raft has stopped", CLIENT_LOST])?)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::Signal;
 use pgherd_cluster_tests::{Cluster, Failure, NotReached, TestResult, never, wait_until};
 
@@ -13,7 +14,7 @@ const LONG: Duration = Duration::from_secs(9);
 const ALL: &[&str] = &["server1", "server2", "server3", "server4"];
 /// What a server says when the agent at the other end of its session is killed, and what an agent says
 /// of its lost store.
-const EXPECTED: &[&str] = &["connection to client lost", "the raft store of this node is new"];
+const EXPECTED: &[&str] = &[CLIENT_LOST, "the raft store of this node is new"];
 
 /// The agent and the database of a node are killed.
 async fn lose(cluster: &mut Cluster, name: &str) -> TestResult {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{Signal, wait_gone};
 use pgherd_cluster_tests::workload::pgbench;
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
@@ -131,5 +132,5 @@ async fn reads_and_writes_find_their_servers() -> TestResult {
         proxy.start()?;
         cluster.until_proxy_serves(0, SOON).await?;
     }
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster_tests::disk::SmallDisk;
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::postgres::APP;
 use pgherd_cluster_tests::process::{Signal, signal};
 use pgherd_cluster_tests::workload::Writer;
@@ -155,8 +156,7 @@ async fn servers_that_hang_storm_or_promote_themselves_are_dealt_with() -> TestR
     assert_eq!(cluster.writable().await, [next]);
     assert_eq!(cluster.status().await?.generation, generation + 2);
     ends_at_each_start(&mut cluster, next).await?;
-    let expected =
-        ["connection to client lost", "contains errors", "cannot rewind", "ended during its start"];
+    let expected = [CLIENT_LOST, "contains errors", "cannot rewind", "ended during its start"];
     Ok(cluster.finish(&expected)?)
 }
 
@@ -253,5 +253,5 @@ async fn a_disk_that_is_full_or_broken_costs_the_primary_its_role() -> TestResul
     assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
     // The broken disk, the rejoins that it refused, and sessions of the servers that were killed.
     let expected = ["Read-only file system", "No space left on device", "cannot rewind this node"];
-    Ok(cluster.finish(&[&expected[..], &["connection to client lost"]].concat())?)
+    Ok(cluster.finish(&[&expected[..], &[CLIENT_LOST]].concat())?)
 }

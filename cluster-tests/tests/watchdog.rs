@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_cluster_tests::disk::SmallDisk;
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{self, Signal, wait_gone};
 use pgherd_cluster_tests::watchdog::{self, TIMEOUT, Watchdog};
 use pgherd_cluster_tests::{Builder, Cluster, Failure, TestResult, never, wait_until};
@@ -132,7 +133,7 @@ async fn a_watchdog_is_petted_while_a_guardian_lives_and_disarmed_when_it_leaves
         cluster.until_healthy(SOON).await?;
         assert!(watchdogs[node].is_counting(), "{node}");
     }
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn a_guardian_that_dies_or_hangs_is_missed_within_the_lease() -> TestResul
         let failovers = u64::try_from(number)? + 1;
         assert_eq!(cluster.status().await?.generation, generation + failovers, "one failover each");
     }
-    Ok(cluster.finish(&["connection to client lost"])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -201,5 +202,5 @@ async fn a_postgresql_that_cannot_be_killed_is_left_to_the_watchdog() -> TestRes
     cluster.until_healthy(SOON * 2).await?;
     assert_eq!(cluster.writable().await, [promoted.as_str()]);
     assert_eq!(cluster.status().await?.generation, generation + 1);
-    Ok(cluster.finish(&["survive SIGKILL", "connection to client lost"])?)
+    Ok(cluster.finish(&["survive SIGKILL", CLIENT_LOST])?)
 }

@@ -82,6 +82,8 @@ pub(crate) struct Place {
     reserve: Arc<Semaphore>,
     reserve_size: usize,
     waiting: AtomicUsize,
+    /// Connections that there are, at rest or not.
+    open: AtomicUsize,
     shelf: Mutex<Shelf<Box<Server>, Kind>>,
 }
 
@@ -107,6 +109,12 @@ pub(crate) struct Lease {
     /// How often the logins had changed when it was opened.
     epoch: u64,
     born: MonoTime,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.place.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Lease {
@@ -150,6 +158,7 @@ impl Place {
             reserve: Arc::new(Semaphore::new(reserve_size)),
             reserve_size,
             waiting: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             shelf: Mutex::default(),
         }
     }
@@ -326,6 +335,7 @@ impl Pool {
                     let (tag, account) =
                         (self.servers.tag(place.node, &account.user, &account.database), account.clone());
                     let permit = Some(permit);
+                    place.open.fetch_add(1, Ordering::Relaxed);
                     return Taken::Open(Lease { permit, reserved, place, account, tag, epoch, born });
                 }
             }
@@ -456,7 +466,9 @@ impl Pool {
         let limits = &config.pool;
         lock(&self.places).retain(|_, place| {
             let mut shelf = lock(&place.shelf);
-            let mut surplus = (shelf.len() + place.in_use()).saturating_sub(place.size());
+            // Not by permits: who has one may be about to take what rests here.
+            let open = place.open.load(Ordering::Relaxed);
+            let mut surplus = open.saturating_sub(place.size() + place.reserved());
             let closed = shelf.remove(|resting| {
                 let too_many = surplus > 0;
                 surplus = surplus.saturating_sub(1);

@@ -299,8 +299,11 @@ impl Session {
     /// The answer is not passed on: `segment` will be run again elsewhere.
     pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
         for expected in reply.confirmed() {
-            if let Expected::Parse { name, .. } = expected {
-                known.statements.insert(name, 0);
+            match expected {
+                Expected::Parse { name, .. } => drop(known.statements.insert(name, 0)),
+                // There, the session's own has yet to be closed.
+                Expected::Close { name: Some(name), injected: false } => drop(known.statements.remove(&name)),
+                Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
             }
         }
         known.doubt_unconfirmed(reply);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::logs::CLIENT_LOST;
+
 use super::direct_load::DirectLoad;
 use super::inflict::{Cast, Deed, inflict};
 use super::judge::{self, Measured};
@@ -31,8 +33,7 @@ pub(super) const EXPECTED: &[&str] = &[
     "could not accept SSL connection",
     "unrecognized configuration parameter \"no_such_setting\"",
     "contains errors",
-    // Whoever it was answering has been killed.
-    "connection to client lost",
+    CLIENT_LOST,
     // A standby that has yet to hear of it when the load begins.
     "role \"campaign_direct\" does not exist",
 ];

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bytes::BytesMut;
 use pgherd_common::NodeId;
 
 use crate::routing;
@@ -16,6 +17,12 @@ use crate::wire::frontend;
 use super::calls::unless_killed;
 use super::flow::{Flow, Input, Progress};
 use super::state::{Client, Gone, protocol};
+
+/// So much of an answer is kept for the client while its server goes to somebody else.
+const SETTLED_MAX: usize = 16 << 10;
+
+/// Memory for the beginning of an answer that grew beyond this is given back.
+const HELD_KEPT: usize = 4 << 10;
 
 /// How the batch ended, for whoever runs it.
 pub(super) enum Outcome {
@@ -62,7 +69,7 @@ impl Client {
                 && !segment.reaches_back()
                 && segment.route == Route::Read
                 && segment.ended);
-        let mut flow = Flow::new(&segment, again && repeatable);
+        let mut flow = Flow::new(&segment, again && repeatable, std::mem::take(&mut self.held));
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         // Nobody waits for its answer, which comes behind that of the batch.
@@ -131,10 +138,7 @@ impl Client {
                 }
                 Event::Forward(len) => flow.clear(len, &mut server.pipe.input, out),
                 Event::Swallow(len) => flow.swallow(len, &mut server.pipe.input, out),
-                Event::Hold(len) => {
-                    flow.settle(&mut server.pipe.input, out);
-                    flow.held.extend_from_slice(&server.pipe.input.split_to(len));
-                }
+                Event::Hold(len) => flow.hold(len, &mut server.pipe.input, out),
                 Event::Release => flow.release(&mut server.pipe.input, out),
                 Event::Parameter { len, name, value } => {
                     if !flow.withdrawn && self.tells(&name, &value) {
@@ -395,12 +399,15 @@ impl Client {
         }
         let (node, was_open) = (server.node, self.session.tx_node().is_some());
         self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
-        if let Some(mut segment) = flow.segment.take() {
-            segment.clear();
-            self.spare = Some(segment);
-        }
-        let flush = flow.flush(&mut self.pipe, &mut server.pipe);
-        let flushed = unless_killed(&self.presence.badge, flush).await;
+        self.keep_memory(&mut flow);
+        // A server does not wait for a client that reads slowly, unless it would take much memory.
+        let flushed = if flow.cleared <= SETTLED_MAX {
+            flow.settle(&mut server.pipe.input, &mut self.pipe.output);
+            Ok(())
+        } else {
+            let flush = flow.flush(&mut self.pipe, &mut server.pipe);
+            unless_killed(&self.presence.badge, flush).await
+        };
         self.owed = Some((node, flow.streaming)).filter(|(_, rest)| *rest > 0);
         if flow.asked {
             self.session.floor.doubt();
@@ -415,7 +422,21 @@ impl Client {
             self.on_server_news(node, Ok(()));
         }
         flushed?;
+        self.give_back();
         Ok(Outcome::Done)
+    }
+
+    /// What a batch used is for the next one.
+    fn keep_memory(&mut self, flow: &mut Flow) {
+        if let Some(mut segment) = flow.segment.take() {
+            segment.clear();
+            self.spare = Some(segment);
+        }
+        self.held = std::mem::take(&mut flow.held);
+        self.held.clear();
+        if self.held.capacity() > HELD_KEPT {
+            self.held = BytesMut::new();
+        }
     }
 
     /// Asks for the position of what the batch may have committed.

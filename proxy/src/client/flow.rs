@@ -58,12 +58,13 @@ pub(super) enum Progress {
 }
 
 impl Flow {
-    pub(super) fn new(segment: &Segment, repeatable: bool) -> Self {
+    /// `held`: memory for the beginning of its answer.
+    pub(super) fn new(segment: &Segment, repeatable: bool, held: BytesMut) -> Self {
         Self {
             batch: Batch::of(segment),
             reply: Reply::new(repeatable),
             segment: None,
-            held: BytesMut::new(),
+            held,
             cleared: 0,
             input: if segment.ended { Input::Closed } else { Input::Open },
             streaming: segment.rest,
@@ -95,9 +96,15 @@ impl Flow {
     /// Hands over what was cleared, so that something else can come behind it.
     pub(super) fn settle(&mut self, input: &mut BytesMut, out: &mut BytesMut) {
         if self.cleared > 0 {
-            out.extend_from_slice(&input.split_to(self.cleared.min(input.len())));
+            carry_over(input, self.cleared, out);
             self.cleared = 0;
         }
+    }
+
+    /// Keeps back what may have to be thrown away.
+    pub(super) fn hold(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
+        self.settle(input, out);
+        carry_over(input, len, &mut self.held);
     }
 
     pub(super) fn swallow(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
@@ -165,4 +172,11 @@ impl Flow {
         }
         client.flush().await
     }
+}
+
+/// Moves `len` bytes at most. To share the memory that they are in would have the next read need other memory.
+fn carry_over(from: &mut BytesMut, len: usize, to: &mut BytesMut) {
+    let len = len.min(from.len());
+    to.extend_from_slice(from.get(..len).unwrap_or_default());
+    from.advance(len);
 }

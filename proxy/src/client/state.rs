@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 use pgherd_common::{NodeId, Topology};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::clients::{ClientId, Presence};
 use crate::config::{Config, Effective};
@@ -24,6 +26,9 @@ use crate::wire::startup::CancelKey;
 use super::login::Admitted;
 use super::say_goodbye;
 use super::servers::Servers;
+
+/// Who leaves and does not read the rest of its answers in this time does not want them.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// Why a session ends.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ pub(super) struct Client {
     pub(super) segment: Box<Segment>,
     /// Memory for the next one.
     pub(super) spare: Option<Box<Segment>>,
+    /// Memory for the beginning of the next answer.
+    pub(super) held: BytesMut,
     /// Messages are dropped up to the next `Sync`.
     pub(super) skipping: bool,
     /// So many bytes of the client's are still part of a message that nobody wants.
@@ -106,6 +113,7 @@ impl Client {
             told: BTreeMap::new(),
             segment: Box::default(),
             spare: None,
+            held: BytesMut::new(),
             skipping: false,
             discard: 0,
             owed: None,
@@ -121,7 +129,11 @@ impl Client {
             Err(gone) => gone,
         };
         match gone {
-            Gone::Left => tracing::debug!(user = self.user, "client left"),
+            Gone::Left => {
+                tracing::debug!(user = self.user, "client left");
+                // It may still read what it asked for.
+                drop(timeout(LAST_WORDS_MAX, self.flush_or_go()).await);
+            }
             Gone::Io(error) => tracing::debug!(user = self.user, %error, "client lost"),
             Gone::Trouble(trouble) => {
                 tracing::info!(user = self.user, ?trouble, "session ended");

@@ -658,6 +658,25 @@ fn a_name_in_use_is_taken_everywhere_whatever_it_stands_for() {
 }
 
 #[test]
+fn what_was_closed_where_the_answer_is_not_wanted_is_not_there_any_more() {
+    let mut fixture = with_p0();
+    let again: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT b FROM t\0\0\0"), (b'S', b"")];
+    let close: &[(u8, &[u8])] = &[(b'C', b"Sp0\0"), again[0], again[1]];
+    let segment = fixture.take(&mut extended(close));
+    let (mut reply, mut out) = (Reply::new(true), BytesMut::new());
+    let known = fixture.known.get_mut(&NODE).unwrap();
+    fixture.session.encode(&segment, known, &mut reply, &mut out);
+    assert_eq!(reply.next(&replies("3E", TxStatus::Idle)).unwrap(), Event::Hold(5));
+    reply.on_error();
+    fixture.session.on_withdrawn(&mut reply, known);
+    fixture.run(OTHER, extended(close), &replies("31", TxStatus::Idle));
+    let segment = fixture.take(&mut extended(again));
+    let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+    fixture.session.encode(&segment, fixture.known.get_mut(&NODE).unwrap(), &mut reply, &mut out);
+    assert_eq!(tags(&out), "PPS", "its name is taken there, too");
+}
+
+#[test]
 fn what_is_freed_in_a_batch_is_not_put_back_behind_that() {
     let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
     let execute: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");

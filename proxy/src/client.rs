@@ -2,6 +2,7 @@
 //! session machine says.
 
 mod answer;
+mod at_once;
 mod calls;
 mod console;
 mod exchange;

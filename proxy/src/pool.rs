@@ -301,6 +301,30 @@ impl Pool {
         }
     }
 
+    /// Uses a turn, if a connection rests that is watched by this thread and has only to be taken.
+    pub(crate) fn take_at_once(
+        &self,
+        turn: Turn,
+        client: ClientId,
+        role: Role,
+        account: &Arc<Account>,
+        customs: &BTreeSet<String>,
+    ) -> Option<Box<Server>> {
+        let worker = workers::current();
+        let wanted = Wanted { client, kind: &(role, account.clone()), worker };
+        // None gives way to a new one here.
+        let found = lock(&turn.place.shelf).take(&wanted, true, |server| {
+            server.worker == worker && server.known.is_clean() && server.known.suits(customs)
+        });
+        let Found::Ready(mut server) = found else { return None };
+        if !server.is_silent() || server.come_to(worker).is_err() {
+            server.close();
+            return None;
+        }
+        server.lease.renew(turn);
+        Some(server)
+    }
+
     /// Uses a turn. `customs`: custom settings that the client has named.
     pub(crate) async fn take(
         &self,
@@ -322,7 +346,7 @@ impl Pool {
             match found {
                 Found::Ready(mut server) => {
                     // A connection at rest has nothing to say, unless it is the end.
-                    if server.is_silent().await && server.come_to(workers::current()).is_ok() {
+                    if server.is_silent() && server.come_to(workers::current()).is_ok() {
                         return Taken::Rested(server, Turn { place, permit, reserved });
                     }
                     server.close();

@@ -122,6 +122,11 @@ impl Session {
         self.tx.is_none() && harmless && segment.ended && segment.rest == 0
     }
 
+    /// Where something has to run, when the session may be one that stays with the primary.
+    pub fn as_pinned(&self, wanted: Wanted) -> Wanted {
+        if wanted == Wanted::Reader && self.is_pinned() { Wanted::Writer } else { wanted }
+    }
+
     /// The session stays with the primary from now on.
     pub fn pin(&mut self) {
         self.pinned = true;
@@ -251,16 +256,6 @@ impl Session {
         self.tx.map(|tx| tx.node)
     }
 
-    /// Why the open transaction is lost, if it is.
-    pub fn take_trouble(&mut self) -> Option<Trouble> {
-        self.lost.take()
-    }
-
-    /// Trouble that the next statement has to be answered with, unless all it does is to roll back.
-    pub fn take_lost(&mut self, segment: &Segment) -> Option<Trouble> {
-        self.lost.take().filter(|_| !segment.only_rolls_back())
-    }
-
     /// The connection to `server` is gone while nothing ran on it.
     pub fn on_idle_loss(&mut self, node: NodeId, server: &NodeName, why: &str) {
         if self.tx.is_some_and(|tx| tx.node == node) {
@@ -328,6 +323,9 @@ impl Session {
 
     /// The replay was done.
     pub fn on_replayed(&self, known: &mut Known) {
+        if self.settings.discards(known.seen) {
+            known.statements.clear();
+        }
         if known.seen != self.settings.newest() {
             known.soiled = true;
             known.customs.extend(self.customs.iter().cloned());
@@ -350,6 +348,10 @@ impl Session {
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
         known.soiled |= segment.soils;
         self.note_traces(segment, known);
+        // Too late to introduce what SQL names in any other way.
+        for name in segment.uses.iter().filter(|_| segment.under_way) {
+            self.before_use(name, known, reply, out);
+        }
         let mut at = 0;
         for part in &segment.parts {
             if matches!(part.tag, b'Q' | b'F') && reply.is_unsynced() {

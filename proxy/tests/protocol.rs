@@ -346,6 +346,10 @@ async fn portals_are_used_behind_their_sync() {
     }
     let gone = [(read(), "Z"), (again(&[]), "Z")];
     world.compare("outside of a transaction", &gone).await;
+    let named = |sql: &str| all(&[parse(sql), message('B', b"b\0\0\0\0\0\0\0\0"), sync()]);
+    let begin = all(&[parse("BEGIN READ ONLY"), flush(), bind(), execute(0), named("SELECT n FROM t")]);
+    let twice = [(begin, "Z"), (named("UPDATE t SET n = 1"), "Z"), (query("END"), "Z")];
+    world.compare("a named portal behind a beginning that was flushed", &twice).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -271,7 +271,7 @@ impl Client {
             Err(error) => return Err(End::ClientProtocol(error)),
         }
         let segment = self.take_segment();
-        let in_reading = self.session.tx_node().is_some() || flow.batch.opens;
+        let in_reading = self.session.tx_node().is_some() || flow.batch.opens || segment.opens();
         let fits = server.role != Role::Standby
             || flow.reply.failed()
             || (!segment.leaves_portals()

@@ -151,7 +151,7 @@ impl Client {
         }
     }
 
-    fn is_useless(&self, server: &Server, topology: &Topology) -> bool {
+    pub(super) fn is_useless(&self, server: &Server, topology: &Topology) -> bool {
         match fate(topology, server.node, server.role) {
             Fate::Keep => false,
             Fate::Cut => true,

@@ -102,7 +102,7 @@ impl Client {
     }
 
     /// Where the connections to a node are.
-    fn place(&mut self, node: NodeId) -> Arc<Place> {
+    pub(super) fn place(&mut self, node: NodeId) -> Arc<Place> {
         let known = self.places.iter().find(|place| place.node == node);
         known.cloned().unwrap_or_else(|| {
             let place = self.shared.pool.place(node, &self.account);

@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// A choice, free of what it was chosen from.
 #[derive(Debug)]
-enum Goal {
+pub(super) enum Goal {
     Node(Arc<Topology>, NodeId, Role),
     Wait,
 }
@@ -47,8 +47,11 @@ impl Client {
         segment: &Segment,
         wanted: Wanted,
     ) -> Result<Result<NodeId, Trouble>, Gone> {
-        let begun = Instant::now();
         self.session.expect(segment);
+        if let Some(node) = self.reach_at_once(segment, self.session.as_pinned(wanted)) {
+            return Ok(Ok(node));
+        }
+        let begun = Instant::now();
         let mut deadline = begun + self.config.hold_timeout;
         let mut closed = BTreeSet::new();
         loop {
@@ -62,10 +65,7 @@ impl Client {
             }
             self.reap();
             // It may have turned out meanwhile that standbys cannot serve this session.
-            let wanted = match wanted {
-                Wanted::Reader if self.session.is_pinned() => Wanted::Writer,
-                wanted => wanted,
-            };
+            let wanted = self.session.as_pinned(wanted);
             let attempt = match self.goal(wanted, &closed) {
                 Ok(Goal::Wait) => None,
                 Ok(Goal::Node(topology, node, role)) => {
@@ -95,7 +95,7 @@ impl Client {
     }
 
     /// Where to go by the newest topology, and rather not to a standby that is `closed` to this session.
-    fn goal(&mut self, wanted: Wanted, closed: &BTreeSet<NodeId>) -> Result<Goal, Trouble> {
+    pub(super) fn goal(&mut self, wanted: Wanted, closed: &BTreeSet<NodeId>) -> Result<Goal, Trouble> {
         let Some(topology) = self.topology.borrow().clone() else { return Ok(Goal::Wait) };
         let lags = self.shared.cluster.lags();
         let mut avoided = self.shared.cluster.avoided();

@@ -74,7 +74,8 @@ impl Known {
 
     /// One of the messages was refused: who knows which of the statements are there.
     pub fn doubt(&mut self, introductions: &Introductions) {
-        self.statements.extend(introductions.by_protocol.iter().map(|one| (one.name.clone(), 0)));
+        let prepared = introductions.by_protocol.iter().map(|one| &one.name);
+        self.statements.extend(prepared.chain(&introductions.closed).map(|name| (name.clone(), 0)));
     }
 
     /// These names of prepared statements are no more; `None`: all.
@@ -149,6 +150,8 @@ impl Introduction {
 pub struct Introductions {
     /// Messages with a `Sync` behind them, or nothing.
     pub messages: BytesMut,
+    /// What is closed by them.
+    closed: Vec<String>,
     /// What is prepared by them.
     pub by_protocol: Vec<Introduction>,
     /// Statements to be prepared by SQL, behind that.
@@ -169,7 +172,7 @@ impl Session {
         known.seen == self.settings.newest()
             && !segment.traces.uses_all
             && segment.uses.is_empty()
-            && !segment.opens
+            && !(segment.opens && segment.uses_from_before().next().is_some())
             && !segment.names().any(by_sql)
     }
 
@@ -208,6 +211,7 @@ impl Session {
             if there.is_some() {
                 frontend::put_close_statement(&mut all.messages, &name);
                 known.statements.remove(&name);
+                all.closed.push(name);
             }
             return;
         };
@@ -219,6 +223,7 @@ impl Session {
         if there.is_some() || !definition.by_sql {
             frontend::put_close_statement(&mut all.messages, &name);
             known.statements.remove(&name);
+            all.closed.push(name.clone());
         }
         if definition.by_sql {
             // What is to be freed may stand for what is gone.

@@ -134,10 +134,15 @@ impl Settings {
 
     /// What a connection that has come as far as `seen` must still run.
     pub(super) fn replay(&self, seen: Seen) -> Vec<String> {
-        let stale = seen.epoch < self.epoch;
+        let stale = self.discards(seen);
         let missing = self.entries.iter().filter(|entry| stale || entry.sequence > seen.sequence);
         let discard = stale.then(|| "DISCARD ALL".to_owned());
         discard.into_iter().chain(missing.map(|entry| entry.sql.clone())).collect()
+    }
+
+    /// Whether a connection that has come as far as `seen` discards all that is on it first.
+    pub(super) fn discards(&self, seen: Seen) -> bool {
+        seen.epoch < self.epoch
     }
 
     /// The statement that set `key` last, in the open transaction or before.

@@ -677,6 +677,22 @@ fn what_was_closed_where_the_answer_is_not_wanted_is_not_there_any_more() {
 }
 
 #[test]
+fn what_is_discarded_to_follow_the_session_is_not_there_any_more() {
+    let mut fixture = with_p0();
+    let again: &[(u8, &[u8])] = &[(b'P', b"p0\0SELECT b FROM t\0\0\0"), (b'S', b"")];
+    fixture.run(OTHER, extended(&[(b'D', b"Sp0\0"), (b'S', b"")]), &replies("1tT", TxStatus::Idle));
+    fixture.run(NODE, query("DISCARD ALL"), &done("DISCARD ALL", TxStatus::Idle));
+    let mut other = fixture.known[&OTHER].clone();
+    assert_eq!(fixture.session.replay(&other), ["DISCARD ALL"]);
+    fixture.session.on_replayed(&mut other);
+    fixture.run(NODE, extended(again), &replies("1", TxStatus::Idle));
+    let segment = fixture.take(&mut extended(again));
+    let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+    fixture.session.encode(&segment, &mut other, &mut reply, &mut out);
+    assert_eq!(tags(&out), "PPS", "its name is taken there, too");
+}
+
+#[test]
 fn what_is_freed_in_a_batch_is_not_put_back_behind_that() {
     let bind: (u8, &[u8]) = (b'B', b"\0\0\0\0\0\0\0\0");
     let execute: (u8, &[u8]) = (b'E', b"\0\0\0\0\0");
@@ -876,4 +892,25 @@ fn what_sql_names_is_introduced_when_it_is_prepared() {
     let segment = fixture.take(&mut extended(first));
     let known = fixture.known.get_mut(&OTHER).unwrap();
     assert_eq!(tags(&fixture.session.introduce(&segment, known).messages), "CPS");
+}
+
+#[test]
+fn what_sql_names_behind_a_flush_is_prepared_in_front_of_it() {
+    let mut fixture = with_p0();
+    let first = fixture.take(&mut extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'H', b"")]));
+    let more = fixture.take_more(&mut extended(&[
+        (b'P', b"\0EXECUTE p0\0\0\0"),
+        (b'B', b"\0\0\0\0\0\0\0\0"),
+        (b'E', b"\0\0\0\0\0"),
+        (b'S', b""),
+    ]));
+    for (node, sent) in [(NODE, "PBES"), (OTHER, "PPBES")] {
+        let known = fixture.known.get_mut(&node).unwrap();
+        let mut reply = Reply::new(false);
+        fixture.session.begin_batch();
+        fixture.session.encode(&first, known, &mut reply, &mut BytesMut::new());
+        let mut out = BytesMut::new();
+        fixture.session.encode(&more, known, &mut reply, &mut out);
+        assert_eq!(tags(&out), sent);
+    }
 }

@@ -3,14 +3,30 @@
 use pgherd_common::{NodeId, NodeName};
 
 use crate::sql::Effect;
+use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 
-use super::{Batch, Reply, Session, Tx};
+use super::{Batch, Reply, Segment, Session, Tx};
 
 /// Longer beginnings are not remembered, in bytes.
 const BEGINNING_MAX: usize = 1024;
 
 impl Session {
+    /// Whether there is something that the next statement has to be answered with.
+    pub fn has_trouble(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// Why the open transaction is lost, if it is.
+    pub fn take_trouble(&mut self) -> Option<Trouble> {
+        self.lost.take()
+    }
+
+    /// Trouble that the next statement has to be answered with, unless all it does is to roll back.
+    pub fn take_lost(&mut self, segment: &Segment) -> Option<Trouble> {
+        self.lost.take().filter(|_| !segment.only_rolls_back())
+    }
+
     /// The transaction goes on elsewhere: here it is over, and nothing was changed in it.
     pub fn detach_tx(&mut self) {
         self.tx = None;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Buf;
@@ -132,9 +133,10 @@ impl Server {
     }
 
     /// Whether it has said nothing since it was last used, not even goodbye.
-    pub(crate) async fn is_silent(&mut self) -> bool {
-        let said = std::future::poll_fn(|cx| std::task::Poll::Ready(self.pipe.poll_fill(cx).is_ready()));
-        !said.await && self.pipe.input.is_empty()
+    pub(crate) fn is_silent(&mut self) -> bool {
+        // Who waits for it says so when it does.
+        let said = self.pipe.poll_fill(&mut Context::from_waker(Waker::noop()));
+        said.is_pending() && self.pipe.input.is_empty()
     }
 
     /// Whatever a client left on it goes, but for what is indelible. Nothing may run on it.

@@ -46,8 +46,8 @@ impl Client {
         let facts = Facts::by_names();
         loop {
             let before = input.clone();
-            let mut judge = |sql: &[u8]| -> Arc<Verdict> { Arc::new(classify(sql, &facts)) };
-            let taken = self.session.take(input, &mut self.segment, &mut judge);
+            let judge = |sql: &[u8]| -> Arc<Verdict> { Arc::new(classify(sql, &facts)) };
+            let taken = self.session.take(input, &mut self.segment, &judge);
             assert!(before.ends_with(input), "what is left is the end of what there was");
             self.seen.extend_from_slice(&before[..before.len() - input.len()]);
             match taken {

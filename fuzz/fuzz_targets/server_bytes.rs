@@ -48,7 +48,7 @@ fn ask(reply: &mut Reply, times: u8) {
     }
     frame::put(&mut input, b'S', |_| {});
     let (mut session, mut segment) = (Session::default(), Segment::default());
-    let mut judge = |sql: &[u8]| -> Arc<Verdict> { Arc::new(classify(sql, &Facts::by_names())) };
-    session.take(&mut input, &mut segment, &mut judge).expect("these are messages");
+    let judge = |sql: &[u8]| -> Arc<Verdict> { Arc::new(classify(sql, &Facts::by_names())) };
+    session.take(&mut input, &mut segment, &judge).expect("these are messages");
     session.encode(&segment, &mut Known::default(), reply, &mut BytesMut::new());
 }

@@ -914,3 +914,21 @@ fn what_sql_names_behind_a_flush_is_prepared_in_front_of_it() {
         assert_eq!(tags(&out), sent);
     }
 }
+
+#[test]
+fn nothing_of_a_segment_is_left_in_the_next() {
+    let mut fixture = with_p0();
+    for mut input in [
+        query(
+            "BEGIN; SET a.b = 'c'; CREATE TEMP TABLE x (a int); PREPARE p AS SELECT 1; DEALLOCATE ALL; COMMIT",
+        ),
+        query("ROLLBACK"),
+        query("SET TRANSACTION READ ONLY"),
+        query("SHOW POOL_NODES"),
+        extended(&[(b'B', b"b\0p0\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\x01"), (b'D', b"Sp0\0"), (b'H', b"")]),
+    ] {
+        let mut segment = fixture.take_more(&mut input);
+        segment.clear();
+        assert_eq!(format!("{segment:?}"), format!("{:?}", Segment::default()));
+    }
+}

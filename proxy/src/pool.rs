@@ -488,6 +488,8 @@ impl Pool {
     fn sweep(&self, topology: Option<&Topology>) {
         let (now, config) = (RealClock.now(), self.config.borrow().clone());
         let limits = &config.pool;
+        // Whoever may call himself what he likes leaves names behind.
+        lock(&self.accounts).retain(|_, known| known.iter().any(|one| one.strong_count() > 0));
         lock(&self.places).retain(|_, place| {
             let mut shelf = lock(&place.shelf);
             // Not by permits: who has one may be about to take what rests here.

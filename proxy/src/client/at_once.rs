@@ -58,7 +58,7 @@ impl Client {
     /// Takes in what a server said on its own, its end above all.
     fn hear_at_once(&mut self, node: NodeId) {
         let Some(server) = self.servers.get_mut(node) else { return };
-        // Who waits for it says so when it does.
+        // Nobody is woken by it: whoever waits for it later says so then.
         if let Poll::Ready(result) = server.pipe.poll_fill(&mut Context::from_waker(Waker::noop())) {
             self.on_server_news(node, result);
         }

@@ -134,7 +134,7 @@ impl Server {
 
     /// Whether it has said nothing since it was last used, not even goodbye.
     pub(crate) fn is_silent(&mut self) -> bool {
-        // Who waits for it says so when it does.
+        // Nobody is woken by it: whoever waits for it later says so then.
         let said = self.pipe.poll_fill(&mut Context::from_waker(Waker::noop()));
         said.is_pending() && self.pipe.input.is_empty()
     }

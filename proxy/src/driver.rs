@@ -35,7 +35,9 @@ const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Threads could not be started.
-    #[error("cannot start the threads that serve clients")]
+    #[error(
+        "cannot start the threads that serve clients; lower proxy.threads, or allow this process more threads and files"
+    )]
     Threads(#[source] io::Error),
     /// Signals cannot be received.
     #[error("cannot listen for signals")]

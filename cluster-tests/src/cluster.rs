@@ -202,7 +202,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until an agent says that all is well.
+    /// Waits until every agent that runs says that all is well.
     pub async fn until_healthy(&mut self, within: Duration) -> Result<(), NotReached> {
         const WHAT: &str = "the cluster is healthy";
         let (http, nodes) = (self.http.clone(), &mut self.parts.nodes);
@@ -215,8 +215,19 @@ impl Cluster {
                     return Ok(());
                 }
             }
-            let status = first_status(&http, nodes).await.map_err(|error| chain(&error))?;
-            if status.healthy { Ok(()) } else { Err(status.summary()) }
+            // Each is asked: the others may not have missed one yet that was started a moment ago.
+            let running: Vec<&Node> = nodes.iter().filter(|node| node.agent.pid().is_some()).collect();
+            if running.is_empty() {
+                return Err(chain(&StatusError::AllSilent));
+            }
+            for node in running {
+                let status = Status::of(&http, &node.agent_url()).await;
+                let status = status.map_err(|error| format!("{}: {}", node.name, chain(&error)))?;
+                if !status.healthy {
+                    return Err(status.summary());
+                }
+            }
+            Ok(())
         });
         waited.await?;
         given_up.map_or(Ok(()), |missing| Err(NotReached { what: WHAT.to_owned(), missing }))

@@ -36,11 +36,29 @@ use console::Console;
 use login::{Admission, Refusal};
 use state::Client;
 
-/// Serves one client from its first byte to its last.
-pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) {
+/// A client that goes on on another thread.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    client: Box<Client>,
+    /// The number of the worker that it goes to.
+    pub(crate) to: usize,
+}
+
+impl Moving {
+    /// Serves it on this thread.
+    pub(crate) async fn go_on(self) -> Option<Self> {
+        self.client.go_on().await
+    }
+}
+
+/// Serves one client from its first byte to its last, or until it goes on elsewhere.
+pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) -> Option<Moving> {
     let mut pipe = match visitor.settle() {
         Ok(pipe) => pipe,
-        Err(error) => return tracing::debug!(%error, "client socket unusable"),
+        Err(error) => {
+            tracing::debug!(%error, "client socket unusable");
+            return None;
+        }
     };
     match login::admit(&shared, &mut pipe).await {
         Ok(Admission::Done) => {}
@@ -48,7 +66,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) {
             Console::new(shared, pipe, *admitted).run().await;
         }
         Ok(Admission::Session(admitted)) => {
-            Client::new(shared, pipe, *admitted).run().await;
+            return Client::new(shared, pipe, *admitted).run().await;
         }
         Err(Refusal::Gone(error)) => tracing::debug!(%error, "client left before it was logged in"),
         Err(Refusal::Trouble(trouble)) => {
@@ -56,6 +74,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) {
             say_goodbye(&mut pipe, &trouble).await;
         }
     }
+    None
 }
 
 /// Tells the client why its connection ends.

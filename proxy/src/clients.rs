@@ -4,6 +4,7 @@
 //! looks at all badges.
 
 mod badge;
+mod bell;
 mod count;
 mod sweep;
 
@@ -181,9 +182,14 @@ impl Clients {
         totals
     }
 
+    /// The topology is another one: those that wait look at it.
+    pub(crate) fn nudge(&self) {
+        lock(&self.present).badges.values().for_each(|badge| badge.bell.nudge());
+    }
+
     /// The process is to end: those that wait for their client look up.
     pub(crate) fn wake(&self) {
-        lock(&self.present).badges.values().for_each(|badge| badge.called.notify_one());
+        lock(&self.present).badges.values().for_each(|badge| badge.bell.ring());
     }
 }
 

@@ -103,8 +103,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     background.spawn(keep_certificates(shared.clone(), hangup));
     background.spawn(pool::keep(shared.clone()));
     background.spawn(send_idle_away(shared.clone()));
+    background.spawn(tell_clients(shared.clone()));
     let threads = shared.config().threads;
     let workers = Arc::new(Workers::start(&shared, threads).map_err(RunError::Threads)?);
+    if threads > 1 {
+        let workers = workers.clone();
+        background.spawn(async move { workers.balance().await });
+    }
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
     for listener in listeners {
@@ -143,6 +148,15 @@ async fn listen(config: &Config) -> Result<Vec<Listener>, RunError> {
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// Has clients look at every new topology. Never returns.
+async fn tell_clients(shared: Arc<Shared>) {
+    let mut topology = shared.cluster.follow();
+    // The sender lives as long as the process.
+    while topology.changed().await.is_ok() {
+        shared.clients.nudge();
+    }
 }
 
 /// Reads certificates again when their files changed, and the whole configuration on SIGHUP. Never returns.

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -94,6 +94,11 @@ impl Pipe {
         Ok(())
     }
 
+    /// Whether another thread can watch it just as well.
+    pub(crate) fn moves(&self) -> bool {
+        matches!(self.stream, Stream::Plain(_) | Stream::Local(_))
+    }
+
     /// From here on everything is encrypted. Nothing may be left in the buffers.
     pub(crate) async fn secure<F>(&mut self, handshake: impl FnOnce(TcpStream) -> F) -> io::Result<()>
     where
@@ -148,6 +153,33 @@ impl Pipe {
             true => ready!(self.poll_fill_in_place(cx))?,
             false => ready!(SCRATCH.with_borrow_mut(|scratch| self.poll_fill_through(cx, scratch)))?,
         };
+        self.filled(count)
+    }
+
+    /// The same, of what is there already: nobody is woken by what comes later, and whoever waits for that says so
+    /// then.
+    pub(crate) fn fill_now(&mut self) -> Poll<io::Result<()>> {
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let read = match &mut self.stream {
+                Stream::Plain(stream) => stream.try_read(scratch),
+                Stream::Local(stream) => stream.try_read(scratch),
+                Stream::Tls(_) | Stream::Away => {
+                    return self.poll_fill_through(&mut Context::from_waker(Waker::noop()), scratch);
+                }
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(count) => {
+                    self.input.extend_from_slice(scratch.get(..count).unwrap_or_default());
+                    Poll::Ready(Ok(count))
+                }
+            }
+        });
+        self.filled(ready!(read)?)
+    }
+
+    fn filled(&mut self, count: usize) -> Poll<io::Result<()>> {
         self.received += u64::try_from(count).unwrap_or(0);
         self.much = count >= CHUNK;
         if count == 0 { Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())) } else { Poll::Ready(Ok(())) }
@@ -185,22 +217,15 @@ impl Pipe {
 
     /// Writes some of `output`, then of `more`; says how many bytes of `more` went out.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
-        let slices = [IoSlice::new(&self.output), IoSlice::new(more)];
-        // The kernel is quicker with one than with two of which one is empty.
-        let slices = match (self.output.is_empty(), more.is_empty()) {
-            (true, _) => slices.get(1..),
-            (_, true) => slices.get(..1),
-            _ => slices.get(..),
-        };
-        let slices = slices.unwrap_or_default();
+        let empty = self.output.is_empty() && more.is_empty();
         let written = match &mut self.stream {
-            Stream::Plain(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
-            Stream::Local(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
+            Stream::Plain(stream) => ready!(write_both(Pin::new(stream), cx, &self.output, more))?,
+            Stream::Local(stream) => ready!(write_both(Pin::new(stream), cx, &self.output, more))?,
             Stream::Tls(stream) => {
-                let written = ready!(Pin::new(&mut **stream).poll_write_vectored(cx, slices))?;
+                let written = ready!(write_both(Pin::new(&mut **stream), cx, &self.output, more))?;
                 // What the socket does not take now is on its way until a flush says otherwise.
                 self.unflushed = Pin::new(&mut **stream).poll_flush(cx)?.is_pending();
-                if slices.iter().all(|slice| slice.is_empty()) {
+                if empty {
                     return if self.unflushed { Poll::Pending } else { Poll::Ready(Ok(0)) };
                 }
                 written
@@ -245,6 +270,21 @@ impl Pipe {
                 *buffer = BytesMut::new();
             }
         }
+    }
+}
+
+/// Writes some of one and then of the other.
+fn write_both(
+    stream: Pin<&mut impl AsyncWrite>,
+    cx: &mut Context<'_>,
+    one: &[u8],
+    other: &[u8],
+) -> Poll<io::Result<usize>> {
+    // The kernel is quicker with one piece than with a list of pieces, even of one.
+    match (one.is_empty(), other.is_empty()) {
+        (true, _) => stream.poll_write(cx, other),
+        (_, true) => stream.poll_write(cx, one),
+        _ => stream.poll_write_vectored(cx, &[IoSlice::new(one), IoSlice::new(other)]),
     }
 }
 

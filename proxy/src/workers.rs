@@ -1,7 +1,10 @@
 //! The threads that serve clients, each with a runtime of its own: what happens between a client and its servers
-//! stays within one thread, and wakes no other.
+//! stays within one thread, and wakes no other. Clients go from one to another as the load wants it.
 
-use std::cell::Cell;
+mod balance;
+mod desk;
+
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +12,13 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
-use crate::client;
+use crate::client::{self, Moving};
 use crate::listen::Visitor;
 use crate::shared::Shared;
+
+use desk::{Desk, Order, Watch};
 
 /// SQL is parsed on these stacks, which are touched only as far as they are used.
 pub(crate) const STACK_BYTES: usize = 8 << 20;
@@ -22,11 +28,22 @@ const NO_WORKER: usize = usize::MAX;
 
 thread_local! {
     static NUMBER: Cell<usize> = const { Cell::new(NO_WORKER) };
+    static DESK: RefCell<Arc<Desk>> = RefCell::default();
 }
 
 /// The number of the worker that this thread is; threads that serve nobody have one together.
 pub(crate) fn current() -> usize {
     NUMBER.try_with(Cell::get).unwrap_or(NO_WORKER)
+}
+
+/// Where a client of this thread goes on, if it is one of those that are to go. `heard`: the last order that it heard.
+pub(crate) fn departs_for(heard: &mut u64) -> Option<usize> {
+    let order = DESK.with_borrow(|desk| desk.current());
+    if order == *heard {
+        return None;
+    }
+    *heard = order;
+    Order::sends(order, rand::random())
 }
 
 /// See the module.
@@ -38,16 +55,24 @@ struct Worker {
     queue: mpsc::UnboundedSender<Arrival>,
     /// Those that it serves, or has yet to.
     clients: Arc<AtomicUsize>,
+    desk: Arc<Desk>,
     thread: JoinHandle<()>,
 }
 
 /// A client on its way to its worker.
 #[derive(Debug)]
 struct Arrival {
-    visitor: Visitor,
+    who: Who,
     session: Counted,
     /// Dropped when its session is over.
     alive: mpsc::Sender<()>,
+}
+
+#[derive(Debug)]
+enum Who {
+    Visitor(Visitor),
+    /// From another worker.
+    Client(Moving),
 }
 
 /// Counts a session for as long as it lasts.
@@ -69,20 +94,64 @@ impl Drop for Counted {
     }
 }
 
+/// How a worker is reached by the others.
+#[derive(Debug)]
+struct Door {
+    queue: mpsc::WeakUnboundedSender<Arrival>,
+    clients: Arc<AtomicUsize>,
+}
+
+impl Door {
+    /// Lets a client in, unless the worker is about to end.
+    fn pass(&self, client: Moving, alive: &mpsc::Sender<()>) -> Result<(), Moving> {
+        let Some(queue) = self.queue.upgrade() else { return Err(client) };
+        let session = Counted::among(&self.clients);
+        let arrival = Arrival { who: Who::Client(client), session, alive: alive.clone() };
+        queue.send(arrival).map_err(|refused| match refused.0.who {
+            Who::Client(client) => client,
+            Who::Visitor(_) => unreachable!("a client was sent"),
+        })
+    }
+}
+
 impl Workers {
     /// Starts so many.
     pub(crate) fn start(shared: &Arc<Shared>, threads: usize) -> io::Result<Self> {
-        (0..threads).map(|number| Worker::start(number, shared.clone())).collect::<io::Result<_>>().map(Self)
+        let (queues, arrivals): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
+        let door = |queue: &mpsc::UnboundedSender<Arrival>| Door {
+            queue: queue.downgrade(),
+            clients: Arc::default(),
+        };
+        let doors: Arc<[Door]> = queues.iter().map(door).collect();
+        let workers = queues.into_iter().zip(arrivals).zip(0..).map(|((queue, arrivals), number)| {
+            let clients = doors.get(number).map(|door| door.clients.clone()).unwrap_or_default();
+            let post = Post { number, shared: shared.clone(), doors: doors.clone(), arrivals };
+            Worker::start(queue, clients, post)
+        });
+        workers.collect::<io::Result<_>>().map(Self)
     }
 
-    /// Has a client served by the worker that serves the fewest. `alive` is dropped when its session is over.
+    /// Has a client served. `alive` is dropped when its session is over.
     pub(crate) fn serve(&self, visitor: Visitor, alive: mpsc::Sender<()>) {
-        let Some(worker) = self.0.iter().min_by_key(|worker| worker.clients.load(Ordering::Relaxed)) else {
-            return;
-        };
-        let arrival = Arrival { visitor, session: Counted::among(&worker.clients), alive };
+        let number = balance::host(self.0.iter().map(|worker| worker.desk.load()));
+        let Some(worker) = self.0.get(number) else { return };
+        let session = Counted::among(&worker.clients);
         // A worker lives as long as somebody can send it a client.
-        drop(worker.queue.send(arrival));
+        drop(worker.queue.send(Arrival { who: Who::Visitor(visitor), session, alive }));
+    }
+
+    /// Has clients go to other workers when they had better. Never returns.
+    pub(crate) async fn balance(&self) {
+        let mut number = 0_u32;
+        loop {
+            sleep(balance::LOOK).await;
+            number = number.wrapping_add(1);
+            let loads: Vec<u32> = self.0.iter().map(|worker| worker.desk.load()).collect();
+            let wanted = balance::plan(&loads);
+            for (worker, own) in self.0.iter().zip(0..) {
+                worker.desk.order(number, wanted.filter(|wanted| wanted.from == own));
+            }
+        }
     }
 
     /// Ends the sessions that are left. Blocks for a moment.
@@ -97,32 +166,72 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(number: usize, shared: Arc<Shared>) -> io::Result<Self> {
+    fn start(
+        queue: mpsc::UnboundedSender<Arrival>,
+        clients: Arc<AtomicUsize>,
+        post: Post,
+    ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (queue, arrivals) = mpsc::unbounded_channel();
-        let thread = thread::Builder::new().name(format!("worker-{number}")).stack_size(STACK_BYTES);
-        let thread = thread.spawn(move || work(number, runtime, shared, arrivals))?;
-        Ok(Self { queue, clients: Arc::default(), thread })
+        let desk = Arc::<Desk>::default();
+        let thread = thread::Builder::new().name(format!("worker-{}", post.number)).stack_size(STACK_BYTES);
+        let own = desk.clone();
+        let thread = thread.spawn(move || post.work(runtime, own))?;
+        Ok(Self { queue, clients, desk, thread })
     }
 }
 
-/// Serves clients until no more can come.
-fn work(
+/// What a worker works with.
+struct Post {
     number: usize,
-    runtime: Runtime,
     shared: Arc<Shared>,
-    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
-) {
-    NUMBER.with(|own| own.set(number));
-    runtime.block_on(async move {
-        while let Some(Arrival { visitor, session, alive }) = arrivals.recv().await {
-            let shared = shared.clone();
-            tokio::spawn(async move {
-                client::serve(shared, visitor).await;
-                drop((session, alive));
-            });
+    doors: Arc<[Door]>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+}
+
+impl Post {
+    /// Serves clients until no more can come.
+    fn work(self, runtime: Runtime, desk: Arc<Desk>) {
+        let Self { number, shared, doors, mut arrivals } = self;
+        NUMBER.with(|own| own.set(number));
+        DESK.with_borrow_mut(|own| own.clone_from(&desk));
+        runtime.block_on(async move {
+            if doors.len() > 1 {
+                tokio::spawn(watch(desk));
+            }
+            while let Some(arrival) = arrivals.recv().await {
+                tokio::spawn(serve(shared.clone(), arrival, doors.clone()));
+            }
+        });
+        // Nobody waits for a name that is still being resolved.
+        runtime.shutdown_background();
+    }
+}
+
+/// Tells the load of this thread. Never returns.
+async fn watch(desk: Arc<Desk>) {
+    let mut watch = Watch::begin();
+    loop {
+        sleep(balance::LOOK).await;
+        watch.note(&desk);
+    }
+}
+
+/// Serves a client until its session is over or another worker has it.
+async fn serve(shared: Arc<Shared>, arrival: Arrival, doors: Arc<[Door]>) {
+    let Arrival { who, session, alive } = arrival;
+    let mut moving = match who {
+        Who::Visitor(visitor) => client::serve(shared, visitor).await,
+        Who::Client(client) => client.go_on().await,
+    };
+    while let Some(client) = moving {
+        let passed = match doors.get(client.to) {
+            Some(door) => door.pass(client, &alive),
+            None => Err(client),
+        };
+        match passed {
+            Ok(()) => break,
+            Err(client) => moving = client.go_on().await,
         }
-    });
-    // Nobody waits for a name that is still being resolved.
-    runtime.shutdown_background();
+    }
+    drop(session);
 }

@@ -3,7 +3,7 @@
 //! the long way ([`Client::reach`]).
 
 use std::collections::BTreeSet;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 use pgherd_common::NodeId;
 
@@ -26,10 +26,11 @@ impl Client {
         if self.servers.values().any(|server| self.is_useless(server, &topology)) {
             return None;
         }
-        if !self.servers.has(node) {
-            self.take_at_once(node, role)?;
+        match self.servers.has(node) {
+            true => self.hear_at_once(node),
+            // It was listened to where it was taken.
+            false => self.take_at_once(node, role)?,
         }
-        self.hear_at_once(node);
         let server = self.servers.get(node)?;
         let shunned = server.at_rest && self.session.shuns(&server.known);
         let busy = server.role != role || server.questions.are_due();
@@ -58,8 +59,7 @@ impl Client {
     /// Takes in what a server said on its own, its end above all.
     fn hear_at_once(&mut self, node: NodeId) {
         let Some(server) = self.servers.get_mut(node) else { return };
-        // Nobody is woken by it: whoever waits for it later says so then.
-        if let Poll::Ready(result) = server.pipe.poll_fill(&mut Context::from_waker(Waker::noop())) {
+        if let Poll::Ready(result) = server.pipe.fill_now() {
             self.on_server_news(node, result);
         }
     }

@@ -58,6 +58,9 @@ impl Client {
 
     /// Writes what the client has yet to get, unless it is sent away before it takes it.
     pub(super) async fn flush_or_go(&mut self) -> io::Result<()> {
+        if !self.pipe.has_output() {
+            return Ok(());
+        }
         unless_killed(&self.presence.badge, self.pipe.flush()).await
     }
 
@@ -80,7 +83,7 @@ impl Client {
                 biased;
                 () = &mut over => break None,
                 () = slot.waiting.notified() => break Some(Trouble::Cancelled),
-                () = badge.called.notified() => {
+                () = badge.bell.rung() => {
                     self.heed()?;
                     if *self.stopping.borrow() {
                         return Err(Gone::Trouble(Trouble::ShuttingDown));
@@ -119,7 +122,7 @@ pub(super) async fn unless_killed(
         tokio::select! {
             biased;
             written = &mut writing => return written,
-            () = badge.called.notified() => if badge.is_killed() {
+            () = badge.bell.rung() => if badge.is_killed() {
                 return Err(io::Error::other("killed by an administrator"));
             },
         }

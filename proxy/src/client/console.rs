@@ -116,7 +116,7 @@ impl Console {
             self.heed()?;
             tokio::select! {
                 result = self.pipe.fill() => return Ok(result?),
-                () = self.presence.badge.called.notified() => {}
+                () = self.presence.badge.bell.rung() => {}
             }
         }
     }
@@ -354,7 +354,7 @@ impl Console {
             tokio::select! {
                 () = settled => {}
                 () = self.slot.waiting.notified() => return Ok(Err(Trouble::Cancelled)),
-                () = self.presence.badge.called.notified() => self.heed()?,
+                () = self.presence.badge.bell.rung() => self.heed()?,
                 result = self.pipe.fill(), if room => result?,
             }
         }

@@ -1,6 +1,7 @@
 //! One batch on one server: bytes go both ways until the server is ready for the next.
 
 use std::io;
+use std::task::Poll;
 
 use bytes::BytesMut;
 use pgherd_common::NodeId;
@@ -79,7 +80,7 @@ impl Client {
         }
         flow.segment = Some(segment);
         server.at_rest = false;
-        self.slot.runs_on(&server.address, server.key, &server.gate);
+        self.slot.runs_on(&server.gate);
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
         self.conclude(flow, server, end).await
@@ -107,16 +108,21 @@ impl Client {
                     return End::Lost("the cluster declared the server out of service".to_owned());
                 }
             }
-            let progress = std::future::poll_fn(|cx| flow.poll(cx, pipe, &mut server.pipe));
-            tokio::select! {
-                biased;
-                progress = progress => match progress {
-                    Progress::Moved => {}
-                    Progress::ServerGone(error) => return End::Lost(format!("the connection broke: {error}")),
-                    Progress::ClientGone(error) => return End::ClientGone(error),
-                },
+            let badge = &self.presence.badge;
+            let progress = std::future::poll_fn(|cx| {
+                if let Poll::Ready(progress) = flow.poll(cx, pipe, &mut server.pipe) {
+                    return Poll::Ready(Some(progress));
+                }
+                badge.bell.listen(cx);
                 // It is looked at above.
-                Ok(()) = topology.changed() => topology.mark_changed(),
+                if topology.has_changed().unwrap_or(false) { Poll::Ready(None) } else { Poll::Pending }
+            });
+            match progress.await {
+                Some(Progress::Moved) | None => {}
+                Some(Progress::ServerGone(error)) => {
+                    return End::Lost(format!("the connection broke: {error}"));
+                }
+                Some(Progress::ClientGone(error)) => return End::ClientGone(error),
             }
         }
     }

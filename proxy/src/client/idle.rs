@@ -19,6 +19,9 @@ use super::state::{Client, Gone};
 enum News {
     Client(io::Result<()>),
     Server(NodeId, io::Result<()>),
+    /// Somebody wants something of the client.
+    Called,
+    Topology,
 }
 
 impl Client {
@@ -33,7 +36,11 @@ impl Client {
         if *self.stopping.borrow() && self.segment.is_empty() {
             return Err(Gone::Trouble(Trouble::ShuttingDown));
         }
-        let (pipe, servers) = (&mut self.pipe, &mut self.servers);
+        if let Some(worker) = self.departs_for() {
+            return Err(Gone::Moves(worker));
+        }
+        let (pipe, servers, badge) = (&mut self.pipe, &mut self.servers, &self.presence.badge);
+        let topology = &self.topology;
         let news = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = pipe.poll_fill(cx) {
                 return Poll::Ready(News::Client(result));
@@ -43,24 +50,19 @@ impl Client {
                     return Poll::Ready(News::Server(server.node, result));
                 }
             }
-            Poll::Pending
-        });
-        tokio::select! {
-            biased;
-            news = news => match news {
-                News::Client(result) => Ok(result?),
-                News::Server(node, result) => {
-                    self.on_server_news(node, result);
-                    Ok(())
-                }
-            },
-            // The sender lives as long as the process.
-            _ = self.topology.changed() => {
-                self.reap();
-                Ok(())
+            if badge.bell.poll_rung(cx).is_ready() {
+                return Poll::Ready(News::Called);
             }
-            () = self.presence.badge.called.notified() => self.answer_call(),
+            // Behind the bell, which tells of it. The sender lives as long as the process.
+            if topology.has_changed().unwrap_or(false) { Poll::Ready(News::Topology) } else { Poll::Pending }
+        });
+        match news.await {
+            News::Client(result) => return Ok(result?),
+            News::Server(node, result) => self.on_server_news(node, result),
+            News::Called => return self.answer_call(),
+            News::Topology => self.reap(),
         }
+        Ok(())
     }
 
     /// Looks whether a server said something, or is gone, since it was last used.

@@ -164,7 +164,7 @@ impl Client {
             _ = pointless => return Err(ConnectError::Io(std::io::ErrorKind::HostUnreachable.into())),
         };
         server.owner = self.id;
-        server.lease.tag.is_process(server.key.pid);
+        server.lease.tag.is_process(server.gate.key.pid);
         server.lease.tag.is_with(self.id);
         self.servers.insert(server);
         Ok(())

@@ -44,7 +44,7 @@ impl Client {
         let Some(mut server) = self.servers.remove_one(|_| true) else {
             return Gone::Trouble(Trouble::NoServer { primary: true, held_ms: 0 });
         };
-        self.slot.runs_on(&server.address, server.key, &server.gate);
+        self.slot.runs_on(&server.gate);
         let mut relay = Relay::default();
         let gone = self.relay(&mut relay, &mut server).await;
         self.slot.rests();
@@ -76,7 +76,7 @@ impl Client {
                     }
                     End::Server("The server is not the primary any more.".to_owned())
                 }
-                () = badge.called.notified() => {
+                () = badge.bell.rung() => {
                     if badge.is_killed() {
                         return Gone::Trouble(Trouble::Killed);
                     }

@@ -22,7 +22,9 @@ use crate::upstream::{CancelSlot, Login};
 use crate::wire::backend::{self, Severity};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
+use crate::workers;
 
+use super::Moving;
 use super::login::Admitted;
 use super::say_goodbye;
 use super::servers::Servers;
@@ -39,6 +41,8 @@ pub(super) enum Gone {
     Io(io::Error),
     /// The client is told why.
     Trouble(Trouble),
+    /// Not at all: the worker of this number goes on with it.
+    Moves(usize),
 }
 
 impl From<io::Error> for Gone {
@@ -85,6 +89,14 @@ pub(super) struct Client {
     /// What the badge says keeps it on its connection.
     pub(super) kept_by: Option<Why>,
     key: Option<CancelKey>,
+    /// The last order to move that it heard.
+    heard: u64,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -118,17 +130,32 @@ impl Client {
             discard: 0,
             owed: None,
             key: None,
+            heard: 0,
         }
     }
 
-    /// Serves the session to its end.
-    pub(super) async fn run(mut self) {
+    /// Serves the session to its end, or until it moves.
+    pub(super) async fn run(mut self) -> Option<Moving> {
         let gone = match self.welcome().await {
             Ok(()) if self.login.replication.is_some() => self.replicate().await,
             Ok(()) => self.serve().await,
             Err(gone) => gone,
         };
+        Box::new(self).end(gone).await
+    }
+
+    /// Goes on on this thread.
+    pub(super) async fn go_on(mut self: Box<Self>) -> Option<Moving> {
+        let gone = match self.pipe.settle() {
+            Ok(()) => self.serve().await,
+            Err(error) => Gone::Io(error),
+        };
+        self.end(gone).await
+    }
+
+    async fn end(mut self: Box<Self>, gone: Gone) -> Option<Moving> {
         match gone {
+            Gone::Moves(to) => return Some(Moving { client: self, to }),
             Gone::Left => {
                 tracing::debug!(user = self.user, "client left");
                 // It may still read what it asked for.
@@ -149,6 +176,17 @@ impl Client {
         if shared.pauses.any() {
             shared.pauses.settled.notify_waiters();
         }
+        None
+    }
+
+    /// Where it goes on, if it is to, and nothing of it has to stay here. For when nothing runs.
+    pub(super) fn departs_for(&mut self) -> Option<usize> {
+        let free = self.servers.is_empty()
+            && self.segment.is_empty()
+            && self.pipe.moves()
+            && self.discard == 0
+            && self.owed.is_none();
+        if free { workers::departs_for(&mut self.heard) } else { None }
     }
 
     /// Opens a server connection, so that the settings reported to the client are real, and a refusal of
@@ -161,7 +199,7 @@ impl Client {
         let node = node.map_err(Gone::Trouble)?;
         if let Some(server) = self.servers.get(node) {
             self.told = server.parameters.clone();
-            let key = self.shared.cancels.register(server.key.pid, &self.slot);
+            let key = self.shared.cancels.register(server.gate.key.pid, &self.slot);
             self.key = Some(key);
             backend::put_key(&mut self.pipe.output, key);
         }

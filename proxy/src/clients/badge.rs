@@ -4,11 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use pgherd_common::WallTime;
-use tokio::sync::Notify;
 
 use crate::control::lock;
 use crate::sql::Why;
 
+use super::bell::Bell;
 use super::count::Counts;
 use super::{ClientId, Guest};
 
@@ -66,7 +66,7 @@ pub(crate) struct Badge {
     connections: AtomicUsize,
     kept_by: Mutex<Option<Why>>,
     /// Somebody wants something of it: see `killed`, `expired`, and whether the process is to end.
-    pub(crate) called: Notify,
+    pub(crate) bell: Bell,
     killed: AtomicBool,
     /// It has said nothing for too long since this turn, or a later one that it has yet to come to.
     expired: AtomicU64,
@@ -83,7 +83,7 @@ impl Badge {
             turns: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             kept_by: Mutex::default(),
-            called: Notify::new(),
+            bell: Bell::default(),
             killed: AtomicBool::new(false),
             expired: AtomicU64::new(u64::MAX),
         }
@@ -132,7 +132,7 @@ impl Badge {
     /// An administrator wants it to go.
     pub(crate) fn kill(&self) {
         self.killed.store(true, Ordering::Release);
-        self.called.notify_one();
+        self.bell.ring();
     }
 
     /// Whether it has to go, whatever it is at.
@@ -143,7 +143,7 @@ impl Badge {
     /// It has said nothing since `turn` for too long.
     pub(super) fn expire(&self, turn: u64) {
         self.expired.store(turn, Ordering::Release);
-        self.called.notify_one();
+        self.bell.ring();
     }
 
     /// Whether it has to go for having said nothing since its last turn.

@@ -10,6 +10,7 @@ use pgherd_common::push::{self, InvalidMessage, PROTOCOL, ToAgent, ToProxy};
 use pgherd_common::{ClusterName, HostPort};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -20,6 +21,9 @@ use super::cluster::{Cluster, LinkState};
 
 /// Agents send something at least every second; this long without is a dead link.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// Room for what agents say at a time.
+const READ_BYTES: usize = 4 << 10;
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -72,7 +76,9 @@ pub(crate) async fn keep_link(cluster: Arc<Cluster>, config: Arc<Config>, agent:
 
 async fn connect(config: &Config, agent: &HostPort) -> Result<Socket, LinkError> {
     let url = format!("ws://{agent}{}", push::PATH);
-    let attempt = tokio_tungstenite::connect_async_with_config(url, None, true);
+    // It is cleared for every message, however short.
+    let buffers = WebSocketConfig::default().read_buffer_size(READ_BYTES);
+    let attempt = tokio_tungstenite::connect_async_with_config(url, Some(buffers), true);
     let (mut socket, _) = timeout(CONNECT_MAX, attempt)
         .await
         .map_err(|_| LinkError::ConnectTimeout)?

@@ -147,16 +147,23 @@ impl Default for Segment {
 impl Segment {
     /// Empties it; its memory is for the next.
     pub fn clear(&mut self) {
-        let Self { mut bytes, mut parts, mut effects, mut uses, mut texts, .. } = std::mem::take(self);
-        bytes.clear();
-        if bytes.capacity() > KEEP {
-            bytes = BytesMut::new();
+        let mut kept = Self {
+            bytes: std::mem::take(&mut self.bytes),
+            parts: std::mem::take(&mut self.parts),
+            effects: std::mem::take(&mut self.effects),
+            uses: std::mem::take(&mut self.uses),
+            texts: std::mem::take(&mut self.texts),
+            ..Self::default()
+        };
+        kept.bytes.clear();
+        if kept.bytes.capacity() > KEEP {
+            kept.bytes = BytesMut::new();
         }
-        parts.clear();
-        effects.clear();
-        uses.clear();
-        texts.clear();
-        *self = Self { bytes, parts, effects, uses, texts, ..Self::default() };
+        kept.parts.clear();
+        kept.effects.clear();
+        kept.uses.clear();
+        kept.texts.clear();
+        *self = kept;
     }
 
     /// How many times it ends the data of a COPY.

@@ -91,7 +91,22 @@ enum Class {
     Odd,
 }
 
+/// Looked up, since every byte of nearly every text is.
+static CLASSES: [Class; 256] = {
+    let mut classes = [Class::Odd; 256];
+    let (mut left, mut byte): (&mut [Class], u8) = (&mut classes, 0);
+    while let Some((first, rest)) = left.split_first_mut() {
+        *first = class_of(byte);
+        (left, byte) = (rest, byte.wrapping_add(1));
+    }
+    classes
+};
+
 fn class(byte: u8) -> Class {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or(Class::Odd)
+}
+
+const fn class_of(byte: u8) -> Class {
     match byte {
         b' ' | b'\t' | b'\n' | b'\r' | b'\x0c' => Class::Space,
         b'a'..=b'z' | b'A'..=b'Z' | b'_' => Class::Name,
@@ -114,7 +129,7 @@ fn class(byte: u8) -> Class {
 }
 
 fn in_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
+    matches!(class(byte), Class::Name | Class::Digit)
 }
 
 /// What parentheses are around something.
@@ -281,10 +296,9 @@ impl<'a> Scan<'a> {
     }
 
     /// Goes on to the next byte of another kind.
-    fn skip(&mut self, kind: fn(u8) -> bool) {
-        while self.sql.get(self.at).is_some_and(|byte| kind(*byte)) {
-            self.at += 1;
-        }
+    fn skip(&mut self, kind: impl Fn(u8) -> bool) {
+        let rest = self.sql.get(self.at..).unwrap_or_default();
+        self.at += rest.iter().position(|byte| !kind(*byte)).unwrap_or(rest.len());
     }
 
     fn operator(&mut self) -> Option<()> {

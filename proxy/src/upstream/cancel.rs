@@ -1,13 +1,14 @@
 //! Whom a cancel request is for.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgherd_common::HostPort;
 use pgherd_common::errors::Chain;
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::config::ServerTls;
@@ -17,25 +18,47 @@ use crate::wire::startup::{self, CancelKey};
 
 use super::dial::{DialError, dial};
 
-/// Cancel requests on their way to one server process. It must not serve anybody else before they are
-/// there.
-#[derive(Debug, Default, Clone)]
+/// Where cancel requests to one server process go, and those that are on their way. It must not serve anybody else
+/// before they are there.
+#[derive(Debug)]
 pub(crate) struct Gate {
-    /// Read by each request on its way.
-    passing: Arc<RwLock<()>>,
+    address: HostPort,
+    pub(crate) key: CancelKey,
+    /// So many are on their way.
+    passing: AtomicUsize,
+    /// The last of them got there.
+    passed: Notify,
     /// It is not known of one whether it ever got there.
-    doubtful: Arc<AtomicBool>,
+    doubtful: AtomicBool,
 }
 
 impl Gate {
+    pub(super) fn new(address: HostPort, key: CancelKey) -> Self {
+        let (passing, passed, doubtful) = (AtomicUsize::new(0), Notify::new(), AtomicBool::new(false));
+        Self { address, key, passing, passed, doubtful }
+    }
+
+    /// The same place, now that its key is known. No request is on its way to it yet.
+    pub(super) fn with_key(&self, key: CancelKey) -> Self {
+        Self::new(self.address.clone(), key)
+    }
+
     /// Whether a request is on its way.
     pub(crate) fn is_passing(&self) -> bool {
-        self.passing.try_write().is_err()
+        self.passing.load(Ordering::Acquire) > 0
     }
 
     /// Returns when no request is on its way any more.
     pub(crate) async fn passed(&self) {
-        drop(self.passing.write().await);
+        loop {
+            let mut passed = pin!(self.passed.notified());
+            // What comes behind the look is heard.
+            passed.as_mut().enable();
+            if !self.is_passing() {
+                return;
+            }
+            passed.await;
+        }
     }
 
     /// Whether a request may get there who knows when.
@@ -44,18 +67,36 @@ impl Gate {
     }
 }
 
+/// A request on its way.
+struct Passage(Arc<Gate>);
+
+impl Passage {
+    fn through(gate: &Arc<Gate>) -> Self {
+        gate.passing.fetch_add(1, Ordering::AcqRel);
+        Self(gate.clone())
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        if self.0.passing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.passed.notify_waiters();
+        }
+    }
+}
+
 /// What runs for one session right now.
 #[derive(Debug, Default)]
 pub(crate) struct CancelSlot {
-    running: Mutex<Option<(HostPort, CancelKey, Gate)>>,
+    running: Mutex<Option<Arc<Gate>>>,
     /// Wakes the session while it waits for a server.
     pub(crate) waiting: Notify,
 }
 
 impl CancelSlot {
     /// Something runs on this server from now on.
-    pub(crate) fn runs_on(&self, address: &HostPort, key: CancelKey, gate: &Gate) {
-        *lock(&self.running) = Some((address.clone(), key, gate.clone()));
+    pub(crate) fn runs_on(&self, gate: &Arc<Gate>) {
+        *lock(&self.running) = Some(gate.clone());
     }
 
     /// Nothing runs any more.
@@ -93,12 +134,12 @@ impl Cancels {
     pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration, tls: &Kept<ServerTls>) {
         let slot = lock(&self.slots).get(&(key.pid, key.secret)).cloned();
         let Some(slot) = slot else { return };
-        let running = lock(&slot.running).as_ref().and_then(|(address, key, gate)| {
-            let passing = gate.passing.clone().try_read_owned().ok()?;
-            Some((address.clone(), *key, gate.clone(), passing))
-        });
-        let Some((address, key, gate, _passing)) = running else { return slot.waiting.notify_waiters() };
-        match timeout(limit, forward(&address, key, tls)).await {
+        // Under the lock: it does not come to rest, and is not given to anybody else, before that.
+        let passage = lock(&slot.running).as_ref().map(Passage::through);
+        let Some(passage) = passage else { return slot.waiting.notify_waiters() };
+        let Passage(gate) = &passage;
+        let address = &gate.address;
+        match timeout(limit, forward(gate, tls)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let error = Chain(&error);
@@ -115,14 +156,14 @@ impl Cancels {
 impl super::Server {
     /// Interrupts what runs on it.
     pub(crate) async fn interrupt(&self, tls: &Kept<ServerTls>) -> Result<(), DialError> {
-        forward(&self.address, self.key, tls).await
+        forward(&self.gate, tls).await
     }
 }
 
 /// Encrypted like any other connection: the key would let others interrupt the session, too.
-async fn forward(address: &HostPort, key: CancelKey, tls: &Kept<ServerTls>) -> Result<(), DialError> {
-    let mut pipe = dial(address, tls).await?.into_pipe()?;
-    startup::put_cancel(&mut pipe.output, key);
+async fn forward(gate: &Gate, tls: &Kept<ServerTls>) -> Result<(), DialError> {
+    let mut pipe = dial(&gate.address, tls).await?.into_pipe()?;
+    startup::put_cancel(&mut pipe.output, gate.key);
     pipe.flush().await?;
     // The server closes the connection once the signal is sent: only then may the client be told.
     drop(pipe.fill().await);
@@ -132,6 +173,24 @@ async fn forward(address: &HostPort, key: CancelKey, tls: &Kept<ServerTls>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_next_one_waits_for_every_request_on_its_way() {
+        let key = CancelKey { pid: 7, secret: 1 };
+        let gate = Arc::new(Gate::new("h:1".parse().unwrap(), key));
+        gate.passed().await;
+        let (one, other) = (Passage::through(&gate), Passage::through(&gate));
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.passed().await }
+        });
+        tokio::task::yield_now().await;
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(gate.is_passing() && !waiting.is_finished());
+        drop(other);
+        waiting.await.unwrap();
+    }
 
     #[test]
     fn sessions_of_one_server_process_are_told_apart() {

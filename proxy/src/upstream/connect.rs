@@ -110,10 +110,8 @@ pub(crate) async fn connect(
     let mut server = Box::new(Server {
         node: backend.id,
         name: backend.name.clone(),
-        address: backend.address.clone(),
         role,
         pipe: line.into_pipe()?,
-        key: CancelKey { pid: 0, secret: 0 },
         parameters: BTreeMap::new(),
         known,
         counts,
@@ -122,7 +120,7 @@ pub(crate) async fn connect(
         at_rest: true,
         worker: workers::current(),
         owner: 0,
-        gate: Gate::default(),
+        gate: Arc::new(Gate::new(backend.address.clone(), CancelKey { pid: 0, secret: 0 })),
         lease,
     });
     let prepared = async {
@@ -174,7 +172,7 @@ async fn log_in(server: &mut Server, login: &Login) -> Result<(), ConnectError> 
                 let (name, value) = backend::parameter(&payload)?;
                 server.parameters.insert(name.to_owned(), value.to_owned());
             }
-            b'K' => server.key = backend::key(&payload)?,
+            b'K' => server.gate = Arc::new(server.gate.with_key(backend::key(&payload)?)),
             b'E' => return Err(ConnectError::Refused(ServerError::read(&payload)?)),
             b'Z' => return Ok(()),
             _ => {}

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Buf;
-use pgherd_common::{HostPort, Lsn, NodeId, NodeName};
+use pgherd_common::{Lsn, NodeId, NodeName};
 use tokio::time::{Instant, timeout};
 
 use crate::clients::ClientId;
@@ -20,7 +19,6 @@ use crate::topology::Role;
 use crate::wire::backend::{self, ServerError, Severity};
 use crate::wire::frame::{self, BadFrame, Malformed};
 use crate::wire::frontend;
-use crate::wire::startup::CancelKey;
 
 use super::cancel::Gate;
 use super::questions::{Heard, Questions};
@@ -30,10 +28,8 @@ use super::questions::{Heard, Questions};
 pub(crate) struct Server {
     pub(crate) node: NodeId,
     pub(crate) name: NodeName,
-    pub(crate) address: HostPort,
     pub(crate) role: Role,
     pub(crate) pipe: Pipe,
-    pub(crate) key: CancelKey,
     pub(crate) parameters: BTreeMap<String, String>,
     pub(crate) known: Known,
     pub(crate) counts: Arc<Counts>,
@@ -47,7 +43,8 @@ pub(crate) struct Server {
     pub(crate) worker: usize,
     /// Whose state is on it; 0: nobody's.
     pub(crate) owner: ClientId,
-    pub(crate) gate: Gate,
+    /// Where it is interrupted.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) lease: Lease,
 }
 
@@ -134,9 +131,7 @@ impl Server {
 
     /// Whether it has said nothing since it was last used, not even goodbye.
     pub(crate) fn is_silent(&mut self) -> bool {
-        // Nobody is woken by it: whoever waits for it later says so then.
-        let said = self.pipe.poll_fill(&mut Context::from_waker(Waker::noop()));
-        said.is_pending() && self.pipe.input.is_empty()
+        self.pipe.fill_now().is_pending() && self.pipe.input.is_empty()
     }
 
     /// Whatever a client left on it goes, but for what is indelible. Nothing may run on it.

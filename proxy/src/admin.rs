@@ -1,6 +1,7 @@
 //! What the proxy says of itself, and what administrators may do with it: tables of texts, and commands.
 
 pub(crate) mod command;
+mod memory;
 mod pools;
 pub(crate) mod reload;
 mod settings;
@@ -13,10 +14,12 @@ use pgherd_common::{NodeId, Topology};
 use crate::clients::Clients;
 use crate::config::{Change, Config};
 use crate::control::{Cluster, LinkState};
+use crate::memory::Usage;
 use crate::pauses::Pauses;
 use crate::pool::Pool;
 use crate::routing::{self, Shares};
 use crate::sql::Show;
+use crate::verdicts::Verdicts;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +77,7 @@ const HELP_ROWS: &[(&str, &str)] = &[
     ("SHOW SERVERS", "the connections to servers"),
     ("SHOW POOLS", "how many of them there are by node, user and database"),
     ("SHOW STATS", "what was done, by database and user"),
+    ("SHOW MEMORY", "what takes memory"),
     ("SHOW CONFIG", "every key of the configuration"),
     ("SHOW DATABASES", "what holds for databases"),
     ("SHOW USERS", "what holds for users"),
@@ -92,6 +96,9 @@ pub(crate) struct Scope<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) clients: &'a Clients,
     pub(crate) pauses: &'a Pauses,
+    pub(crate) verdicts: &'a Verdicts,
+    /// What is known of databases takes so much.
+    pub(crate) catalogs: &'a dyn Fn() -> Usage,
     pub(crate) config: &'a Config,
     /// Changes of the file that wait for a restart.
     pub(crate) waiting: &'a [Change],
@@ -110,6 +117,7 @@ pub(crate) fn columns(show: Show) -> &'static [&'static str] {
         Show::Servers => pools::SERVERS,
         Show::Pools => pools::POOLS,
         Show::Stats => pools::STATS,
+        Show::Memory => memory::MEMORY,
         Show::Config => settings::CONFIG,
         Show::Databases => settings::DATABASES,
         Show::Users => settings::USERS,
@@ -130,6 +138,7 @@ pub(crate) fn answer(show: Show, scope: &Scope<'_>) -> Table {
         Show::Servers => return pools::servers(scope),
         Show::Pools => return pools::pools(scope),
         Show::Stats => return pools::stats(scope),
+        Show::Memory => return memory::memory(scope),
         Show::Config => return settings::config(scope),
         Show::Databases => return settings::databases(scope),
         Show::Users => return settings::users(scope),
@@ -322,8 +331,12 @@ mod tests {
 
         fn answer(&self, show: Show) -> Table {
             let Self { cluster, pool, clients, pauses, config } = self;
-            let last_read = Some(NodeId(3));
-            answer(show, &Scope { cluster, pool, clients, pauses, config, waiting: &[], last_read })
+            let (last_read, verdicts) = (Some(NodeId(3)), &Verdicts::new(1, 1 << 20));
+            let catalogs = &|| Usage { number: 3, bytes: 70 };
+            let waiting = &[];
+            let scope =
+                Scope { cluster, pool, clients, pauses, verdicts, catalogs, config, waiting, last_read };
+            answer(show, &scope)
         }
     }
 

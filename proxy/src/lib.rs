@@ -13,6 +13,7 @@ mod control;
 mod driver;
 pub mod hba;
 mod listen;
+pub mod memory;
 mod pauses;
 mod pipe;
 mod pool;

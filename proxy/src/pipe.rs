@@ -263,6 +263,11 @@ impl Pipe {
         }
     }
 
+    /// What its buffers take, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.input.capacity() + self.output.capacity()
+    }
+
     /// Gives back what large messages made the buffers grow to.
     pub(crate) fn shrink(&mut self) {
         for buffer in [&mut self.input, &mut self.output] {

@@ -387,6 +387,7 @@ impl Pool {
             return server.close();
         }
         server.pipe.shrink();
+        server.lease.tag.has_buffers(server.pipe.memory());
         server.lease.tag.is_with(0);
         let (permit, place) = (server.lease.permit.take(), server.lease.place.clone());
         let (kind, born) = ((server.role, server.lease.account.clone()), server.lease.born);

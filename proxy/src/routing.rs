@@ -110,7 +110,7 @@ pub fn choose<'a>(need: Need, view: &View<'a>, draw: u64) -> Choice<'a> {
 /// Weighted choice among the nodes in good shape, then whoever is left. `None`: only the primary can
 /// take it, if anyone.
 fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
-    let primary = view.topology.primary().map(|primary| primary.id);
+    let (primary, writable) = (view.topology.primary().map(|primary| primary.id), view.writable().is_some());
     let as_choice = |backend: &'a Backend| {
         if Some(backend.id) == primary { Choice::Primary(backend) } else { Choice::Standby(backend) }
     };
@@ -120,7 +120,7 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
         !view.avoided.contains(&backend.id) && !lags
     };
     let usable = |backend: &&Backend| {
-        let settled = Some(backend.id) != primary || view.writable().is_some();
+        let settled = Some(backend.id) != primary || writable;
         backend.in_rotation() && settled
     };
     // Looked through over and over: they are few, and this is done for every read.
@@ -138,7 +138,7 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
             left -= own;
         }
     }
-    if view.writable().is_some() {
+    if writable {
         return None;
     }
     good().next().or_else(|| pool().next()).map(as_choice)

@@ -75,8 +75,10 @@ impl Shared {
     pub(crate) fn answer(&self, show: Show, last_read: Option<NodeId>) -> Table {
         let (config, waiting) = (self.config(), lock(&self.waiting).clone());
         let (config, waiting) = (&config, waiting.as_slice());
-        let Self { cluster, pool, clients, pauses, .. } = self;
-        admin::answer(show, &Scope { cluster, pool, clients, pauses, config, waiting, last_read })
+        let Self { cluster, pool, clients, pauses, verdicts, .. } = self;
+        let catalogs = &|| self.catalogs.usage();
+        let scope = Scope { cluster, pool, clients, pauses, verdicts, catalogs, config, waiting, last_read };
+        admin::answer(show, &scope)
     }
 
     /// What is in effect now.

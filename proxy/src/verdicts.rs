@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::control::lock;
+use crate::memory::Usage;
 use crate::sql::{Edition, Route, Verdict, classify, is_shared, mask};
 use crate::upstream::Catalogs;
 
@@ -161,6 +162,7 @@ pub(crate) struct Verdicts {
     /// Each is used by one thread as long as there are no more threads than caches.
     caches: Box<[Mutex<VerdictCache>]>,
     refusals: Refusals,
+    bytes_max: usize,
 }
 
 /// Texts, as they are and masked, that a standby refused to run in recovery.
@@ -181,6 +183,7 @@ impl Verdicts {
         Self {
             caches: (0..threads).map(cache).collect(),
             refusals: Refusals { keys, count: AtomicU64::new(0) },
+            bytes_max: bytes_max + bytes_max / threads,
         }
     }
 
@@ -191,6 +194,13 @@ impl Verdicts {
             Some(cache) => lock(cache).verdict(&grounds, database, sql),
             None => Arc::new(Verdict::unknown()),
         }
+    }
+
+    /// What they take, those that tell of refusals among them, and the most that it can be.
+    pub(crate) fn usage(&self) -> (Usage, usize) {
+        let verdicts = self.caches.iter().map(|cache| lock(cache).entries.usage());
+        let usage = verdicts.fold(lock(&self.refusals.keys).usage(), Usage::and);
+        (usage, self.bytes_max)
     }
 
     /// A number that is another one once any verdict may be another one.
@@ -259,6 +269,7 @@ struct Halves<V> {
     young: HashMap<Box<[u8]>, V, Seed>,
     old: HashMap<Box<[u8]>, V, Seed>,
     young_bytes: usize,
+    old_bytes: usize,
     half_bytes: usize,
     /// What an entry takes beside its key.
     entry_bytes: usize,
@@ -267,7 +278,12 @@ struct Halves<V> {
 impl<V> Halves<V> {
     fn new(bytes_max: usize, entry_bytes: usize) -> Self {
         let (young, old) = (HashMap::with_hasher(Seed::random()), HashMap::with_hasher(Seed::random()));
-        Self { young, old, young_bytes: 0, half_bytes: bytes_max / 2, entry_bytes }
+        Self { young, old, young_bytes: 0, old_bytes: 0, half_bytes: bytes_max / 2, entry_bytes }
+    }
+
+    fn usage(&self) -> Usage {
+        // What became young again counts for both until the older half is forgotten.
+        Usage { number: self.young.len() + self.old.len(), bytes: self.young_bytes + self.old_bytes }
     }
 
     /// What `then` makes of the value of a key, which counts as young from now on.
@@ -289,7 +305,7 @@ impl<V> Halves<V> {
         if self.young_bytes + bytes > self.half_bytes {
             std::mem::swap(&mut self.old, &mut self.young);
             self.young.clear();
-            self.young_bytes = 0;
+            (self.old_bytes, self.young_bytes) = (self.young_bytes, 0);
         }
         if self.young.insert(key, value).is_none() {
             self.young_bytes += bytes;

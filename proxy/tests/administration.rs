@@ -97,7 +97,7 @@ async fn is_at(console: &Client, user: &str, state: &str) {
     soon(async { while shown(console, "CLIENTS", ("user", user), "state").await != [state] {} }).await;
 }
 
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "NODES",
     "POOL_NODES",
     "POOL_VERSION",
@@ -106,6 +106,7 @@ const TABLES: [&str; 13] = [
     "SERVERS",
     "POOLS",
     "STATS",
+    "MEMORY",
     "CONFIG",
     "DATABASES",
     "USERS",
@@ -223,6 +224,30 @@ async fn what_was_done_is_counted() {
     assert_eq!(all().await, before, "what is counted outlives the client");
     let servers = shown(&console, "SERVERS", ("user", "ann"), "state").await;
     assert!(!servers.is_empty() && servers.iter().all(|state| state == "resting"), "{servers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_memory_is_told() {
+    let world = World::start("").await;
+    let (ann, console) = (world.connect("ann", "postgres").await, world.console().await);
+    let figure = async |item: &str, column: &str| {
+        let figures = shown(&console, "MEMORY", ("item", item), column).await;
+        figures[0].parse::<usize>().unwrap_or(0)
+    };
+    let before = figure("prepared statements", "number").await;
+    let text = format!("SELECT 1 /* {} */", "x".repeat(10_000));
+    let statement = soon(ann.prepare(&text)).await.unwrap();
+    soon(ann.query(&statement, &[])).await.unwrap();
+    assert_eq!(figure("prepared statements", "number").await, before + 1);
+    assert!(figure("prepared statements", "bytes").await > 10_000);
+    assert_eq!(figure("client buffers", "number").await, 2);
+    assert!(figure("server buffers", "number").await >= 1);
+    assert!(figure("process", "bytes").await > 1 << 20);
+    assert!(figure("verdicts", "bytes").await > 10_000);
+    assert!(figure("verdicts", "bytes_max").await >= 16 << 20);
+    drop((statement, ann));
+    soon(async { while figure("prepared statements", "number").await > before {} }).await;
+    assert!(figure("prepared statements", "bytes").await < 10_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -83,7 +83,7 @@ impl Client {
         self.slot.runs_on(&server.gate);
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
-        self.conclude(flow, server, end).await
+        self.conclude(&mut flow, server, end).await
     }
 
     async fn carry(&mut self, flow: &mut Flow, server: &mut Server) -> End {
@@ -96,6 +96,9 @@ impl Client {
             if let Some(end) = self.on_client(flow, server) {
                 return end;
             }
+            // Large answers and COPY stay here for long.
+            self.note_memory();
+            server.lease.tag.has_buffers(server.pipe.memory());
             let (pipe, topology) = (&mut self.pipe, &mut self.topology);
             // Also where there is always something to move.
             if topology.has_changed().unwrap_or(false) {
@@ -322,7 +325,12 @@ impl Client {
         Ok(true)
     }
 
-    async fn conclude(&mut self, mut flow: Flow, mut server: Box<Server>, end: End) -> Result<Outcome, Gone> {
+    async fn conclude(
+        &mut self,
+        flow: &mut Flow,
+        mut server: Box<Server>,
+        end: End,
+    ) -> Result<Outcome, Gone> {
         let (node, role) = (server.node, server.role);
         match end {
             End::Ready(status) => self.on_ready(flow, server, status).await,
@@ -333,7 +341,7 @@ impl Client {
                 self.note_writes(&flow.batch, was_open, &mut server).await;
                 self.note_redefinitions();
                 self.servers.insert(server);
-                match flow.switching {
+                match flow.switching.take() {
                     // What follows an error in a pipeline is not run.
                     Some(rest) if failed => {
                         self.session.pass_over();
@@ -346,7 +354,7 @@ impl Client {
             End::Withdrawn => {
                 self.session.on_withdrawn(&mut flow.reply, &mut server.known);
                 self.servers.insert(server);
-                Ok(flow.segment.map_or(Outcome::Done, Outcome::OnPrimary))
+                Ok(flow.segment.take().map_or(Outcome::Done, Outcome::OnPrimary))
             }
             End::Lost(why) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
@@ -393,7 +401,7 @@ impl Client {
     /// The server is ready for the next batch.
     async fn on_ready(
         &mut self,
-        mut flow: Flow,
+        flow: &mut Flow,
         mut server: Box<Server>,
         status: TxStatus,
     ) -> Result<Outcome, Gone> {
@@ -405,7 +413,7 @@ impl Client {
         }
         let (node, was_open) = (server.node, self.session.tx_node().is_some());
         self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
-        self.keep_memory(&mut flow);
+        self.keep_memory(flow);
         // A server does not wait for a client that reads slowly, unless it would take much memory.
         let flushed = if flow.cleared <= SETTLED_MAX {
             flow.settle(&mut server.pipe.input, &mut self.pipe.output);
@@ -470,7 +478,7 @@ impl Client {
     /// The server is gone in the middle of a batch. `in_the_way`: what ran there stood in the way of recovery.
     fn on_lost(
         &mut self,
-        mut flow: Flow,
+        flow: &mut Flow,
         server: &Server,
         in_the_way: bool,
         why: &str,

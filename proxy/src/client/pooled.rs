@@ -206,9 +206,16 @@ impl Client {
         badge.is_at(phase, self.servers.len());
     }
 
+    /// Tells people what its buffers take.
+    pub(super) fn note_memory(&self) {
+        let bytes = self.pipe.memory() + self.segment.memory() + self.held.capacity();
+        self.presence.badge.has_buffers(bytes + self.spare.as_ref().map_or(0, |spare| spare.memory()));
+    }
+
     /// It comes to rest until the client says something.
     pub(super) fn rest(&mut self) {
         self.give_back();
+        self.note_memory();
         let open = self.session.status() != TxStatus::Idle;
         self.note(if open { Phase::IdleInTransaction } else { Phase::Idle });
         if self.shared.pauses.any() {

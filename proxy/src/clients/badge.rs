@@ -1,11 +1,12 @@
 //! What one client is at, for others to see, and how others reach it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pgherd_common::WallTime;
 
 use crate::control::lock;
+use crate::memory::Gauge;
 use crate::sql::Why;
 
 use super::bell::Bell;
@@ -60,6 +61,10 @@ pub(crate) struct Badge {
     pub(crate) since: WallTime,
     pub(crate) counts: Counts,
     phase: AtomicU8,
+    /// Statements that it prepared.
+    pub(crate) statements: Arc<Gauge>,
+    /// Bytes of its buffers, as of a moment ago.
+    buffers: AtomicUsize,
     /// How often it has asked for something.
     turns: AtomicU64,
     /// Server connections that it has.
@@ -80,6 +85,8 @@ impl Badge {
             since,
             counts: Counts::default(),
             phase: AtomicU8::new(0),
+            statements: Arc::default(),
+            buffers: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             kept_by: Mutex::default(),
@@ -117,6 +124,16 @@ impl Badge {
     /// Server connections that it has.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of its buffers, as of a moment ago.
+    pub(crate) fn buffers(&self) -> usize {
+        self.buffers.load(Ordering::Relaxed)
+    }
+
+    /// They take so many now.
+    pub(crate) fn has_buffers(&self, bytes: usize) {
+        self.buffers.store(bytes, Ordering::Relaxed);
     }
 
     /// What keeps it on its connection to the primary.

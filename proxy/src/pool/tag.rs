@@ -1,7 +1,7 @@
 //! Every open server connection, for people to see, whoever has it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pgherd_common::time::RealClock;
@@ -22,6 +22,8 @@ pub(crate) struct Facts {
     pid: AtomicI32,
     /// Who has it; 0: it rests.
     client: AtomicU64,
+    /// Bytes of its buffers, as of a moment ago.
+    buffers: AtomicUsize,
 }
 
 impl Facts {
@@ -33,6 +35,11 @@ impl Facts {
     /// Who has it; 0: it rests.
     pub(crate) fn client(&self) -> ClientId {
         self.client.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of its buffers, as of a moment ago.
+    pub(crate) fn buffers(&self) -> usize {
+        self.buffers.load(Ordering::Relaxed)
     }
 }
 
@@ -62,6 +69,7 @@ impl Tags {
             since: RealClock.wall(),
             pid: AtomicI32::new(0),
             client: AtomicU64::new(0),
+            buffers: AtomicUsize::new(0),
         });
         lock(&self.open).insert(id, facts.clone());
         Tag { all: self.clone(), id, facts }
@@ -82,6 +90,11 @@ impl Tag {
     /// Somebody has it now; 0: nobody.
     pub(crate) fn is_with(&self, client: ClientId) {
         self.facts.client.store(client, Ordering::Relaxed);
+    }
+
+    /// Its buffers take so many bytes now.
+    pub(crate) fn has_buffers(&self, bytes: usize) {
+        self.facts.buffers.store(bytes, Ordering::Relaxed);
     }
 }
 

@@ -166,6 +166,11 @@ impl Segment {
         *self = kept;
     }
 
+    /// What its messages take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// How many times it ends the data of a COPY.
     pub fn copies_ended(&self) -> usize {
         self.parts.iter().filter(|part| matches!(part.tag, b'c' | b'f')).count()
@@ -457,7 +462,7 @@ impl Session {
         segment: &mut Segment,
         judge: &dyn Judge,
     ) -> Result<What, Malformed> {
-        if !whole {
+        if !whole || self.statements.are_too_many() {
             let name = frame::Reader(payload).text()?;
             let verdict = std::sync::Arc::new(Verdict::unknown());
             segment.add(&verdict, Route::Primary);

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use crate::control::lock;
+use crate::memory::{Counted, Gauge};
 use crate::sql::{Route, Traces, Verdict};
 
-use super::Judge;
+use super::{Judge, Session};
 
 /// A prepared statement.
 #[derive(Debug)]
@@ -27,16 +28,23 @@ pub struct Definition {
     pub verdict: Arc<Verdict>,
     /// What it meant when it was used last, as long as no verdict has changed since.
     pub(super) latest: Mutex<Option<(u64, Arc<Verdict>)>>,
+    _counted: Counted,
 }
 
 impl Definition {
     /// Of what the protocol prepared, whose text stands in front of the parameter types.
-    fn by_protocol(id: u64, body: Option<Bytes>, verdict: Arc<Verdict>, path: Option<Arc<str>>) -> Self {
+    fn by_protocol(
+        id: u64,
+        body: Option<Bytes>,
+        verdict: Arc<Verdict>,
+        path: Option<Arc<str>>,
+        counted: Counted,
+    ) -> Self {
         let text = body.as_ref().and_then(|body| {
             let end = body.iter().position(|byte| *byte == 0)?;
             Some(body.slice(..end))
         });
-        Self { id, body, text, path, by_sql: false, verdict, latest: Mutex::default() }
+        Self { id, body, text, path, by_sql: false, verdict, latest: Mutex::default(), _counted: counted }
     }
 
     /// Its text, if the protocol prepared it and it is kept.
@@ -93,9 +101,26 @@ pub(super) struct Statements {
     /// there means the new statement, what came before it the old one.
     sent: BTreeSet<String>,
     last_id: u64,
+    gauge: Arc<Gauge>,
+}
+
+/// A session whose statements take more than this stays with the connection that has them: only there can it use
+/// those that it prepares from then on, which are not kept.
+const BYTES_MAX: usize = 16 << 20;
+
+/// About what a statement takes beside its name and its body.
+const DEFINITION_BYTES: usize = size_of::<Definition>() + 2 * size_of::<String>() + 64;
+
+fn size(name: &str, body: Option<&Bytes>) -> usize {
+    name.len() + body.map_or(0, Bytes::len) + DEFINITION_BYTES
 }
 
 impl Statements {
+    /// Whether no more of them are kept.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.gauge.usage().bytes >= BYTES_MAX
+    }
+
     /// The statement that a message sent now would find under this name.
     pub(super) fn find(&self, name: &str) -> Option<&Arc<Definition>> {
         self.pending.get(name).or_else(|| self.confirmed.get(name))
@@ -133,7 +158,8 @@ impl Statements {
         path: Option<Arc<str>>,
     ) -> Arc<Definition> {
         self.last_id += 1;
-        let definition = Arc::new(Definition::by_protocol(self.last_id, body, verdict, path));
+        let counted = self.gauge.count(size(name, body.as_ref()));
+        let definition = Arc::new(Definition::by_protocol(self.last_id, body, verdict, path, counted));
         self.pending.insert(name.to_owned(), definition.clone());
         definition
     }
@@ -151,7 +177,8 @@ impl Statements {
         let verdict = Verdict { may_commit: true, traces, ..Verdict::plain(Route::Primary) };
         let body = Some(Bytes::copy_from_slice(sql.as_bytes()));
         let (id, verdict, latest) = (self.last_id, Arc::new(verdict), Mutex::default());
-        let definition = Definition { id, body, text: None, path, by_sql: true, verdict, latest };
+        let _counted = self.gauge.count(size(name, body.as_ref()));
+        let definition = Definition { id, body, text: None, path, by_sql: true, verdict, latest, _counted };
         self.confirmed.insert(name.to_owned(), Arc::new(definition));
         self.last_id
     }
@@ -194,5 +221,36 @@ impl Statements {
     pub(super) fn clear(&mut self) {
         self.confirmed.clear();
         self.forget_pending();
+    }
+}
+
+impl Session {
+    /// Whose prepared statements are counted there.
+    pub fn counted_in(gauge: Arc<Gauge>) -> Self {
+        Self { statements: Statements { gauge, ..Statements::default() }, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_prepared_is_counted_until_it_is_gone_and_bounded() {
+        let mut statements = Statements::default();
+        let verdict = Arc::new(Verdict::plain(Route::Read));
+        let mut prepare = |name: &str, bytes: usize| {
+            let body = Some(Bytes::from(vec![b' '; bytes]));
+            let definition = statements.announce(name, body, verdict.clone(), None);
+            statements.confirm(name.to_owned(), definition);
+            statements.forget_pending();
+            (statements.gauge.usage(), statements.are_too_many())
+        };
+        let (first, full) = prepare("a", 1 << 20);
+        assert!(first.number == 1 && first.bytes >= 1 << 20 && !full);
+        assert_eq!(prepare("a", 1 << 20), (first, false), "in the place of the other");
+        assert!(prepare("b", 15 << 20).1);
+        statements.remove("b");
+        assert_eq!((statements.gauge.usage(), statements.are_too_many()), (first, false));
     }
 }

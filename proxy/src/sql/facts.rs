@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::memory::Usage;
+
 use super::Defined;
 use super::functions;
 use super::walk::is_plain_relation;
@@ -101,6 +103,20 @@ pub struct Edition {
 const DOUBTED_MAX: usize = 10_000;
 
 impl Facts {
+    /// About what they take, and how many names they are about.
+    pub(crate) fn usage(&self) -> Usage {
+        // A tree's node is half empty at worst.
+        const NAME: usize = 2 * size_of::<(String, Standing)>();
+        let of = |name: &String| Usage { number: 1, bytes: name.len() + NAME };
+        let catalog = self.catalog.iter().flat_map(|catalog| {
+            let functions = catalog.functions.iter().flat_map(|(name, all)| all.keys().chain([name]));
+            let odd = catalog.odd.iter().flat_map(|(name, schemas)| schemas.iter().chain([name]));
+            functions.chain(odd).chain(&catalog.calling)
+        });
+        let names = catalog.chain(self.doubted.keys()).chain(self.older.keys());
+        names.map(of).fold(Usage::default(), Usage::and)
+    }
+
     /// The catalogs have yet to be read.
     pub fn pending() -> Self {
         Self { pending: true, ..Self::default() }

@@ -19,6 +19,8 @@ pub enum Show {
     Pools,
     /// What was done, by database and user.
     Stats,
+    /// What takes memory.
+    Memory,
     /// Every key of the configuration.
     Config,
     /// What holds for databases.
@@ -33,7 +35,7 @@ pub enum Show {
 
 impl Show {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Nodes,
         Self::PoolNodes,
         Self::PoolVersion,
@@ -42,6 +44,7 @@ impl Show {
         Self::Servers,
         Self::Pools,
         Self::Stats,
+        Self::Memory,
         Self::Config,
         Self::Databases,
         Self::Users,
@@ -60,6 +63,7 @@ impl Show {
             Self::Servers => "servers",
             Self::Pools => "pools",
             Self::Stats => "stats",
+            Self::Memory => "memory",
             Self::Config => "config",
             Self::Databases => "databases",
             Self::Users => "users",

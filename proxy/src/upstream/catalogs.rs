@@ -15,6 +15,7 @@ use tokio_postgres::{Client, Row};
 
 use crate::config::{Auth, ServerTls};
 use crate::control::{Cluster, lock};
+use crate::memory::Usage;
 use crate::routing;
 use crate::sql::{Defined, Edition, Facts, FunctionRow, RelationRow};
 use crate::tls::Kept;
@@ -131,6 +132,12 @@ impl Catalogs {
             last_number: Mutex::default(),
             changes: AtomicU64::new(0),
         }
+    }
+
+    /// What is known of all databases takes so much; names are counted.
+    pub(crate) fn usage(&self) -> Usage {
+        let known: Vec<_> = lock(&self.entries).values().map(|entry| entry.edition.facts.clone()).collect();
+        known.iter().map(|facts| facts.usage()).fold(Usage::default(), Usage::and)
     }
 
     /// What is known of a database by now.

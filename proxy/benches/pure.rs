@@ -155,7 +155,9 @@ fn topology() -> Option<Topology> {
 fn routing(criterion: &mut Criterion) {
     let Some(topology) = topology() else { return };
     let (shares, lags, avoided) = (Shares::default(), BTreeMap::new(), BTreeSet::new());
-    let view = View { topology: &topology, shares: &shares, lags: &lags, avoided: &avoided, backed: true };
+    let load = BTreeMap::new();
+    let (topology, shares, lags, avoided, load) = (&topology, &shares, &lags, &avoided, &load);
+    let view = View { topology, shares, lags, avoided, load, backed: true };
     let mut group = criterion.benchmark_group("routing");
     let mut draw = 0_u64;
     group.bench_function("read", |bencher| {

@@ -168,8 +168,8 @@ impl Pipe {
                 }
             };
             match read {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
                 Ok(count) => {
                     self.input.extend_from_slice(scratch.get(..count).unwrap_or_default());
                     Poll::Ready(Ok(count))

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::clients::ClientId;
 use crate::config::Config;
 use crate::control::lock;
+use crate::routing;
 use crate::topology::{Fate, Role, fate};
 use crate::upstream::{Login, Server};
 use crate::wire::password::Credentials;
@@ -145,6 +146,13 @@ struct Waiting<'a>(&'a AtomicUsize);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl routing::Load for Vec<Arc<Place>> {
+    /// Connections that clients have there, as the user and to the database that the places are of.
+    fn busy(&self, node: NodeId) -> usize {
+        self.iter().find(|place| place.node == node).map_or(0, |place| place.in_use())
     }
 }
 

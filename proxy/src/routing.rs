@@ -59,6 +59,19 @@ impl Shares {
     }
 }
 
+/// What nodes have to do.
+pub trait Load: std::fmt::Debug {
+    /// So much is under way there.
+    fn busy(&self, node: NodeId) -> usize;
+}
+
+/// As told; nothing where nothing is told.
+impl Load for BTreeMap<NodeId, usize> {
+    fn busy(&self, node: NodeId) -> usize {
+        self.get(&node).copied().unwrap_or(0)
+    }
+}
+
 /// All that a choice rests on.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
@@ -70,6 +83,8 @@ pub struct View<'a> {
     pub lags: &'a BTreeMap<NodeId, Lag>,
     /// Nodes that just now could not be reached.
     pub avoided: &'a BTreeSet<NodeId>,
+    /// What nodes have to do.
+    pub load: &'a dyn Load,
     /// An agent that a quorum backs was heard within a lease. Without one the primary may have been
     /// replaced unheard, so it gets nothing new.
     pub backed: bool,
@@ -126,22 +141,42 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
     // Looked through over and over: they are few, and this is done for every read.
     let pool = || view.topology.backends().iter().filter(usable);
     let good = || pool().filter(healthy);
-    let weight = |backend: &Backend| u64::from(weight_of(view.shares, primary, backend));
-    let total: u64 = good().map(weight).sum();
-    if total > 0 {
-        let mut left = draw % total;
-        for backend in good() {
-            let own = weight(backend);
-            if left < own {
-                return Some(as_choice(backend));
-            }
-            left -= own;
-        }
+    let weighed = || good().map(|backend| (u64::from(weight_of(view.shares, primary, backend)), backend));
+    if let Some(backend) = weighted(weighed, view.load, draw) {
+        return Some(as_choice(backend));
     }
     if writable {
         return None;
     }
     good().next().or_else(|| pool().next()).map(as_choice)
+}
+
+/// One drawn by weight, unless it has more to do already than its share and a quarter of what all have: then the one
+/// that has least for its weight. Who hangs or is slow would otherwise have everybody wait there in the end.
+fn weighted<'a, B>(weighed: impl Fn() -> B, load: &dyn Load, draw: u64) -> Option<&'a Backend>
+where
+    B: Iterator<Item = (u64, &'a Backend)>,
+{
+    let busy = |backend: &Backend| u64::try_from(load.busy(backend.id)).unwrap_or(u64::MAX);
+    let (weights, all) = weighed().fold((0, 1_u64), |(weights, all), (weight, backend)| {
+        (weights + weight, all.saturating_add(if weight > 0 { busy(backend) } else { 0 }))
+    });
+    let mut left = draw.checked_rem(weights)?;
+    let (weight, drawn) = weighed().find(|(weight, _)| {
+        let here = left < *weight;
+        left = left.saturating_sub(*weight);
+        here
+    })?;
+    let share = all.saturating_mul(weight).saturating_mul(5).div_ceil(weights.saturating_mul(4));
+    if busy(drawn) <= share {
+        return Some(drawn);
+    }
+    let eligible = weighed().filter(|(weight, _)| *weight > 0);
+    let least = eligible.min_by(|(one, a), (other, b)| {
+        let (a, b) = (busy(a).saturating_add(1), busy(b).saturating_add(1));
+        a.saturating_mul(*other).cmp(&b.saturating_mul(*one))
+    });
+    least.map(|(_, backend)| backend)
 }
 
 /// The weight that counts for a node's share of reads.
@@ -194,20 +229,21 @@ pub(crate) mod tests {
         shares: Shares,
         lags: BTreeMap<NodeId, Lag>,
         avoided: BTreeSet<NodeId>,
+        load: BTreeMap<NodeId, usize>,
         backed: bool,
     }
 
     impl Default for World {
         fn default() -> Self {
             let (shares, lags, avoided) = <(Shares, BTreeMap<_, _>, BTreeSet<_>)>::default();
-            Self { shares, lags, avoided, backed: true }
+            Self { shares, lags, avoided, load: BTreeMap::new(), backed: true }
         }
     }
 
     impl World {
         fn view<'a>(&'a self, topology: &'a Topology) -> View<'a> {
-            let (lags, avoided) = (&self.lags, &self.avoided);
-            View { topology, shares: &self.shares, lags, avoided, backed: self.backed }
+            let Self { shares, lags, avoided, load, backed } = self;
+            View { topology, shares, lags, avoided, load, backed: *backed }
         }
 
         /// Node chosen for each of many draws, with its count; 0 stands for waiting.
@@ -251,6 +287,20 @@ pub(crate) mod tests {
         let counts = world.reads(&cluster);
         assert!((2_300..2_700).contains(&counts[&1]), "{counts:?}");
         assert!((3_500..4_000).contains(&counts[&2]), "{counts:?}");
+    }
+
+    #[test]
+    fn who_has_more_to_do_than_its_share_gets_no_more() {
+        let mut heavy = up(3);
+        heavy.weight = 3;
+        let cluster = topology(1, Some(1), vec![up(1), up(2), heavy]);
+        let with = |second, third| {
+            let load = [(NodeId(1), 100), (NodeId(2), second), (NodeId(3), third)].into();
+            World { load, ..World::default() }.reads(&cluster)
+        };
+        let shared = with(3, 4);
+        assert!((2_300..2_700).contains(&shared[&2]), "3 of 8 are within its share: {shared:?}");
+        assert_eq!(with(4, 3), [(3, 10_000)].into(), "4 of 8 are beyond it");
     }
 
     #[test]

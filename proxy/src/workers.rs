@@ -133,11 +133,14 @@ impl Workers {
 
     /// Has a client served. `alive` is dropped when its session is over.
     pub(crate) fn serve(&self, visitor: Visitor, alive: mpsc::Sender<()>) {
-        let number = balance::host(self.0.iter().map(|worker| worker.desk.load()));
-        let Some(worker) = self.0.get(number) else { return };
+        let Some(worker) = self.0.get(balance::host(&self.loads())) else { return };
         let session = Counted::among(&worker.clients);
         // A worker lives as long as somebody can send it a client.
         drop(worker.queue.send(Arrival { who: Who::Visitor(visitor), session, alive }));
+    }
+
+    fn loads(&self) -> Vec<u32> {
+        self.0.iter().map(|worker| worker.desk.load()).collect()
     }
 
     /// Has clients go to other workers when they had better. Never returns.
@@ -146,8 +149,7 @@ impl Workers {
         loop {
             sleep(balance::LOOK).await;
             number = number.wrapping_add(1);
-            let loads: Vec<u32> = self.0.iter().map(|worker| worker.desk.load()).collect();
-            let wanted = balance::plan(&loads);
+            let wanted = balance::plan(&self.loads());
             for (worker, own) in self.0.iter().zip(0..) {
                 worker.desk.order(number, wanted.filter(|wanted| wanted.from == own));
             }

@@ -102,7 +102,8 @@ impl Client {
         avoided.extend(closed);
         let shares = &self.config.shares;
         let backed = self.shared.cluster.is_backed();
-        let view = View { topology: &topology, shares, lags: &lags, avoided: &avoided, backed };
+        let (lags, avoided, load) = (&lags, &avoided, &self.places);
+        let view = View { topology: &topology, shares, lags, avoided, load, backed };
         let generation = topology.version().generation;
         let choose = |need: Need| routing::choose(need, &view, rand::random());
         let choice = match wanted {

@@ -28,8 +28,8 @@ pub(super) struct Move {
 }
 
 /// Who serves a client that comes.
-pub(super) fn host(loads: impl Iterator<Item = u32> + Clone) -> usize {
-    let ranked = || loads.clone().zip(0..);
+pub(super) fn host(loads: &[u32]) -> usize {
+    let ranked = || loads.iter().copied().zip(0..);
     let enough = ranked().filter(|(load, _)| *load < ENOUGH);
     // The first of several.
     let busiest = enough.max_by_key(|(load, number)| (*load, std::cmp::Reverse(*number)));
@@ -58,7 +58,6 @@ mod tests {
 
     #[test]
     fn clients_gather_where_there_is_room() {
-        let host = |loads: &[u32]| host(loads.iter().copied());
         assert_eq!(host(&[0, 0, 0]), 0, "the first of several that do nothing");
         assert_eq!(host(&[0, 300, 100]), 1);
         assert_eq!(host(&[0, 700, 300]), 2);

@@ -19,6 +19,7 @@ mod reach;
 mod refusal;
 mod replication;
 mod servers;
+mod spare;
 mod state;
 mod work;
 
@@ -60,13 +61,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, visitor: Visitor) -> Option<Movin
             return None;
         }
     };
-    match login::admit(&shared, &mut pipe).await {
+    match Box::pin(login::admit(&shared, &mut pipe)).await {
         Ok(Admission::Done) => {}
         Ok(Admission::Session(admitted)) if admitted.login.database() == DATABASE => {
-            Console::new(shared, pipe, *admitted).run().await;
+            Box::pin(Console::new(shared, pipe, *admitted).run()).await;
         }
         Ok(Admission::Session(admitted)) => {
-            return Client::new(shared, pipe, *admitted).run().await;
+            return Box::new(Client::new(shared, pipe, *admitted)).run().await;
         }
         Err(Refusal::Gone(error)) => tracing::debug!(%error, "client left before it was logged in"),
         Err(Refusal::Trouble(trouble)) => {

@@ -14,11 +14,44 @@ use tokio_rustls::TlsStream;
 /// Room for one read. Whoever sends that much in one is expected to send more.
 const CHUNK: usize = 16 << 10;
 
-/// A buffer that grew beyond this is given back once it is empty.
+/// The memory of a buffer that grew beyond this is not kept.
 const KEEP: usize = 4 << 10;
+
+/// So many buffers that are not in use are kept by a thread.
+const SPARE: usize = 64;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+    /// Buffers of sockets that are silent now: who comes next gets the one that was used last.
+    static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty one.
+pub(crate) fn buffer() -> BytesMut {
+    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// An empty one is not needed any more. The memory of one that grew is not kept.
+pub(crate) fn give_back(buffer: BytesMut) {
+    BUFFERS.with_borrow_mut(|spare| {
+        if (1..=KEEP).contains(&buffer.capacity()) && spare.len() < SPARE {
+            spare.push(buffer);
+        }
+    });
+}
+
+/// Gives memory to a buffer that has none.
+fn lend(to: &mut BytesMut) {
+    if to.capacity() == 0 {
+        *to = buffer();
+    }
+}
+
+/// Takes the memory of an empty buffer away.
+fn take_back(from: &mut BytesMut) {
+    if from.is_empty() && from.capacity() > 0 {
+        give_back(std::mem::take(from));
+    }
 }
 
 /// What carries the bytes.
@@ -171,6 +204,7 @@ impl Pipe {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),
                 Ok(count) => {
+                    lend(&mut self.input);
                     self.input.extend_from_slice(scratch.get(..count).unwrap_or_default());
                     Poll::Ready(Ok(count))
                 }
@@ -190,6 +224,7 @@ impl Pipe {
     fn poll_fill_through(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut read = ReadBuf::new(scratch);
         ready!(self.stream.poll_read(cx, &mut read))?;
+        lend(&mut self.input);
         self.input.extend_from_slice(read.filled());
         Poll::Ready(Ok(read.filled().len()))
     }
@@ -268,13 +303,15 @@ impl Pipe {
         self.input.capacity() + self.output.capacity()
     }
 
-    /// Gives back what large messages made the buffers grow to.
+    /// Something is going to be written.
+    pub(crate) fn prepare(&mut self) {
+        lend(&mut self.output);
+    }
+
+    /// Gives back the memory of empty buffers: for when nothing is said for a while.
     pub(crate) fn shrink(&mut self) {
-        for buffer in [&mut self.input, &mut self.output] {
-            if buffer.is_empty() && buffer.capacity() > KEEP {
-                *buffer = BytesMut::new();
-            }
-        }
+        take_back(&mut self.input);
+        take_back(&mut self.output);
     }
 }
 

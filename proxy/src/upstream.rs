@@ -14,5 +14,5 @@ pub(crate) use catalogs::Catalogs;
 pub use catalogs::read_facts;
 pub(crate) use connect::{ConnectError, Login, connect, nonce};
 pub(crate) use questions::Heard;
-pub(crate) use server::{QueryError, Server};
+pub(crate) use server::{QueryError, Reported, Server};
 pub(crate) use verifiers::{VerifierError, Verifiers};

@@ -29,8 +29,10 @@ impl Stopped {
     }
 
     fn all(&self, signal: Signal) {
-        // One may have ended by itself.
-        self.0.iter().for_each(|pid| drop(kill_process(*pid, signal)));
+        for pid in &self.0 {
+            // One may have ended by itself.
+            kill_process(*pid, signal).ok();
+        }
     }
 }
 

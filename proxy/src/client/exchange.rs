@@ -3,9 +3,9 @@
 use std::io;
 use std::task::Poll;
 
-use bytes::BytesMut;
 use pgherd_common::NodeId;
 
+use crate::pipe;
 use crate::routing;
 use crate::session::{Batch, Event, LARGE, ReplyError, Segment, TakeError, Taken};
 use crate::sql::Route;
@@ -17,13 +17,11 @@ use crate::wire::frontend;
 
 use super::calls::unless_killed;
 use super::flow::{Flow, Input, Progress};
+use super::spare;
 use super::state::{Client, Gone, protocol};
 
 /// So much of an answer is kept for the client while its server goes to somebody else.
 const SETTLED_MAX: usize = 16 << 10;
-
-/// Memory for the beginning of an answer that grew beyond this is given back.
-const HELD_KEPT: usize = 4 << 10;
 
 /// How the batch ended, for whoever runs it.
 pub(super) enum Outcome {
@@ -70,7 +68,9 @@ impl Client {
                 && !segment.reaches_back()
                 && segment.route == Route::Read
                 && segment.ended);
-        let mut flow = Flow::new(&segment, again && repeatable, std::mem::take(&mut self.held));
+        let mut flow = Flow::new(&segment, again && repeatable, pipe::buffer());
+        self.pipe.prepare();
+        server.pipe.prepare();
         self.session.begin_batch();
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         // Nobody waits for its answer, which comes behind that of the batch.
@@ -155,7 +155,7 @@ impl Client {
                     } else {
                         flow.swallow(len, &mut server.pipe.input, &mut self.pipe.output);
                     }
-                    server.parameters.insert(name, value);
+                    server.parameters.note(&name, &value);
                 }
                 Event::Error { len, error } => {
                     if error.severity == Severity::Fatal {
@@ -231,7 +231,7 @@ impl Client {
     /// What was gathered of the batch so far goes to the server before anything else does.
     fn hand_over(&mut self, flow: &mut Flow, server: &mut Server) {
         if flow.input == Input::Open && !self.segment.is_empty() {
-            let segment = self.take_segment();
+            let segment = self.segment.take();
             self.continue_batch(flow, server, &segment);
         }
     }
@@ -279,7 +279,7 @@ impl Client {
             Ok(Taken::Goodbye) => return Err(End::ClientLeft),
             Err(error) => return Err(End::ClientProtocol(error)),
         }
-        let segment = self.take_segment();
+        let segment = self.segment.take();
         let in_reading = self.session.tx_node().is_some() || flow.batch.opens || segment.opens();
         let fits = server.role != Role::Standby
             || flow.reply.failed()
@@ -331,7 +331,7 @@ impl Client {
         mut server: Box<Server>,
         end: End,
     ) -> Result<Outcome, Gone> {
-        let (node, role) = (server.node, server.role);
+        let node = server.node;
         match end {
             End::Ready(status) => self.on_ready(flow, server, status).await,
             End::Switched(status) => {
@@ -360,23 +360,7 @@ impl Client {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 self.on_lost(flow, &server, false, &why)
             }
-            // It was asked for, or the client broke the protocol.
-            End::Fatal(error)
-                if (error.code == "57P01" && flow.batch.may_terminate()) || error.code == "08P01" =>
-            {
-                flow.release(&mut server.pipe.input, &mut self.pipe.output);
-                Err(Gone::Trouble(Trouble::ServerEnded(error)))
-            }
-            // The last is for what stood in the way of recovery.
-            End::Fatal(error) if matches!(error.code.as_str(), "57P01" | "57P02" | "57P03" | "40001") => {
-                let in_the_way = error.code == "40001" && role == Role::Standby && self.knows_primary();
-                self.on_lost(flow, &server, in_the_way, &format!("the server said: {}", error.message))
-            }
-            End::Fatal(error) => {
-                flow.release(&mut server.pipe.input, &mut self.pipe.output);
-                self.refuse(&Trouble::ServerEnded(error), flow.ends(), flow.streaming);
-                Ok(Outcome::Done)
-            }
+            End::Fatal(error) => self.on_fatal(flow, &mut server, error),
             End::ClientGone(error) => {
                 server.leave();
                 Err(error.into())
@@ -398,6 +382,29 @@ impl Client {
         }
     }
 
+    /// The server said why it goes.
+    fn on_fatal(
+        &mut self,
+        flow: &mut Flow,
+        server: &mut Server,
+        error: Box<ServerError>,
+    ) -> Result<Outcome, Gone> {
+        let code = error.code.as_str();
+        // It was asked for, or the client broke the protocol.
+        if (code == "57P01" && flow.batch.may_terminate()) || code == "08P01" {
+            flow.release(&mut server.pipe.input, &mut self.pipe.output);
+            return Err(Gone::Trouble(Trouble::ServerEnded(error)));
+        }
+        // The last is for what stood in the way of recovery.
+        if matches!(code, "57P01" | "57P02" | "57P03" | "40001") {
+            let in_the_way = code == "40001" && server.role == Role::Standby && self.knows_primary();
+            return self.on_lost(flow, server, in_the_way, &format!("the server said: {}", error.message));
+        }
+        flow.release(&mut server.pipe.input, &mut self.pipe.output);
+        self.refuse(&Trouble::ServerEnded(error), flow.ends(), flow.streaming);
+        Ok(Outcome::Done)
+    }
+
     /// The server is ready for the next batch.
     async fn on_ready(
         &mut self,
@@ -413,7 +420,7 @@ impl Client {
         }
         let (node, was_open) = (server.node, self.session.tx_node().is_some());
         self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
-        self.keep_memory(flow);
+        Self::keep_memory(flow);
         // A server does not wait for a client that reads slowly, unless it would take much memory.
         let flushed = if flow.cleared <= SETTLED_MAX {
             flow.settle(&mut server.pipe.input, &mut self.pipe.output);
@@ -429,7 +436,6 @@ impl Client {
             self.note_writes(&flow.batch, was_open, &mut server).await;
         }
         self.note_redefinitions();
-        server.pipe.shrink();
         let heard = flushed.is_ok() && !server.pipe.input.is_empty();
         self.servers.insert(server);
         if heard {
@@ -441,16 +447,12 @@ impl Client {
     }
 
     /// What a batch used is for the next one.
-    fn keep_memory(&mut self, flow: &mut Flow) {
-        if let Some(mut segment) = flow.segment.take() {
-            segment.clear();
-            self.spare = Some(segment);
+    fn keep_memory(flow: &mut Flow) {
+        if let Some(segment) = flow.segment.take() {
+            spare::give(segment);
         }
-        self.held = std::mem::take(&mut flow.held);
-        self.held.clear();
-        if self.held.capacity() > HELD_KEPT {
-            self.held = BytesMut::new();
-        }
+        flow.held.clear();
+        pipe::give_back(std::mem::take(&mut flow.held));
     }
 
     /// Asks for the position of what the batch may have committed.

@@ -29,9 +29,11 @@ impl Client {
     pub(super) async fn idle(&mut self) -> Result<(), Gone> {
         self.flush_or_go().await?;
         if self.segment.is_empty() {
+            self.segment.rest();
             self.pipe.shrink();
         }
         self.rest();
+        self.servers.values_mut().for_each(|server| server.pipe.shrink());
         self.heed()?;
         if *self.stopping.borrow() && self.segment.is_empty() {
             return Err(Gone::Trouble(Trouble::ShuttingDown));
@@ -119,7 +121,7 @@ impl Client {
                         self.pipe.output.extend_from_slice(message);
                     }
                     if let Some(server) = self.servers.get_mut(node) {
-                        server.parameters.insert(name.to_owned(), value.to_owned());
+                        server.parameters.note(name, value);
                     }
                 }
                 Err(error) => return Some(error.to_string()),

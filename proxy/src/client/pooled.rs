@@ -208,8 +208,8 @@ impl Client {
 
     /// Tells people what its buffers take.
     pub(super) fn note_memory(&self) {
-        let bytes = self.pipe.memory() + self.segment.memory() + self.held.capacity();
-        self.presence.badge.has_buffers(bytes + self.spare.as_ref().map_or(0, |spare| spare.memory()));
+        let bytes = self.pipe.memory() + self.segment.memory();
+        self.presence.badge.has_buffers(bytes);
     }
 
     /// It comes to rest until the client says something.

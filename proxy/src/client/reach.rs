@@ -51,6 +51,14 @@ impl Client {
         if let Some(node) = self.reach_at_once(segment, self.session.as_pinned(wanted)) {
             return Ok(Ok(node));
         }
+        Box::pin(self.reach_by_and_by(segment, wanted)).await
+    }
+
+    async fn reach_by_and_by(
+        &mut self,
+        segment: &Segment,
+        wanted: Wanted,
+    ) -> Result<Result<NodeId, Trouble>, Gone> {
         let begun = Instant::now();
         let mut deadline = begun + self.config.hold_timeout;
         let mut closed = BTreeSet::new();

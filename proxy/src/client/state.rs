@@ -1,11 +1,10 @@
 //! A logged-in client and its main loop.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use pgherd_common::{NodeId, Topology};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -18,7 +17,7 @@ use crate::session::{Segment, Session, TakeError, Taken};
 use crate::shared::Shared;
 use crate::sql::Why;
 use crate::sqlstate::Trouble;
-use crate::upstream::{CancelSlot, Login};
+use crate::upstream::{CancelSlot, Login, Reported};
 use crate::wire::backend::{self, Severity};
 use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
@@ -28,6 +27,7 @@ use super::Moving;
 use super::login::Admitted;
 use super::say_goodbye;
 use super::servers::Servers;
+use super::spare::Gathering;
 
 /// Who leaves and does not read the rest of its answers in this time does not want them.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -67,13 +67,9 @@ pub(super) struct Client {
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) slot: Arc<CancelSlot>,
     /// Settings as the client was last told.
-    pub(super) told: BTreeMap<String, String>,
+    pub(super) told: Reported,
     /// Messages gathered so far.
-    pub(super) segment: Box<Segment>,
-    /// Memory for the next one.
-    pub(super) spare: Option<Box<Segment>>,
-    /// Memory for the beginning of the next answer.
-    pub(super) held: BytesMut,
+    pub(super) segment: Gathering,
     /// Messages are dropped up to the next `Sync`.
     pub(super) skipping: bool,
     /// So many bytes of the client's are still part of a message that nobody wants.
@@ -122,10 +118,8 @@ impl Client {
             presence: admitted.presence,
             servers: Servers::default(),
             slot: Arc::default(),
-            told: BTreeMap::new(),
-            segment: Box::default(),
-            spare: None,
-            held: BytesMut::new(),
+            told: Reported::default(),
+            segment: Gathering::default(),
             skipping: false,
             discard: 0,
             owed: None,
@@ -135,13 +129,15 @@ impl Client {
     }
 
     /// Serves the session to its end, or until it moves.
-    pub(super) async fn run(mut self) -> Option<Moving> {
-        let gone = match self.welcome().await {
-            Ok(()) if self.login.replication.is_some() => self.replicate().await,
+    pub(super) async fn run(mut self: Box<Self>) -> Option<Moving> {
+        // What is not waited for in each statement has memory of its own while it is: the task of a client is there for
+        // as long as the client is, whatever it does.
+        let gone = match Box::pin(self.welcome()).await {
+            Ok(()) if self.login.replication.is_some() => Box::pin(self.replicate()).await,
             Ok(()) => self.serve().await,
             Err(gone) => gone,
         };
-        Box::new(self).end(gone).await
+        self.end(gone).await
     }
 
     /// Goes on on this thread.
@@ -203,7 +199,7 @@ impl Client {
             self.key = Some(key);
             backend::put_key(&mut self.pipe.output, key);
         }
-        for (name, value) in &self.told {
+        for (name, value) in self.told.iter() {
             backend::put_parameter(&mut self.pipe.output, name, value);
         }
         self.note_told();
@@ -238,7 +234,7 @@ impl Client {
         self.segment.under_way = false;
         match self.session.take(&mut self.pipe.input, &mut self.segment, &judge) {
             Ok(Taken::Complete) => {
-                let segment = self.take_segment();
+                let segment = self.segment.take();
                 self.work(segment).await
             }
             Ok(Taken::Incomplete) => self.idle().await,
@@ -249,11 +245,6 @@ impl Client {
             Ok(Taken::Goodbye) => Err(Gone::Left),
             Err(error) => Err(protocol(&error)),
         }
-    }
-
-    /// What was gathered; the next comes into an empty one.
-    pub(super) fn take_segment(&mut self) -> Box<Segment> {
-        std::mem::replace(&mut self.segment, self.spare.take().unwrap_or_default())
     }
 
     /// Gets rid of bytes that belong to a message already dealt with. Whether more of them must come.
@@ -321,17 +312,16 @@ impl Client {
     /// Whether the client is to be told of a setting; notes that it is.
     pub(super) fn tells(&mut self, name: &str, value: &str) -> bool {
         // The client talks to several servers; whether one of them is in recovery tells it nothing.
-        if name == "in_hot_standby" || self.told.get(name).is_some_and(|told| told == value) {
+        if name == "in_hot_standby" || !self.told.note(name, value) {
             return false;
         }
-        self.told.insert(name.to_owned(), value.to_owned());
         self.note_told();
         true
     }
 
     /// Some settings concern the proxy, too.
     pub(super) fn note_told(&mut self) {
-        let is = |name: &str, value: &str| self.told.get(name).is_some_and(|told| told == value);
+        let is = |name: &str, value: &str| self.told.get(name) == Some(value);
         // With backslashes in plain strings, texts mean something else than the classifier reads.
         if is("standard_conforming_strings", "off") {
             self.session.pin();

@@ -76,21 +76,21 @@ impl Client {
             && self.reading_transaction().is_none()
             && self.consistency() != Consistency::Global
         {
-            self.move_to_reader(node).await?;
+            Box::pin(self.move_to_reader(node)).await?;
         }
         // Each of its statements would have to see what was committed just before.
         let at_once = segment.opens() && self.consistency() == Consistency::Global;
         let (mut segment, mut runs, mut on_primary) = (segment, 0, at_once);
         loop {
             if let Some(standby) = self.session.take_stranded()
-                && let Err(trouble) = self.go_on_on_primary(standby).await?
+                && let Err(trouble) = Box::pin(self.go_on_on_primary(standby)).await?
             {
                 self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
                 return Ok(());
             }
             if let Some(node) = self.reading_transaction()
                 && (on_primary || self.must_move(&segment))
-                && let Err(trouble) = self.move_transaction(node).await?
+                && let Err(trouble) = Box::pin(self.move_transaction(node)).await?
             {
                 self.refuse(&trouble, segment.ends_when_refused(), segment.rest);
                 return Ok(());

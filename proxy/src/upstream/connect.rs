@@ -1,6 +1,5 @@
 //! Opening a connection to a server and logging in to it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +28,7 @@ use crate::workers;
 use super::cancel::Gate;
 use super::dial::{DialError, dial, dial_in_clear};
 use super::questions::Questions;
-use super::server::{QueryError, Server};
+use super::server::{QueryError, Reported, Server};
 
 /// As whom, and with which parameters.
 #[derive(Debug)]
@@ -112,7 +111,7 @@ pub(crate) async fn connect(
         name: backend.name.clone(),
         role,
         pipe: line.into_pipe()?,
-        parameters: BTreeMap::new(),
+        parameters: Reported::default(),
         known,
         counts,
         questions: Questions::default(),
@@ -170,7 +169,7 @@ async fn log_in(server: &mut Server, login: &Login) -> Result<(), ConnectError> 
             b'R' => authenticate(&mut server.pipe, &payload, login).await?,
             b'S' => {
                 let (name, value) = backend::parameter(&payload)?;
-                server.parameters.insert(name.to_owned(), value.to_owned());
+                server.parameters.note(name, value);
             }
             b'K' => server.gate = Arc::new(server.gate.with_key(backend::key(&payload)?)),
             b'E' => return Err(ConnectError::Refused(ServerError::read(&payload)?)),

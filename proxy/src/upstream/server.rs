@@ -30,7 +30,8 @@ pub(crate) struct Server {
     pub(crate) name: NodeName,
     pub(crate) role: Role,
     pub(crate) pipe: Pipe,
-    pub(crate) parameters: BTreeMap<String, String>,
+    /// What it reports of its settings: mostly the same as others, and as clients were told.
+    pub(crate) parameters: Reported,
     pub(crate) known: Known,
     pub(crate) counts: Arc<Counts>,
     /// What it was asked beside what the client sent.
@@ -46,6 +47,29 @@ pub(crate) struct Server {
     /// Where it is interrupted.
     pub(crate) gate: Arc<Gate>,
     pub(crate) lease: Lease,
+}
+
+/// What a server reports of its settings. Mostly the same for all of its connections and clients, which then share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reported(Arc<BTreeMap<String, String>>);
+
+impl Reported {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter()
+    }
+
+    /// Whether that is new.
+    pub(crate) fn note(&mut self, name: &str, value: &str) -> bool {
+        let new = self.get(name) != Some(value);
+        if new {
+            Arc::make_mut(&mut self.0).insert(name.to_owned(), value.to_owned());
+        }
+        new
+    }
 }
 
 /// Why a query of the proxy's own failed.
@@ -74,7 +98,7 @@ impl Server {
                     b'D' => row = Some(payload.to_vec()),
                     b'S' => {
                         if let Ok((name, value)) = backend::parameter(payload) {
-                            self.parameters.insert(name.to_owned(), value.to_owned());
+                            self.parameters.note(name, value);
                         }
                     }
                     b'E' => refused = refused.or(ServerError::read(payload).ok()),

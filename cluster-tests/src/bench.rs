@@ -10,6 +10,7 @@ mod measure;
 mod packages;
 pub mod relay;
 mod rivals;
+pub mod scale;
 mod stand;
 pub mod stats;
 pub mod summary;
@@ -23,12 +24,16 @@ use std::path::{Path, PathBuf};
 
 use document::Conditions;
 use machine::Machine;
-use stand::{Running, Stand};
+use stand::{Running, Setup, Stand};
 use summary::{Round, Summary};
 use target::Target;
 use workload::Workload;
 
 use crate::failure::Failure;
+
+const PROXY_SETTINGS: &str = "[pool]\nmode = \"auto\"\n\n[routing]\nread_consistency = \"session\"\n";
+/// More than any workload has.
+const CLIENTS_MAX: usize = 1000;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -47,6 +52,20 @@ pub struct Options {
     pub pg_bin: Option<PathBuf>,
     /// Another PgBouncer than Debian's.
     pub pgbouncer: Option<PathBuf>,
+}
+
+impl Options {
+    fn setup(&self) -> Setup {
+        Setup {
+            targets: self.targets.clone(),
+            prepares: self.workloads.iter().any(|workload| workload.prepares()),
+            scale: self.scale,
+            pg_bin: self.pg_bin.clone(),
+            pgbouncer: self.pgbouncer.clone(),
+            proxy_settings: PROXY_SETTINGS,
+            clients_max: CLIENTS_MAX,
+        }
+    }
 }
 
 /// What came of it.
@@ -70,7 +89,7 @@ impl Report {
 pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report, Failure> {
     let machine = Machine::here();
     say(&format!("load average: {}", machine.load));
-    let stand = Stand::start(options, say).await?;
+    let stand = Stand::start(&options.setup(), say).await?;
     let mut summaries = Vec::new();
     for workload in &options.workloads {
         let mut rounds = Vec::new();

@@ -102,6 +102,7 @@ pub struct Builder {
     postgres_settings: String,
     agent_settings: String,
     proxy_settings: String,
+    proxy_clients_max: Option<usize>,
     keep_logs: Option<PathBuf>,
     progress: Progress,
 }
@@ -121,6 +122,7 @@ impl Default for Builder {
             postgres_settings: String::new(),
             agent_settings: String::new(),
             proxy_settings: String::new(),
+            proxy_clients_max: None,
             keep_logs: None,
             progress: Box::new(|_| ()),
         }
@@ -192,6 +194,12 @@ impl Builder {
     #[must_use]
     pub fn proxy_settings(self, lines: &str) -> Self {
         Self { proxy_settings: lines.to_owned(), ..self }
+    }
+
+    /// How many clients each proxy lets in, if not as many as by default.
+    #[must_use]
+    pub fn proxy_clients_max(self, clients: Option<usize>) -> Self {
+        Self { proxy_clients_max: clients, ..self }
     }
 
     /// Where logs are kept unless the cluster ends with [`Cluster::finish`].
@@ -374,8 +382,12 @@ impl Builder {
             let dir = cluster.dir().join(&proxy.name);
             make_dir_for_postgres(&dir)?;
             let listen = format!("{}:{}", proxy.place.host, proxy.port);
-            let (name, extra) = (&proxy.name, &self.proxy_settings);
-            let text = config_files::proxy(&self.name, name, &listen, cluster.nodes(), extra);
+            let front = config_files::Front {
+                name: &proxy.name,
+                listen: &listen,
+                clients_max: self.proxy_clients_max,
+            };
+            let text = config_files::proxy(&self.name, &front, cluster.nodes(), &self.proxy_settings);
             write(&dir.join("proxy.toml"), &text)?;
         }
         Ok(())

@@ -52,13 +52,27 @@ pub fn agent(cluster: &str, node: &Node, members: &[Node], state_dir: &Path, ext
     text
 }
 
+/// What a proxy is towards its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Front<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// `host:port`.
+    pub listen: &'a str,
+    /// How many it lets in, if not as many as by default.
+    pub clients_max: Option<usize>,
+}
+
 /// The text of a proxy's `proxy.toml`; `extra` is appended as it is.
-pub fn proxy(cluster: &str, name: &str, listen: &str, members: &[Node], extra: &str) -> String {
+pub fn proxy(cluster: &str, front: &Front<'_>, members: &[Node], extra: &str) -> String {
+    let Front { name, listen, clients_max } = front;
+    let clients_max =
+        clients_max.map(|clients| format!("max_client_connections = {clients}\n")).unwrap_or_default();
     let agents: Vec<String> =
         members.iter().map(|member| format!("\"{}\"", member.agent_address())).collect();
     format!(
-        "[cluster]\nname = \"{cluster}\"\n\n[proxy]\nname = \"{name}\"\nlisten = [\"{listen}\"]\nadmins = [\"{APP}\"]\n\n\
-         [agents]\naddresses = [{}]\n\n[auth]\nuser = \"{AUTH_USER}\"\npassword = \"{AUTH_PASSWORD}\"\n\n{extra}\n",
+        "[cluster]\nname = \"{cluster}\"\n\n[proxy]\nname = \"{name}\"\nlisten = [\"{listen}\"]\nadmins = [\"{APP}\"]\n\
+         {clients_max}\n[agents]\naddresses = [{}]\n\n[auth]\nuser = \"{AUTH_USER}\"\npassword = \"{AUTH_PASSWORD}\"\n\n{extra}\n",
         agents.join(", ")
     )
 }

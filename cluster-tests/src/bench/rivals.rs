@@ -29,15 +29,27 @@ impl Servers {
     }
 }
 
-/// `pgbouncer.ini`. With `session` every client keeps a server connection for itself.
-pub(super) fn pgbouncer(servers: &Servers, port: u16, dir: &Path, session: bool, plans: bool) -> String {
+/// What differs from one PgBouncer to the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PgBouncer {
+    /// Every client keeps a server connection for itself.
+    pub(super) session: bool,
+    /// It carries prepared statements in transaction mode.
+    pub(super) plans: bool,
+    /// How many clients it lets in.
+    pub(super) clients_max: usize,
+}
+
+/// `pgbouncer.ini`.
+pub(super) fn pgbouncer(servers: &Servers, port: u16, dir: &Path, kind: PgBouncer) -> String {
+    let PgBouncer { session, plans, clients_max } = kind;
     let (mode, pool) = if session { ("session", CLIENTS_MAX) } else { ("transaction", SERVER_CONNECTIONS) };
     // From 1.21 on; before, it is no setting.
     let plans = if plans { "max_prepared_statements = 200\n" } else { "" };
     format!(
         "[databases]\n{APP} = host={host} port={primary} dbname={APP}\n\n[pgbouncer]\nlisten_addr = {host}\nlisten_port = {port}\n\
          unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\n\
-         max_client_conn = 1000\ndefault_pool_size = {pool}\nserver_idle_timeout = {IDLE_SECONDS}\n\
+         max_client_conn = {clients_max}\ndefault_pool_size = {pool}\nserver_idle_timeout = {IDLE_SECONDS}\n\
          log_connections = 0\nlog_disconnections = 0\n{plans}",
         host = servers.host,
         primary = servers.primary_port(),
@@ -111,7 +123,10 @@ mod tests {
     #[test]
     fn an_old_pgbouncer_gets_no_setting_that_it_does_not_know() {
         let servers = Servers { host: "127.0.0.1".to_owned(), ports: vec![5601] };
-        let text = |session, plans| pgbouncer(&servers, 6500, Path::new("/d"), session, plans);
+        let text = |session, plans| {
+            let kind = PgBouncer { session, plans, clients_max: 1000 };
+            pgbouncer(&servers, 6500, Path::new("/d"), kind)
+        };
         assert!(!text(false, false).contains("max_prepared_statements"));
         assert!(text(false, true).contains("max_prepared_statements"));
         assert!(text(true, false).contains("pool_mode = session"));

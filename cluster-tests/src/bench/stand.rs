@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio_postgres::{Config, NoTls};
 
-use super::rivals::{self, Servers};
+use super::packages;
+use super::rivals::{self, PgBouncer, Servers};
 use super::target::Target;
-use super::{Options, packages};
 use crate::builder::{make_dir_for_postgres, write};
 use crate::cluster::Cluster;
 use crate::daemon::Daemon;
@@ -25,10 +25,28 @@ const POSTGRES_SETTINGS: &str =
     "max_connections = 800\nshared_buffers = 256MB\nmax_wal_size = 1GB\ncheckpoint_timeout = 30min\n";
 const AGENT_SETTINGS: &str = "[timings]\nlease = \"8s\"\nlocal_timeout = \"60s\"\nnode_timeout = \"20s\"\n\
      node_lost_after = \"60s\"\nelection_timeout_min = \"2s\"\nelection_timeout_max = \"4s\"\n";
-const PROXY_SETTINGS: &str = "[pool]\nmode = \"auto\"\n\n[routing]\nread_consistency = \"session\"\n";
 
 const INIT_TIME_MAX: Duration = Duration::from_secs(600);
 const SERVING_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    /// Before the servers.
+    pub(super) targets: Vec<Target>,
+    /// Statements are prepared in one transaction and used in another.
+    pub(super) prepares: bool,
+    /// pgbench's: 100,000 rows each.
+    pub(super) scale: u32,
+    /// PostgreSQL's programs, if not the newest installed.
+    pub(super) pg_bin: Option<PathBuf>,
+    /// Another PgBouncer than Debian's.
+    pub(super) pgbouncer: Option<PathBuf>,
+    /// For the end of our proxy's configuration.
+    pub(super) proxy_settings: &'static str,
+    /// How many clients ours and PgBouncer let in.
+    pub(super) clients_max: usize,
+}
 
 /// A target that runs, or why it does not.
 #[derive(Debug)]
@@ -62,30 +80,35 @@ pub(super) struct Stand {
     )]
     daemons: Vec<Daemon>,
     /// The servers, and our proxy. Dropped last: its undertaker ends everything else, too.
-    #[expect(dead_code, reason = "kept for its drop")]
     cluster: Cluster,
 }
 
 impl Stand {
     /// Starts all of it and waits until it works.
-    pub(super) async fn start(options: &Options, say: &dyn Fn(&str)) -> Result<Self, Failure> {
+    pub(super) async fn start(setup: &Setup, say: &dyn Fn(&str)) -> Result<Self, Failure> {
         say("starting a primary, two standbys, their agents and a proxy");
-        let builder = Cluster::builder().name("bench").pg_bin(options.pg_bin.clone());
+        let builder = Cluster::builder().name("bench").pg_bin(setup.pg_bin.clone());
         let builder = builder.postgres_settings(POSTGRES_SETTINGS).agent_settings(AGENT_SETTINGS);
-        let cluster = builder.proxy_settings(PROXY_SETTINGS).start().await?;
+        let builder = builder.proxy_settings(setup.proxy_settings);
+        let cluster = builder.proxy_clients_max(Some(setup.clients_max)).start().await?;
         let mut starter = Starter::of(&cluster).await?;
-        say(&format!("filling a database (pgbench, scale {})", options.scale));
-        starter.fill(options.scale).await?;
+        say(&format!("filling a database (pgbench, scale {})", setup.scale));
+        starter.fill(setup.scale).await?;
         let mut targets = Vec::new();
-        for target in &options.targets {
-            targets.push(starter.run(*target, options, say).await?);
+        for target in &setup.targets {
+            targets.push(starter.run(*target, setup, say).await?);
             let stand_in = *target == Target::PgBouncer && !starter.plans;
-            if stand_in && options.workloads.iter().any(|workload| workload.prepares()) {
-                targets.push(starter.run(Target::PgBouncerSession, options, say).await?);
+            if stand_in && setup.prepares {
+                targets.push(starter.run(Target::PgBouncerSession, setup, say).await?);
             }
         }
         let Starter { bin_dir, dir, versions, network, daemons, .. } = starter;
         Ok(Self { targets, bin_dir, dir, versions, network, daemons, cluster })
+    }
+
+    /// The servers, and our proxy.
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 }
 
@@ -150,12 +173,7 @@ impl<'a> Starter<'a> {
     }
 
     /// A target that cannot be started is in trouble, which is no reason not to measure the others.
-    async fn run(
-        &mut self,
-        target: Target,
-        options: &Options,
-        say: &dyn Fn(&str),
-    ) -> Result<Running, Failure> {
+    async fn run(&mut self, target: Target, setup: &Setup, say: &dyn Fn(&str)) -> Result<Running, Failure> {
         let running = |port, pid, trouble| Running { target, port, pid, trouble };
         let proxy = self.cluster.proxy(0);
         match target {
@@ -173,7 +191,7 @@ impl<'a> Starter<'a> {
         }
         say(&format!("starting {target}"));
         let port = self.network.port(6500, 6500)?;
-        let started = self.start(target, port, options, say).await;
+        let started = self.start(target, port, setup, say).await;
         Ok(match started {
             Ok(pid) => running(port, Some(pid), None),
             Err(error) => running(port, None, Some(format!("{error:?}"))),
@@ -185,11 +203,11 @@ impl<'a> Starter<'a> {
         &mut self,
         target: Target,
         port: u16,
-        options: &Options,
+        setup: &Setup,
         say: &dyn Fn(&str),
     ) -> Result<u32, Failure> {
         let given = match target {
-            Target::PgBouncer | Target::PgBouncerSession => options.pgbouncer.clone(),
+            Target::PgBouncer | Target::PgBouncerSession => setup.pgbouncer.clone(),
             Target::Direct | Target::Pgherd | Target::Pgpool | Target::HaProxy | Target::Relay => None,
         };
         let program = match given {
@@ -207,7 +225,7 @@ impl<'a> Starter<'a> {
         }
         let dir = self.dir.join(target.name());
         make_dir_for_postgres(&dir)?;
-        let mut daemon = self.daemon(target, program, port, &dir).await?;
+        let mut daemon = self.daemon(target, program, port, &dir, setup.clients_max).await?;
         daemon.start()?;
         let served = self.until_serving(&mut daemon, port).await;
         let log = daemon.log().to_owned();
@@ -224,6 +242,7 @@ impl<'a> Starter<'a> {
         program: Option<PathBuf>,
         port: u16,
         dir: &Path,
+        clients_max: usize,
     ) -> Result<Daemon, Failure> {
         let place = self.cluster.proxy(0).place.clone();
         let file = |name: &str| dir.join(name);
@@ -264,7 +283,8 @@ impl<'a> Starter<'a> {
             | Target::Pgherd
             | Target::Relay => {
                 let session = target == Target::PgBouncerSession;
-                let conf = rivals::pgbouncer(&self.servers, port, dir, session, self.plans);
+                let kind = PgBouncer { session, plans: self.plans, clients_max };
+                let conf = rivals::pgbouncer(&self.servers, port, dir, kind);
                 write(&file("pgbouncer.ini"), &conf)?;
                 write(&file("users.txt"), &rivals::pgbouncer_users(&self.verifier().await?))?;
                 vec![text(&file("pgbouncer.ini"))]

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use pgherd_cluster_tests::bench::scale::part::Part;
 use pgherd_cluster_tests::bench::target::Target;
 use pgherd_cluster_tests::bench::workload::Workload;
-use pgherd_cluster_tests::bench::{self, Options, relay};
+use pgherd_cluster_tests::bench::{self, Options, relay, scale};
 use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Measures on this machine, with real servers.
@@ -21,6 +22,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Proxy(ProxyArgs),
+    Scale(ScaleArgs),
     /// Carries bytes for `proxy`, in a process of its own.
     #[command(hide = true)]
     Relay {
@@ -61,10 +63,52 @@ struct ProxyArgs {
     write: bool,
 }
 
+/// pgherd-proxy with very many clients, very long answers and very many logins, beside PgBouncer and no proxy at all.
+#[derive(Debug, clap::Args)]
+struct ScaleArgs {
+    /// Only these.
+    #[arg(long, value_name = "PART,...", value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
+    /// Only these.
+    #[arg(long, value_name = "TARGET,...", value_delimiter = ',', default_values_t = scale::TARGETS)]
+    targets: Vec<Target>,
+    /// `idle`: so many clients.
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
+    /// `active`: so many clients.
+    #[arg(long, default_value_t = 5000)]
+    active: usize,
+    /// `active`: so many of them ask at the same time.
+    #[arg(long, default_value_t = 200)]
+    at_once: usize,
+    /// `active`, `logins`, `pipelines`: how long each goes on.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// `rows`: millions of bytes.
+    #[arg(long, default_value_t = 1000)]
+    rows_megabytes: u64,
+    /// `copy`: millions of bytes.
+    #[arg(long, default_value_t = 500)]
+    copy_megabytes: u64,
+    /// `latency`: how often each target is visited, for a second in each protocol.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// pgbench's scale: 100,000 rows each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    scale: u32,
+    /// PostgreSQL's programs, if not the newest ones under /usr/lib/postgresql.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+    /// Another PgBouncer than Debian's.
+    #[arg(long, value_name = "PROGRAM")]
+    pgbouncer: Option<PathBuf>,
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match Args::parse().what {
         What::Proxy(args) => proxy(args).await,
+        What::Scale(args) => measured_scale(args).await,
         What::Relay { listen, to } => match relay::serve(listen, to).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -104,6 +148,39 @@ async fn proxy(args: ProxyArgs) -> ExitCode {
         None | Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(error)) => {
             say(&format!("cannot write {}: {error}", docs.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Fails when an answer was wrong or did not come, whatever the figures are.
+async fn measured_scale(args: ScaleArgs) -> ExitCode {
+    let options = scale::Options {
+        parts: args.parts,
+        targets: args.targets,
+        idle: args.idle,
+        active: args.active,
+        at_once: args.at_once,
+        seconds: args.seconds,
+        rows_megabytes: args.rows_megabytes,
+        copy_megabytes: args.copy_megabytes,
+        rounds: args.rounds.into(),
+        scale: args.scale,
+        pg_bin: args.pg_bin,
+        pgbouncer: args.pgbouncer,
+    };
+    let ended = tokio::select! {
+        ended = scale::run(&options, &say) => ended,
+        () = stopped() => {
+            say("stopped: ending everything");
+            return ExitCode::FAILURE;
+        }
+    };
+    match ended {
+        Ok(report) if report.errors() == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("cannot measure: {error:?}"));
             ExitCode::FAILURE
         }
     }

@@ -4,13 +4,18 @@
 //! Clients are of our own make, so that ten thousand of them fit in one process and cost little. Each answer
 //! is compared with what it must be. A wrong one is an error; a figure that is larger than was promised is told.
 
+pub mod active;
 mod client;
 pub mod copy;
 mod ground;
 pub mod idle;
+pub mod latency;
 mod limits;
+pub mod logins;
 pub mod memory;
 pub mod part;
+pub mod pipelines;
+mod probe;
 pub mod report;
 pub mod rows;
 mod scram;
@@ -32,6 +37,8 @@ use crate::failure::Failure;
 /// many as those of PgBouncer, which knows one server.
 const PROXY_SETTINGS: &str = "[pool]\nmode = \"auto\"\nsize = 40\n\n[routing]\nread_consistency = \"session\"\n\
      weights.server3 = 0\n";
+/// What that comes to, for each of them.
+const SERVER_CONNECTIONS: u64 = 40;
 /// Besides those that are measured.
 const MORE_CLIENTS: usize = 200;
 /// What figures are compared between.
@@ -74,7 +81,7 @@ impl Options {
     fn setup(&self) -> Setup {
         Setup {
             targets: self.targets.clone(),
-            prepares: false,
+            prepares: self.parts.contains(&Part::Latency),
             scale: self.scale,
             pg_bin: self.pg_bin.clone(),
             pgbouncer: self.pgbouncer.clone(),
@@ -96,8 +103,12 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report, Failur
         say(&format!("{part}: {}", part.told()));
         match part {
             Part::Idle => report.idle = idle::measure(&ground).await,
+            Part::Active => report.active = active::measure(&ground).await,
             Part::Rows => report.rows = rows::measure(&ground).await,
             Part::Copy => (report.copy_in, report.copy_out) = copy::measure(&ground).await,
+            Part::Logins => report.logins = logins::measure(&ground).await,
+            Part::Pipelines => report.pipelines = pipelines::measure(&ground).await,
+            Part::Latency => report.latency = latency::measure(&ground).await,
         }
     }
     report.alarms = stand.cluster().alarms(&[]);

@@ -108,7 +108,7 @@ struct ScaleArgs {
 async fn main() -> ExitCode {
     match Args::parse().what {
         What::Proxy(args) => proxy(args).await,
-        What::Scale(args) => measured_scale(args).await,
+        What::Scale(args) => scale(args).await,
         What::Relay { listen, to } => match relay::serve(listen, to).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -154,7 +154,7 @@ async fn proxy(args: ProxyArgs) -> ExitCode {
 }
 
 /// Fails when an answer was wrong or did not come, whatever the figures are.
-async fn measured_scale(args: ScaleArgs) -> ExitCode {
+async fn scale(args: ScaleArgs) -> ExitCode {
     let options = scale::Options {
         parts: args.parts,
         targets: args.targets,

@@ -81,7 +81,11 @@ pub(super) async fn all(way: &Way, faults: &Faults, wanted: usize) -> Vec<Client
 /// All of them go, and are seen to be gone.
 pub(super) async fn leave(clients: Vec<Client>, faults: &Faults) {
     let closed = stream::iter(clients).map(Client::close).buffer_unordered(LOGINS_AT_ONCE);
-    closed.for_each(async |closed| drop(faults.passed(closed))).await;
+    closed
+        .for_each(async |closed| {
+            faults.passed(closed);
+        })
+        .await;
 }
 
 pub(super) fn promises(rows: &[Row<Idle>]) -> Vec<Promise> {

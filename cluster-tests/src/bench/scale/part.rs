@@ -8,22 +8,35 @@ use std::str::FromStr;
 pub enum Part {
     /// Clients that say nothing.
     Idle,
+    /// Many clients of whom some ask.
+    Active,
     /// A result that is larger than any buffer.
     Rows,
     /// COPY in and out.
     Copy,
+    /// A burst of logins.
+    Logins,
+    /// Many statements in one write.
+    Pipelines,
+    /// One client; how long each of its reads takes.
+    Latency,
 }
 
 impl Part {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Self; 3] = [Self::Idle, Self::Rows, Self::Copy];
+    pub const ALL: [Self; 7] =
+        [Self::Idle, Self::Active, Self::Rows, Self::Copy, Self::Logins, Self::Pipelines, Self::Latency];
 
     /// Its name on the command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
+            Self::Active => "active",
             Self::Rows => "rows",
             Self::Copy => "copy",
+            Self::Logins => "logins",
+            Self::Pipelines => "pipelines",
+            Self::Latency => "latency",
         }
     }
 
@@ -31,8 +44,14 @@ impl Part {
     pub fn told(self) -> &'static str {
         match self {
             Self::Idle => "memory with many clients that have logged in, asked once and say nothing",
+            Self::Active => {
+                "many clients, of whom some at a time read by primary key; all over 40 connections to one node"
+            }
             Self::Rows => "one query that returns rows of 1000 bytes, read to the end",
             Self::Copy => "COPY from the client and to the client, lines of 1000 bytes",
+            Self::Logins => "logins with SCRAM, 50 at once, while another client asks without a pause",
+            Self::Pipelines => "64 KB of statements up to each Sync, one such batch in flight and ten",
+            Self::Latency => "one client that reads by primary key",
         }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
+use super::active::{self, Active};
 use super::idle::{self, Idle};
+use super::latency::Latency;
+use super::logins::Logins;
+use super::pipelines::{self, Pipelines};
 use super::rows::{self, Stream};
 use super::text::table;
 use crate::bench::machine::Machine;
@@ -48,12 +52,20 @@ pub struct Report {
     pub versions: Vec<(String, String)>,
     /// Clients that say nothing.
     pub idle: Vec<Row<Idle>>,
+    /// Many clients of whom some ask.
+    pub active: Vec<Row<Active>>,
     /// A large result.
     pub rows: Vec<Row<Stream>>,
     /// COPY from the client.
     pub copy_in: Vec<Row<Stream>>,
     /// COPY to the client.
     pub copy_out: Vec<Row<Stream>>,
+    /// A burst of logins.
+    pub logins: Vec<Row<Logins>>,
+    /// Many statements in one write.
+    pub pipelines: Vec<Row<Pipelines>>,
+    /// One client.
+    pub latency: Vec<Row<Latency>>,
     /// What the logs of servers, agents and the proxy hold that nobody expects.
     pub alarms: Vec<String>,
 }
@@ -66,9 +78,11 @@ impl Report {
     /// What was promised, as far as it was measured.
     pub fn promises(&self) -> Vec<Promise> {
         let mut promises = idle::promises(&self.idle);
+        promises.extend(active::promises(&self.active));
         promises.extend(rows::promises("rows", &self.rows));
         promises.extend(rows::promises("copy in", &self.copy_in));
         promises.extend(rows::promises("copy out", &self.copy_out));
+        promises.extend(pipelines::promises(&self.pipelines));
         promises
     }
 }
@@ -101,9 +115,13 @@ impl Report {
     fn parts(&self) -> Vec<(String, u64)> {
         let all = [
             part("idle: clients that say nothing", &self.idle),
+            part("active: some of many clients read by primary key", &self.active),
             part("rows: one large result", &self.rows),
             part("copy in: COPY FROM STDIN", &self.copy_in),
             part("copy out: COPY TO STDOUT", &self.copy_out),
+            part("logins: SCRAM, 50 at once, beside a client that asks SELECT 1", &self.logins),
+            part("pipelines: 64 KB of statements up to each Sync", &self.pipelines),
+            part("latency: one client reads by primary key", &self.latency),
         ];
         all.into_iter().flatten().collect()
     }

@@ -43,7 +43,9 @@ pub(super) struct Tally {
     head: Vec<u8>,
     /// So many bytes of this message's payload are still to come.
     missing: usize,
-    /// The beginning of its payload.
+    /// The beginning of it is kept.
+    keeps: bool,
+    /// As far as it has come.
     kept: Vec<u8>,
     counts: Counts,
 }
@@ -75,14 +77,12 @@ impl Tally {
                 self.head.extend_from_slice(head);
                 bytes = rest;
                 let [_, a, b, c, d] = *self.head.as_slice() else { continue };
-                // The length counts itself.
-                self.missing =
-                    usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(0).saturating_sub(4);
+                self.begin(u32::from_be_bytes([a, b, c, d]));
             } else {
                 let (payload, rest) = cut(bytes, self.missing);
                 self.missing -= payload.len();
                 let room = KEPT_BYTES_MAX.saturating_sub(self.kept.len());
-                if self.keeps() {
+                if self.keeps {
                     self.kept.extend_from_slice(cut(payload, room).0);
                 }
                 self.count_content(payload.len());
@@ -100,12 +100,15 @@ impl Tally {
         self.head.first().copied().unwrap_or(0)
     }
 
-    fn keeps(&self) -> bool {
-        match self.tag() {
-            b'D' => self.kept.len() + self.missing <= ROW_KEPT_BYTES_MAX,
+    /// Tag and length are known.
+    fn begin(&mut self, length: u32) {
+        // The length counts itself.
+        self.missing = usize::try_from(length).unwrap_or(0).saturating_sub(4);
+        self.keeps = match self.tag() {
+            b'D' => self.missing <= ROW_KEPT_BYTES_MAX,
             b'R' | b'E' | b'C' => true,
             _ => false,
-        }
+        };
     }
 
     fn count_content(&mut self, length: usize) {

@@ -58,6 +58,11 @@ impl Binaries {
         // everything compiled again.
         build.args(["build", "--quiet", "--workspace", "--bins"]);
         build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        // Build scripts look at these: with those of a test everything behind them would be compiled again.
+        let of_the_test = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_the_test)) {
+            build.env_remove(name);
+        }
         if dir.ends_with("release") {
             build.arg("--release");
         }

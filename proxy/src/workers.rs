@@ -7,7 +7,6 @@ mod desk;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
 use tokio::runtime::{Builder, Runtime};
@@ -53,8 +52,6 @@ pub(crate) struct Workers(Vec<Worker>);
 #[derive(Debug)]
 struct Worker {
     queue: mpsc::UnboundedSender<Arrival>,
-    /// Those that it serves, or has yet to.
-    clients: Arc<AtomicUsize>,
     desk: Arc<Desk>,
     thread: JoinHandle<()>,
 }
@@ -63,7 +60,6 @@ struct Worker {
 #[derive(Debug)]
 struct Arrival {
     who: Who,
-    session: Counted,
     /// Dropped when its session is over.
     alive: mpsc::Sender<()>,
 }
@@ -75,58 +71,26 @@ enum Who {
     Client(Moving),
 }
 
-/// Counts a session for as long as it lasts.
-#[derive(Debug)]
-struct Counted {
-    clients: Arc<AtomicUsize>,
-}
-
-impl Counted {
-    fn among(clients: &Arc<AtomicUsize>) -> Self {
-        clients.fetch_add(1, Ordering::Relaxed);
-        Self { clients: clients.clone() }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.clients.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// How a worker is reached by the others.
-#[derive(Debug)]
-struct Door {
-    queue: mpsc::WeakUnboundedSender<Arrival>,
-    clients: Arc<AtomicUsize>,
-}
+type Door = mpsc::WeakUnboundedSender<Arrival>;
 
-impl Door {
-    /// Lets a client in, unless the worker is about to end.
-    fn pass(&self, client: Moving, alive: &mpsc::Sender<()>) -> Result<(), Moving> {
-        let Some(queue) = self.queue.upgrade() else { return Err(client) };
-        let session = Counted::among(&self.clients);
-        let arrival = Arrival { who: Who::Client(client), session, alive: alive.clone() };
-        queue.send(arrival).map_err(|refused| match refused.0.who {
-            Who::Client(client) => client,
-            Who::Visitor(_) => unreachable!("a client was sent"),
-        })
-    }
+/// Lets a client in, unless the worker is about to end.
+fn pass(door: &Door, client: Moving, alive: &mpsc::Sender<()>) -> Result<(), Moving> {
+    let Some(queue) = door.upgrade() else { return Err(client) };
+    let arrival = Arrival { who: Who::Client(client), alive: alive.clone() };
+    queue.send(arrival).map_err(|refused| match refused.0.who {
+        Who::Client(client) => client,
+        Who::Visitor(_) => unreachable!("a client was sent"),
+    })
 }
 
 impl Workers {
     /// Starts so many.
     pub(crate) fn start(shared: &Arc<Shared>, threads: usize) -> io::Result<Self> {
         let (queues, arrivals): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::unbounded_channel()).unzip();
-        let door = |queue: &mpsc::UnboundedSender<Arrival>| Door {
-            queue: queue.downgrade(),
-            clients: Arc::default(),
-        };
-        let doors: Arc<[Door]> = queues.iter().map(door).collect();
+        let doors: Arc<[Door]> = queues.iter().map(mpsc::UnboundedSender::downgrade).collect();
         let workers = queues.into_iter().zip(arrivals).zip(0..).map(|((queue, arrivals), number)| {
-            let clients = doors.get(number).map(|door| door.clients.clone()).unwrap_or_default();
-            let post = Post { number, shared: shared.clone(), doors: doors.clone(), arrivals };
-            Worker::start(queue, clients, post)
+            Worker::start(queue, Post { number, shared: shared.clone(), doors: doors.clone(), arrivals })
         });
         workers.collect::<io::Result<_>>().map(Self)
     }
@@ -134,9 +98,8 @@ impl Workers {
     /// Has a client served. `alive` is dropped when its session is over.
     pub(crate) fn serve(&self, visitor: Visitor, alive: mpsc::Sender<()>) {
         let Some(worker) = self.0.get(balance::host(&self.loads())) else { return };
-        let session = Counted::among(&worker.clients);
         // A worker lives as long as somebody can send it a client.
-        drop(worker.queue.send(Arrival { who: Who::Visitor(visitor), session, alive }));
+        drop(worker.queue.send(Arrival { who: Who::Visitor(visitor), alive }));
     }
 
     fn loads(&self) -> Vec<u32> {
@@ -168,17 +131,13 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(
-        queue: mpsc::UnboundedSender<Arrival>,
-        clients: Arc<AtomicUsize>,
-        post: Post,
-    ) -> io::Result<Self> {
+    fn start(queue: mpsc::UnboundedSender<Arrival>, post: Post) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let desk = Arc::<Desk>::default();
         let thread = thread::Builder::new().name(format!("worker-{}", post.number)).stack_size(STACK_BYTES);
         let own = desk.clone();
         let thread = thread.spawn(move || post.work(runtime, own))?;
-        Ok(Self { queue, clients, desk, thread })
+        Ok(Self { queue, desk, thread })
     }
 }
 
@@ -220,14 +179,14 @@ async fn watch(desk: Arc<Desk>) {
 
 /// Serves a client until its session is over or another worker has it.
 async fn serve(shared: Arc<Shared>, arrival: Arrival, doors: Arc<[Door]>) {
-    let Arrival { who, session, alive } = arrival;
+    let Arrival { who, alive } = arrival;
     let mut moving = match who {
         Who::Visitor(visitor) => client::serve(shared, visitor).await,
         Who::Client(client) => client.go_on().await,
     };
     while let Some(client) = moving {
         let passed = match doors.get(client.to) {
-            Some(door) => door.pass(client, &alive),
+            Some(door) => pass(door, client, &alive),
             None => Err(client),
         };
         match passed {
@@ -235,7 +194,6 @@ async fn serve(shared: Arc<Shared>, arrival: Arrival, doors: Arc<[Door]>) {
             Err(client) => moving = client.go_on().await,
         }
     }
-    drop(session);
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 mod batch;
 mod floor;
+mod identity;
+mod inject;
 mod judge;
 mod known;
 mod passage;
@@ -29,6 +31,7 @@ use crate::wire::frontend;
 
 pub use batch::Batch;
 pub use floor::{Consistency, Floor, Freshness};
+pub use identity::Identities;
 pub use judge::Judge;
 pub use known::{Introduction, Introductions, Known};
 pub use passage::Passage;
@@ -39,6 +42,7 @@ pub use settings::Seen;
 pub use statements::Definition;
 pub use taken::{TakeError, Taken};
 
+use inject::{NOTHING, inject_close, inject_read, put_placeholder};
 use segment::What;
 use settings::Settings;
 use statements::{Expected, Statements};
@@ -82,6 +86,10 @@ pub struct Session {
     suspects: BTreeSet<String>,
     /// Functions, views or the like got another meaning, once that is committed.
     redefined: bool,
+    /// Texts may mean something else by what the open transaction did.
+    altered: bool,
+    /// The open transaction has settings of its own.
+    has_local_settings: bool,
     /// Custom settings that it named so far.
     customs: BTreeSet<String>,
     /// It named the schema of temporary objects.
@@ -295,7 +303,7 @@ impl Session {
     pub fn on_withdrawn(&mut self, reply: &mut Reply, known: &mut Known) {
         for expected in reply.confirmed() {
             match expected {
-                Expected::Parse { name, .. } => drop(known.statements.insert(name, 0)),
+                Expected::Parse { name, .. } => drop(known.statements.insert(name, None)),
                 // There, the session's own has yet to be closed.
                 Expected::Close { name: Some(name), injected: false } => drop(known.statements.remove(&name)),
                 Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
@@ -348,6 +356,9 @@ impl Session {
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
         known.soiled |= segment.soils;
         self.note_traces(segment, known);
+        if segment.behind_reads {
+            inject_read(reply, out);
+        }
         // Too late to introduce what SQL names in any other way.
         for name in segment.uses.iter().filter(|_| segment.under_way) {
             self.before_use(name, known, reply, out);
@@ -395,9 +406,9 @@ impl Session {
         }
         match self.statements.confirmed(name) {
             // What it is does not matter: it is there, and that is an error.
-            Some(_) => match known.statements.insert(name.to_owned(), 0) {
+            Some(_) => match known.statements.insert(name.to_owned(), None) {
                 None => put_placeholder(name, reply, out),
-                Some(0) => {
+                Some(None) => {
                     inject_close(name, reply, out);
                     put_placeholder(name, reply, out);
                 }
@@ -422,7 +433,7 @@ impl Session {
         let there = known.statements.get(name).copied();
         let Some(body) = &definition.body else { return };
         // What SQL prepared was introduced before.
-        if there == Some(definition.id) || definition.by_sql {
+        if there == Some(Some(definition.id)) || definition.by_sql {
             return;
         }
         // In a failed transaction it is to be refused, and not to be lost.
@@ -437,14 +448,14 @@ impl Session {
             injected: true,
             at: reply.sent_before(),
         });
-        known.statements.insert(name.to_owned(), definition.id);
+        known.statements.insert(name.to_owned(), Some(definition.id));
     }
 
     /// A server confirmed the oldest thing expected of it.
     fn on_confirmed(&mut self, expected: Expected, known: &mut Known) {
         match expected {
             Expected::Parse { name, definition, injected, .. } => {
-                known.statements.insert(name.clone(), definition.id);
+                known.statements.insert(name.clone(), Some(definition.id));
                 // The session had it when it went out, and may have freed it behind that.
                 if !injected {
                     self.statements.confirm(name, definition);
@@ -507,6 +518,7 @@ impl Session {
         };
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
+        self.altered |= batch.traces.alters;
         self.on_traces(batch, reply, known);
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
@@ -523,6 +535,7 @@ impl Session {
                 }
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
+                Effect::ForTransaction => self.has_local_settings = true,
                 other if !reply.failed() => self.apply(other),
                 _ => {}
             }
@@ -534,6 +547,10 @@ impl Session {
                 self.settings.commit();
             }
             known.seen = self.settings.newest();
+            self.has_local_settings = false;
+            if std::mem::take(&mut self.altered) {
+                self.statements.identities.renew();
+            }
         }
     }
 
@@ -573,22 +590,6 @@ const REFUSALS_MAX: u32 = 5;
 
 /// Whoever calls more functions that nobody knows stays with the primary.
 const SUSPECTS_MAX: usize = 100;
-
-/// A name that no client gives to a statement.
-const NOTHING: &str = "\u{1}";
-
-/// The body of a `Parse` that cannot fail: an empty text without parameters.
-const NO_QUERY: &[u8] = b"\0\0\0";
-
-fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
-    frontend::put_close_statement(out, name);
-    reply.expect(Expected::Close { name: Some(name.to_owned()), injected: true });
-}
-
-fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
-    frontend::put_parse(out, name, NO_QUERY);
-    reply.expect(Expected::Placeholder);
-}
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use crate::config::{Change, Config, ServerTls, Tls};
 use crate::control::{Cluster, lock};
 use crate::pauses::Pauses;
 use crate::pool::Pool;
-use crate::session::Judge;
+use crate::session::{Identities, Judge};
 use crate::sql::{Show, Verdict};
 use crate::tls::{Kept, TlsError};
 use crate::upstream::{Cancels, Catalogs, Verifiers};
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) waiting: Mutex<Vec<Change>>,
     /// Turns true when the process is to end.
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Tells prepared statements apart.
+    pub(crate) identities: Arc<Identities>,
     verdicts: Verdicts,
 }
 
@@ -61,6 +63,7 @@ impl Shared {
             cancels: Cancels::default(),
             pool: Arc::new(Pool::new(current.subscribe())),
             clients: Arc::default(),
+            identities: Arc::default(),
             pauses: Pauses::default(),
             waiting: Mutex::default(),
             stopping,

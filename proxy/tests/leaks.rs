@@ -635,9 +635,6 @@ const PEEK: &str = "
         OUT min_val text, OUT max_val text, OUT enumvals text[], OUT boot_val text, OUT reset_val text,
         OUT sourcefile text, OUT sourceline int, OUT pending_restart bool)
         RETURNS SETOF record LANGUAGE internal STABLE AS 'show_all_settings';
-    CREATE FUNCTION peek_statements(OUT name text, OUT statement text, OUT prepare_time timestamptz,
-        OUT parameter_types regtype[], OUT from_sql bool, OUT generic_plans int8, OUT custom_plans int8)
-        RETURNS SETOF record LANGUAGE internal STABLE AS 'pg_prepared_statement';
     CREATE FUNCTION peek_cursors(OUT name text, OUT statement text, OUT is_holdable bool, OUT is_binary bool,
         OUT is_scrollable bool, OUT creation_time timestamptz)
         RETURNS SETOF record LANGUAGE internal STABLE AS 'pg_cursor';
@@ -662,7 +659,6 @@ async fn reads_leave_nothing_on_a_standby() {
             let mut all = Vec::new();
             for question in [
                 "SELECT name, setting, source FROM peek_settings() WHERE name NOT LIKE 'plpgsql.%' ORDER BY name",
-                "SELECT name, statement FROM peek_statements()",
                 "SELECT name FROM peek_cursors() WHERE name <> ''",
                 "SELECT peek_custom('my.name', true)",
                 "SELECT current_user, session_user",

@@ -7,7 +7,7 @@ mod harness;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
@@ -86,6 +86,101 @@ async fn fifty_clients_share_three_connections() {
     let count: i64 = direct.query_one(count, &[]).await.unwrap().get(0);
     assert!((1..=3).contains(&count), "{count} connections");
     assert_eq!(simple(&clients[0], "SELECT count(*) FROM t").await, ["200"]);
+}
+
+/// Until then a relation may be anything.
+async fn until_catalogs_are_known(client: &Client) {
+    loop {
+        client.simple_query("SELECT count(*) FROM pg_class").await.unwrap();
+        let memory = client.simple_query("SHOW MEMORY").await.unwrap();
+        let known = memory.iter().any(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                row.get("item") == Some("catalogs") && row.get("number") != Some("0")
+            }
+            _ => false,
+        });
+        if known {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A client that prepares under one name what all others do, or something else.
+struct Preparing(Raw);
+
+impl Preparing {
+    async fn at(proxy: &Proxy, sql: &str) -> Self {
+        let mut client = Self(Raw::log_in(proxy.port()).await);
+        let heard = client.says(&[message('P', format!("s\0{sql}\0\0\0").as_bytes())]).await;
+        assert!(heard.starts_with('1'), "{heard}");
+        client
+    }
+
+    async fn says(&mut self, messages: &[Vec<u8>]) -> String {
+        self.0.say(&[&messages.concat()[..], &message('S', b"")].concat()).await;
+        self.0.until("Z").await.join(" ")
+    }
+
+    /// Runs what is called `s`.
+    async fn runs(&mut self) -> String {
+        self.says(&[message('B', b"\0s\0\0\0\0\0\0\0"), message('E', b"\0\0\0\0\0")]).await
+    }
+
+    /// How often the server ran what is there under this name.
+    async fn count(&mut self) -> String {
+        let sql =
+            "SELECT 'ran ' || generic_plans + custom_plans FROM pg_prepared_statements WHERE name = 's'\0";
+        self.0.say(&message('Q', sql.as_bytes())).await;
+        self.0.until("Z").await.join(" ")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_client_prepared_likewise_is_not_prepared_again() {
+    let primary = Postgres::primary(Access::Trust);
+    // Reads run on the primary, where the server tells of them.
+    let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
+    let proxy = Proxy::start_with(&mut agent, Access::Trust, "[pool]\nsize = 1").await;
+    soon(until_catalogs_are_known(&proxy.connect().await)).await;
+    let same = "SELECT 'the same'";
+    let (mut one, mut other) = (Preparing::at(&proxy, same).await, Preparing::at(&proxy, same).await);
+    for _ in 0..2 {
+        assert!(other.runs().await.contains("the same"));
+        assert!(one.runs().await.contains("the same"));
+    }
+    let count = one.count().await;
+    assert!(count.contains("ran 4"), "{count}");
+    // Whoever has prepared nothing finds nothing, and takes nothing away for good.
+    let mut nobody = Preparing(Raw::log_in(proxy.port()).await);
+    let heard = nobody.runs().await;
+    assert!(heard.contains("26000"), "{heard}");
+    let mut different = Preparing::at(&proxy, "SELECT 'something else'").await;
+    for _ in 0..2 {
+        assert!(one.runs().await.contains("the same"));
+        assert!(different.runs().await.contains("something else"));
+    }
+    // What was prepared with other settings, or before something was altered, is not the same.
+    let mut set = Preparing(Raw::log_in(proxy.port()).await);
+    set.0.say(&message('Q', b"SET DateStyle = 'German'\0")).await;
+    set.0.until("Z").await;
+    let date = "SELECT '01.02.2003'::date - '2000-01-01'::date || ' days'";
+    set.says(&[message('P', format!("s\0{date}\0\0\0").as_bytes())]).await;
+    let mut usual = Preparing::at(&proxy, date).await;
+    for _ in 0..2 {
+        let (german, american) = (set.runs().await, usual.runs().await);
+        assert!(german.contains("1127 days") && american.contains("1097 days"), "{german} {american}");
+    }
+    primary.direct().await.batch_execute("CREATE TABLE altered (a int)").await.unwrap();
+    let mut before = Preparing::at(&proxy, "SELECT * FROM altered").await;
+    assert!(!before.runs().await.contains("ERROR"));
+    before.0.say(&message('Q', b"ALTER TABLE altered ADD b int\0")).await;
+    before.0.until("Z").await;
+    let mut behind = Preparing::at(&proxy, "SELECT * FROM altered").await;
+    // Both on the one connection: the statement from before may not be run in the other's place.
+    before.runs().await;
+    let heard = behind.runs().await;
+    assert!(!heard.contains("ERROR"), "{heard}");
 }
 
 /// What a client can find of those before it.

@@ -334,22 +334,22 @@ async fn portals_are_used_behind_their_sync() {
     }
     // A transaction that follows another one in a chain only reads, even if that one failed.
     let write = "INSERT INTO t VALUES (1, 'a')";
+    let chain = format!("ROLLBACK AND CHAIN; {write}");
     for begin in ["BEGIN READ ONLY", "BEGIN READ ONLY; SELECT 1"] {
-        let chained = [
-            (query(begin), "Z"),
-            (query("COMMIT AND CHAIN"), "Z"),
-            (query(write), "Z"),
-            (query(&format!("ROLLBACK AND CHAIN; {write}")), "Z"),
-            (query("END"), "Z"),
-        ];
+        let chained = [begin, "COMMIT AND CHAIN", write, &chain, "END"].map(|sql| (query(sql), "Z"));
         world.compare(&format!("a chain behind {begin}"), &chained).await;
     }
-    let gone = [(read(), "Z"), (again(&[]), "Z")];
-    world.compare("outside of a transaction", &gone).await;
+    world.compare("outside of a transaction", &[(read(), "Z"), (again(&[]), "Z")]).await;
     let named = |sql: &str| all(&[parse(sql), message('B', b"b\0\0\0\0\0\0\0\0"), sync()]);
     let begin = all(&[parse("BEGIN READ ONLY"), flush(), bind(), execute(0), named("SELECT n FROM t")]);
     let twice = [(begin, "Z"), (named("UPDATE t SET n = 1"), "Z"), (query("END"), "Z")];
     world.compare("a named portal behind a beginning that was flushed", &twice).await;
+    let back =
+        [extended("TABLE t"), flush(), message('B', b"b\0\0\0\0\0\0\0\0"), describe(), flush(), sync()]
+            .concat();
+    world.compare("a portal behind a flush", &[(back, "Z")]).await;
+    let late = all(&[parse("SELECT 1"), flush(), query("BEGIN ISOLATION LEVEL SERIALIZABLE"), sync()]);
+    world.compare("an isolation behind a read", &[(late, "ZZ"), (query("END"), "Z")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

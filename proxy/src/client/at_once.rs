@@ -48,7 +48,7 @@ impl Client {
         let mut server = self.shared.pool.take_at_once(turn, self.id, role, &self.account, customs)?;
         if server.owner != self.id {
             server.questions.forget_laziness();
-            server.known = self.session.fresh().behind_others(&server.known);
+            server.known = self.session.fresh().behind_others(std::mem::take(&mut server.known));
             server.owner = self.id;
         }
         server.lease.tag.is_with(self.id);

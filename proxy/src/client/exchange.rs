@@ -279,11 +279,11 @@ impl Client {
             Ok(Taken::Goodbye) => return Err(End::ClientLeft),
             Err(error) => return Err(End::ClientProtocol(error)),
         }
-        let segment = self.segment.take();
+        let mut segment = self.segment.take();
         let in_reading = self.session.tx_node().is_some() || flow.batch.opens || segment.opens();
         let fits = server.role != Role::Standby
             || flow.reply.failed()
-            || (!segment.leaves_portals()
+            || ((!segment.leaves_portals() || segment.reaches_back())
                 && (segment.suits_reader() || (segment.route != Route::Primary && !in_reading)));
         if fits {
             self.continue_batch(flow, server, &segment);
@@ -296,6 +296,7 @@ impl Client {
         } else {
             frontend::put_sync(&mut server.pipe.output);
             flow.input = Input::Closed;
+            segment.behind_reads = flow.batch.route == Route::Read;
             flow.switching = Some(segment);
         }
         Ok(true)

@@ -181,7 +181,7 @@ impl Client {
                     return Some(turn);
                 }
             }
-            server.known = self.session.fresh().behind_others(&server.known);
+            server.known = self.session.fresh().behind_others(std::mem::take(&mut server.known));
             server.owner = self.id;
         }
         if self.session.shuns(&server.known) {

@@ -98,6 +98,7 @@ impl std::fmt::Debug for Client {
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, pipe: Pipe, admitted: Admitted) -> Self {
         let account = shared.pool.account(Account::new(&admitted.user, &admitted.login));
+        let statements = admitted.presence.badge.statements.clone();
         let mut configured = shared.config.subscribe();
         let config = configured.borrow_and_update().clone();
         Self {
@@ -110,11 +111,11 @@ impl Client {
             places: Vec::new(),
             topology: shared.cluster.follow(),
             stopping: shared.stopping.clone(),
+            session: Session::new(statements, shared.identities.clone()),
             shared,
             pipe,
             login: admitted.login,
             user: admitted.user,
-            session: Session::counted_in(admitted.presence.badge.statements.clone()),
             presence: admitted.presence,
             servers: Servers::default(),
             slot: Arc::default(),

@@ -8,16 +8,20 @@ use bytes::{Bytes, BytesMut};
 use crate::sql::Why;
 use crate::wire::frontend;
 
+use super::identity::Identity;
 use super::segment::Segment;
 use super::settings::Seen;
 use super::statements::Expected;
 use super::{Batch, Reply, Session};
 
+/// A connection with more prepared statements of those before is emptied: all of them cost the server memory.
+pub(super) const LEFT_MAX: usize = 200;
+
 /// What one server connection knows of the session.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// Prepared statements by name; 0 when it is uncertain what the name stands for there.
-    pub(super) statements: BTreeMap<String, u64>,
+    /// Prepared statements by name, whoever prepared them; `None` when it is uncertain what the name stands for there.
+    pub(super) statements: BTreeMap<String, Option<Identity>>,
     /// Settings.
     pub(super) seen: Seen,
     /// More than reads ran there: there may be state that is not known of.
@@ -34,10 +38,10 @@ pub struct Known {
 }
 
 impl Known {
-    /// Whether a client that comes to it now would not find anything of those before, but for what the
-    /// unnamed statement was.
+    /// Whether a client that comes to it now would not find anything of those before, but for prepared statements,
+    /// which are known.
     pub fn is_clean(&self) -> bool {
-        !self.soiled && self.statements.keys().all(String::is_empty)
+        !self.soiled && self.statements.len() <= LEFT_MAX
     }
 
     /// Whether a session that has named these custom settings finds nothing there that it would not find
@@ -56,15 +60,21 @@ impl Known {
         self.indelible
     }
 
-    /// Of a connection that served others before and is now empty: who knows what the unnamed statement is
-    /// there. `self`: what a new connection would know.
+    /// Of a connection that served others before and is clean. `self`: what a new connection would know.
     #[must_use]
-    pub fn behind_others(mut self, before: &Self) -> Self {
-        self.statements.insert(String::new(), 0);
-        self.customs.extend(before.customs.iter().cloned());
+    pub fn behind_others(mut self, before: Self) -> Self {
+        self.statements = before.statements;
+        // Who knows what it is there.
+        self.statements.insert(String::new(), None);
+        self.customs.extend(before.customs);
         self.temporary = before.temporary;
         self.temporary_before = before.temporary;
         self
+    }
+
+    /// None of the prepared statements is there any more.
+    pub fn lose_statements(&mut self) {
+        self.statements.clear();
     }
 
     /// The proxy ran a query of its own, which does away with the unnamed statement.
@@ -75,7 +85,7 @@ impl Known {
     /// One of the messages was refused: who knows which of the statements are there.
     pub fn doubt(&mut self, introductions: &Introductions) {
         let prepared = introductions.by_protocol.iter().map(|one| &one.name);
-        self.statements.extend(prepared.chain(&introductions.closed).map(|name| (name.clone(), 0)));
+        self.statements.extend(prepared.chain(&introductions.closed).map(|name| (name.clone(), None)));
     }
 
     /// These names of prepared statements are no more; `None`: all.
@@ -94,7 +104,7 @@ impl Known {
             if let Expected::Parse { name, injected: true, .. }
             | Expected::Close { name: Some(name), injected: true } = expected
             {
-                self.statements.insert(name, 0);
+                self.statements.insert(name, None);
             }
         }
     }
@@ -102,7 +112,7 @@ impl Known {
     /// A statement is there now that was not prepared with the others.
     pub fn learn(&mut self, introduction: &Introduction) {
         self.forget_unnamed();
-        self.statements.insert(introduction.name.clone(), introduction.id);
+        self.statements.insert(introduction.name.clone(), Some(introduction.id));
     }
 }
 
@@ -110,7 +120,7 @@ impl Known {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Introduction {
     name: String,
-    id: u64,
+    id: Identity,
     /// The statement that prepares it, or else text and parameter types.
     prepares: Prepares,
     /// Has names looked for as when the session prepared it.
@@ -215,7 +225,9 @@ impl Session {
             }
             return;
         };
-        let Some(body) = definition.body.as_ref().filter(|_| there != Some(definition.id)) else { return };
+        let Some(body) = definition.body.as_ref().filter(|_| there != Some(Some(definition.id))) else {
+            return;
+        };
         let introduction = |name, prepares| {
             let path = definition.path.clone();
             Introduction { name, id: definition.id, prepares, path }
@@ -235,7 +247,7 @@ impl Session {
             all.by_sql.push(introduction(name, Prepares::BySql(sql)));
         } else {
             frontend::put_parse(&mut all.messages, &name, body);
-            known.statements.insert(name.clone(), definition.id);
+            known.statements.insert(name.clone(), Some(definition.id));
             all.by_protocol.push(introduction(name, Prepares::ByProtocol(body.clone())));
         }
     }
@@ -258,7 +270,7 @@ impl Session {
         if !reply.failed() {
             let path = self.settings.path();
             let id = self.statements.note_prepared(name, sql, batch.traces.indelible, path);
-            known.statements.insert(name.clone(), id);
+            known.statements.insert(name.clone(), Some(id));
         } else if batch.statements > 1 || reply.completed() > 0 {
             // Whether it was this one that failed is not known.
             self.kept = true;

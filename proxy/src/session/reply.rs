@@ -74,6 +74,8 @@ pub struct Reply {
     failed: bool,
     /// So many statements were run.
     completed: usize,
+    /// So many portals were bound.
+    bound: usize,
     unsynced: bool,
     /// Messages of the extended protocol that the client sent, and those that were answered.
     sent: usize,
@@ -183,15 +185,14 @@ impl Reply {
                 Ok(if injected { Event::Swallow(len) } else { self.hold_or_forward(len) })
             }
             b'2' | b'T' | b't' | b'n' | b'N' => {
-                self.answered += usize::from(ends_an_answer(header.tag));
+                self.note_answer(header.tag);
                 Ok(self.hold_or_forward(len))
             }
             b'A' => Ok(Event::Forward(len)),
             _ if self.holding => Ok(self.release()),
             b'G' => Ok(Event::CopyIn(len)),
             tag => {
-                self.answered += usize::from(ends_an_answer(tag));
-                self.completed += usize::from(tag == b'C');
+                self.note_answer(tag);
                 Ok(Event::Forward(len))
             }
         }
@@ -208,11 +209,18 @@ impl Reply {
             if !matches!(header.tag, b'D' | b'd' | b'C' | b'T' | b'2') || bytes.len() < at + header.len {
                 break;
             }
-            self.answered += usize::from(ends_an_answer(header.tag));
-            self.completed += usize::from(header.tag == b'C');
+            self.note_answer(header.tag);
             at += header.len;
         }
         Ok(at)
+    }
+
+    fn note_answer(&mut self, tag: u8) {
+        self.bound += usize::from(tag == b'2');
+        // A portal that has no more rows completes each time when it is asked for some.
+        let again = self.answered < self.sent && self.completed >= self.bound;
+        self.completed += usize::from(tag == b'C' && !again);
+        self.answered += usize::from(ends_an_answer(tag));
     }
 
     /// A message too large to wait for goes through piece by piece.

@@ -105,6 +105,8 @@ pub struct Segment {
     pub ended: bool,
     /// It belongs to a batch that is under way.
     pub under_way: bool,
+    /// What came before it in its batch has read, and that on another server.
+    pub behind_reads: bool,
 }
 
 impl Default for Segment {
@@ -140,6 +142,7 @@ impl Default for Segment {
             rest: 0,
             ended: false,
             under_way: false,
+            behind_reads: false,
         }
     }
 }
@@ -466,7 +469,7 @@ impl Session {
             let name = frame::Reader(payload).text()?;
             let verdict = std::sync::Arc::new(Verdict::unknown());
             segment.add(&verdict, Route::Primary);
-            let definition = self.statements.announce(name, None, verdict, None);
+            let definition = self.statements.announce(name, None, verdict, None, false);
             return Ok(What::Parse { name: name.to_owned(), definition });
         }
         let parse = Parse::read(payload)?;
@@ -478,7 +481,8 @@ impl Session {
         segment.uses.extend(verdict.uses.iter().cloned());
         segment.texts.push(Bytes::copy_from_slice(parse.sql));
         let body = Some(Bytes::copy_from_slice(parse.body));
-        let definition = self.statements.announce(parse.name, body, verdict, self.settings.path());
+        let common = self.prepares_commonly(parse.name, parse.sql, segment);
+        let definition = self.statements.announce(parse.name, body, verdict, self.settings.path(), common);
         Ok(What::Parse { name: parse.name.to_owned(), definition })
     }
 }

@@ -81,6 +81,11 @@ impl Settings {
         found.map(|sql| sql.as_str().into())
     }
 
+    /// Whether all are as they were at the beginning.
+    pub(super) fn are_untouched(&self) -> bool {
+        self.entries.is_empty() && self.pending.is_empty()
+    }
+
     /// Whether the open transaction changed any.
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty()

@@ -9,13 +9,14 @@ use crate::control::lock;
 use crate::memory::{Counted, Gauge};
 use crate::sql::{Route, Traces, Verdict};
 
-use super::{Judge, Session};
+use super::identity::{Identities, Identity, is_timely};
+use super::{Judge, Segment, Session};
 
 /// A prepared statement.
 #[derive(Debug)]
 pub struct Definition {
-    /// Tells it from others that had its name; never 0.
-    pub id: u64,
+    /// Tells it from others that have its name.
+    pub id: Identity,
     /// Text and parameter types, to prepare it elsewhere; `None` when it is too large to keep. Of one that
     /// SQL prepared: the statement that did.
     pub body: Option<Bytes>,
@@ -34,7 +35,7 @@ pub struct Definition {
 impl Definition {
     /// Of what the protocol prepared, whose text stands in front of the parameter types.
     fn by_protocol(
-        id: u64,
+        id: Identity,
         body: Option<Bytes>,
         verdict: Arc<Verdict>,
         path: Option<Arc<str>>,
@@ -100,8 +101,8 @@ pub(super) struct Statements {
     /// Names whose `Parse` has been written to the server of the current batch: what comes after it
     /// there means the new statement, what came before it the old one.
     sent: BTreeSet<String>,
-    last_id: u64,
     gauge: Arc<Gauge>,
+    pub(super) identities: Arc<Identities>,
 }
 
 /// A session whose statements take more than this stays with the connection that has them: only there can it use
@@ -149,17 +150,21 @@ impl Statements {
         self.sent.contains(name)
     }
 
-    /// The client prepares a statement.
+    /// The client prepares a statement. `common`: the same is the same one in other sessions.
     pub(super) fn announce(
         &mut self,
         name: &str,
         body: Option<Bytes>,
         verdict: Arc<Verdict>,
         path: Option<Arc<str>>,
+        common: bool,
     ) -> Arc<Definition> {
-        self.last_id += 1;
         let counted = self.gauge.count(size(name, body.as_ref()));
-        let definition = Arc::new(Definition::by_protocol(self.last_id, body, verdict, path, counted));
+        let id = match &body {
+            Some(body) if common => self.identities.of(body),
+            _ => self.identities.unique(),
+        };
+        let definition = Arc::new(Definition::by_protocol(id, body, verdict, path, counted));
         self.pending.insert(name.to_owned(), definition.clone());
         definition
     }
@@ -171,16 +176,15 @@ impl Statements {
         sql: &str,
         indelible: bool,
         path: Option<Arc<str>>,
-    ) -> u64 {
-        self.last_id += 1;
+    ) -> Identity {
         let traces = Traces { indelible, ..Traces::default() };
         let verdict = Verdict { may_commit: true, traces, ..Verdict::plain(Route::Primary) };
         let body = Some(Bytes::copy_from_slice(sql.as_bytes()));
-        let (id, verdict, latest) = (self.last_id, Arc::new(verdict), Mutex::default());
+        let (id, verdict, latest) = (self.identities.unique(), Arc::new(verdict), Mutex::default());
         let _counted = self.gauge.count(size(name, body.as_ref()));
         let definition = Definition { id, body, text: None, path, by_sql: true, verdict, latest, _counted };
         self.confirmed.insert(name.to_owned(), Arc::new(definition));
-        self.last_id
+        id
     }
 
     /// The names of all that exist.
@@ -225,9 +229,17 @@ impl Statements {
 }
 
 impl Session {
-    /// Whose prepared statements are counted there.
-    pub fn counted_in(gauge: Arc<Gauge>) -> Self {
-        Self { statements: Statements { gauge, ..Statements::default() }, ..Self::default() }
+    /// Whose prepared statements are counted there, and told apart so.
+    pub fn new(gauge: Arc<Gauge>, identities: Arc<Identities>) -> Self {
+        Self { statements: Statements { gauge, identities, ..Statements::default() }, ..Self::default() }
+    }
+
+    /// Whether a statement that `segment` prepares is the same one as in any other session that prepares its text: it
+    /// is made of nothing but that and the login's settings.
+    pub(super) fn prepares_commonly(&self, name: &str, sql: &[u8], segment: &Segment) -> bool {
+        let undisturbed = segment.effects.is_empty() && !segment.under_way;
+        let as_at_login = self.settings.are_untouched() && !self.has_local_settings && !self.is_kept();
+        !name.is_empty() && undisturbed && as_at_login && !is_timely(sql)
     }
 }
 
@@ -241,7 +253,7 @@ mod tests {
         let verdict = Arc::new(Verdict::plain(Route::Read));
         let mut prepare = |name: &str, bytes: usize| {
             let body = Some(Bytes::from(vec![b' '; bytes]));
-            let definition = statements.announce(name, body, verdict.clone(), None);
+            let definition = statements.announce(name, body, verdict.clone(), None, false);
             statements.confirm(name.to_owned(), definition);
             statements.forget_pending();
             (statements.gauge.usage(), statements.are_too_many())

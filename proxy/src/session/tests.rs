@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::known::LEFT_MAX;
 use super::*;
 use crate::sql::{Facts, classify};
 use crate::wire::backend as answer;
@@ -222,8 +223,28 @@ fn a_name_that_means_something_else_now_is_closed_first() {
     fixture.run(NODE, extended(&[(b'C', b"Ss1\0"), SYNC]), &replies("3", TxStatus::Idle));
     let (sent, seen) = fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
     assert_eq!((sent.as_str(), seen.as_str()), ("PS", "1Z"));
+    let (sent, seen) = fixture.run(OTHER, extended(&[BIND, SYNC]), &replies("2", TxStatus::Idle));
+    assert_eq!((sent.as_str(), seen.as_str()), ("BS", "2Z"), "it means the same again");
+    let parse = (b'P', &b"s1\0SELECT 2\0\0\0"[..]);
+    fixture.run(NODE, extended(&[(b'C', b"Ss1\0"), parse, SYNC]), &replies("31", TxStatus::Idle));
     let (sent, seen) = fixture.run(OTHER, extended(&[BIND, SYNC]), &replies("312", TxStatus::Idle));
     assert_eq!((sent.as_str(), seen.as_str()), ("CPBS", "2Z"));
+}
+
+#[test]
+fn what_was_not_run_frees_no_names() {
+    let mut fixture = Fixture::new();
+    fixture.run(NODE, extended(&[PARSE, SYNC]), &replies("1", TxStatus::Idle));
+    let discard = (b'P', &b"\0DISCARD ALL\0\0\0"[..]);
+    let bind = (b'B', &b"\0\0\0\0\0\0\0\0"[..]);
+    // The portal says each time that it is done, and DISCARD is refused behind it.
+    let messages = [BIND, EXECUTE, EXECUTE, EXECUTE, discard, bind, EXECUTE, SYNC];
+    fixture.run(NODE, extended(&messages), &replies("2CCC12E", TxStatus::Idle));
+    let (sent, _) = fixture.run(NODE, extended(&[BIND, SYNC]), &replies("2", TxStatus::Idle));
+    assert_eq!(sent, "BS", "it is still there");
+    fixture.run(NODE, extended(&[discard, bind, EXECUTE, SYNC]), &replies("12C", TxStatus::Idle));
+    let segment = fixture.take(&mut extended(&[BIND, EXECUTE, SYNC]));
+    assert_eq!(fixture.session.wanted(&segment), Wanted::Writer, "an unknown statement is no read");
 }
 
 #[test]
@@ -441,7 +462,7 @@ fn a_query_behind_a_failed_parse_waits_for_a_sync() {
 
 /// A connection that another client used last.
 fn second_hand(session: &Session) -> Known {
-    session.fresh().behind_others(&Known::default())
+    session.fresh().behind_others(Known::default())
 }
 
 #[test]
@@ -461,6 +482,60 @@ fn the_unnamed_statement_of_another_client_is_not_found() {
 }
 
 #[test]
+fn what_others_prepared_is_used_where_it_is_the_same() {
+    let parse = |name: &str, sql: &str| format!("{name}\0{sql}\0\0\0").into_bytes();
+    let bind = || extended(&[(b'B', b"\0s\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+    let identities = Arc::<Identities>::default();
+    let prepared = |sql: &str| {
+        let mut fixture = Fixture::new();
+        fixture.session = Session::new(Arc::default(), identities.clone());
+        let named = extended(&[(b'P', &parse("s", sql)), (b'S', b"")]);
+        fixture.run(NODE, named, &replies("1", TxStatus::Idle));
+        fixture
+    };
+    let one = prepared("SELECT 1");
+    assert!(one.known[&NODE].is_clean());
+    let today = prepared("SELECT date 'today'");
+    for (one, sql, answer, expected) in [
+        (&one, "SELECT 1", "2C", "BES"),
+        (&one, "SELECT 2", "312C", "CPBES"),
+        (&today, "SELECT date 'today'", "312C", "CPBES"),
+    ] {
+        let mut other = prepared(sql);
+        other.known.insert(OTHER, other.session.fresh().behind_others(one.known[&NODE].clone()));
+        assert_eq!(other.run(OTHER, bind(), &replies(answer, TxStatus::Idle)).0, expected, "{sql}");
+        // Whoever prepares prepares.
+        let anew = extended(&[(b'C', b"Ss\0"), (b'P', &parse("s", sql)), (b'S', b"")]);
+        assert_eq!(other.run(OTHER, anew, &replies("31", TxStatus::Idle)).0, "CPS", "{sql}");
+    }
+    for before in ["SET a.b = 'c'", "BEGIN; SET LOCAL work_mem = 100", "ALTER TABLE t ADD b int"] {
+        let mut other = Fixture::new();
+        other.session = Session::new(Arc::default(), identities.clone());
+        let status = if before.starts_with("BEGIN") { TxStatus::Open } else { TxStatus::Idle };
+        other.run(NODE, query(before), &done("", status));
+        let named = extended(&[(b'P', &parse("s", "SELECT 1")), (b'S', b"")]);
+        other.run(NODE, named, &replies("1", status));
+        other.run(NODE, query("COMMIT"), &done("COMMIT", TxStatus::Idle));
+        other.known.insert(OTHER, other.session.fresh().behind_others(one.known[&NODE].clone()));
+        let sent = other.run(OTHER, bind(), &replies("312C", TxStatus::Idle)).0;
+        assert_eq!(sent, "CPBES", "{before}");
+    }
+}
+
+#[test]
+fn a_connection_that_many_prepared_on_is_emptied() {
+    let mut fixture = Fixture::new();
+    for number in 0..LEFT_MAX {
+        assert!(fixture.known[&NODE].is_clean());
+        let body = format!("s{number}\0SELECT 1\0\0\0");
+        let named = extended(&[(b'P', body.as_bytes()), (b'S', b"")]);
+        fixture.run(NODE, named, &replies("1", TxStatus::Idle));
+    }
+    fixture.run(NODE, extended(&[(b'P', b"t\0SELECT 1\0\0\0"), (b'S', b"")]), &replies("1", TxStatus::Idle));
+    assert!(!fixture.known[&NODE].is_clean());
+}
+
+#[test]
 fn reads_leave_a_connection_clean_and_nothing_else_does() {
     let mut fixture = Fixture::new();
     fixture.run(NODE, query("SELECT 1"), &done("SELECT 1", TxStatus::Idle));
@@ -476,10 +551,6 @@ fn reads_leave_a_connection_clean_and_nothing_else_does() {
         fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
         assert!(!fixture.known[&NODE].is_clean(), "{sql}");
     }
-    let mut fixture = Fixture::new();
-    let named = extended(&[(b'P', b"s\0SELECT 1\0\0\0"), (b'S', b"")]);
-    fixture.run(NODE, named, &replies("1", TxStatus::Idle));
-    assert!(!fixture.known[&NODE].is_clean());
     // What is set again there is there.
     let mut fixture = Fixture::new();
     fixture.run(NODE, query("SET a.b = 'c'"), &done("SET", TxStatus::Idle));

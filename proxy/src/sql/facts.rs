@@ -75,6 +75,8 @@ struct Catalog {
     odd: BTreeMap<String, BTreeSet<String>>,
     /// Views in which functions of the user's are called, by name.
     calling: BTreeSet<String>,
+    /// Views that show what is prepared, by name in small letters.
+    showing: BTreeSet<String>,
 }
 
 /// See the module.
@@ -111,7 +113,7 @@ impl Facts {
         let catalog = self.catalog.iter().flat_map(|catalog| {
             let functions = catalog.functions.iter().flat_map(|(name, all)| all.keys().chain([name]));
             let odd = catalog.odd.iter().flat_map(|(name, schemas)| schemas.iter().chain([name]));
-            functions.chain(odd).chain(&catalog.calling)
+            functions.chain(odd).chain(&catalog.calling).chain(&catalog.showing)
         });
         let names = catalog.chain(self.doubted.keys()).chain(self.older.keys());
         names.map(of).fold(Usage::default(), Usage::and)
@@ -134,6 +136,7 @@ impl Facts {
             odd: odd_relations(relations, &standings),
             functions: by_name(functions, &standings),
             calling: calling_views(relations),
+            showing: showing_views(functions, relations),
         };
         Self { catalog: Some(Arc::new(catalog)), ..Self::default() }
     }
@@ -232,6 +235,13 @@ impl Facts {
     /// Whether relations of this name look for nothing by a name that they do not show.
     pub fn is_plain(&self, name: &str) -> bool {
         self.catalog.as_ref().is_some_and(|catalog| !catalog.calling.contains(name))
+    }
+
+    /// Whether a view that shows prepared statements may be named in a text.
+    pub fn may_show_prepared(&self, text: &str) -> bool {
+        let Some(catalog) = &self.catalog else { return self.pending };
+        let any = !(catalog.showing.is_empty() && self.doubted.is_empty() && self.older.is_empty());
+        any && words(text).any(|word| catalog.showing.contains(&word) || self.doubt_about(&word).is_some())
     }
 
     /// Whether reading from the relations of this name is a read.
@@ -493,23 +503,41 @@ fn odd_relations(
     names
 }
 
-/// Views that call functions of the user's, and the views over them.
+/// Views that call functions of the user's.
 fn calling_views(rows: &[RelationRow]) -> BTreeSet<String> {
     // Those of PostgreSQL's own have smaller numbers.
     const USERS_MIN: u32 = 16384;
-    let calls = |row: &&RelationRow| row.calls.iter().any(|oid| *oid >= USERS_MIN);
-    let mut calling: BTreeSet<u32> = rows.iter().filter(calls).map(|row| row.oid).collect();
+    let calls = |row: &RelationRow| row.calls.iter().any(|oid| *oid >= USERS_MIN);
+    with_views_over(rows, calls).map(|row| row.name.clone()).collect()
+}
+
+/// Views over PostgreSQL's own that shows what is prepared, or over what that one calls.
+fn showing_views(functions: &[FunctionRow], rows: &[RelationRow]) -> BTreeSet<String> {
+    let shows = |row: &&FunctionRow| is_builtin(row) && row.name == "pg_prepared_statement";
+    let functions: BTreeSet<u32> = functions.iter().filter(shows).map(|row| row.oid).collect();
+    let shows = |row: &RelationRow| {
+        row.schema == "pg_catalog" && row.name == "pg_prepared_statements"
+            || row.calls.iter().any(|oid| functions.contains(oid))
+    };
+    with_views_over(rows, shows).map(|row| row.name.to_lowercase()).collect()
+}
+
+/// These, and the views over them.
+fn with_views_over(
+    rows: &[RelationRow],
+    these: impl Fn(&RelationRow) -> bool,
+) -> impl Iterator<Item = &RelationRow> {
+    let mut found: BTreeSet<u32> = rows.iter().filter(|row| these(row)).map(|row| row.oid).collect();
     loop {
-        let over = |row: &&RelationRow| {
-            !calling.contains(&row.oid) && row.reads.iter().any(|oid| calling.contains(oid))
-        };
+        let over =
+            |row: &&RelationRow| !found.contains(&row.oid) && row.reads.iter().any(|oid| found.contains(oid));
         let more: Vec<u32> = rows.iter().filter(over).map(|row| row.oid).collect();
         if more.is_empty() {
-            let named = rows.iter().filter(|row| calling.contains(&row.oid));
-            return named.map(|row| row.name.clone()).collect();
+            break;
         }
-        calling.extend(more);
+        found.extend(more);
     }
+    rows.iter().filter(move |row| found.contains(&row.oid))
 }
 
 #[cfg(test)]

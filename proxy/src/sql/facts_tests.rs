@@ -267,3 +267,24 @@ fn code_leaves_nothing_behind_when_all_that_it_calls_is_known_to() {
         assert!(pins(code), "{code}");
     }
 }
+
+#[test]
+fn views_that_show_what_is_prepared_are_known() {
+    let own =
+        RelationRow { schema: "pg_catalog".to_owned(), ..view(12000, "pg_prepared_statements", &[], &[]) };
+    let relations = [
+        own,
+        view(30000, "Prepared", &[], &[12000]),
+        view(30001, "over", &[], &[30000]),
+        view(30002, "beside", &[2510], &[]),
+        view(30003, "fine", &[3], &[30004]),
+    ];
+    let mut facts = Facts::of(&[function(2510, "pg_prepared_statement", 's', "internal", "")], &relations);
+    for sql in ["SELECT * FROM \"Prepared\"", "TABLE over", "SELECT (SELECT count(*) FROM beside)"] {
+        assert!(classify(sql.as_bytes(), &facts).traces.uses_all, "{sql}");
+    }
+    let fine = b"SELECT * FROM fine, counters FOR UPDATE";
+    assert!(!classify(fine, &facts).traces.uses_all);
+    facts.doubt(&[Defined { name: "fine".to_owned(), standing: Standing::Stateless }]);
+    assert!(classify(fine, &facts).traces.uses_all, "it may be another view by now");
+}

@@ -32,6 +32,8 @@ pub struct Traces {
     pub uses_all: bool,
     /// It names the schema of temporary objects, other than to read or write them.
     pub names_temporary: bool,
+    /// What other texts mean may be changed by it: what they name, or who may use that.
+    pub alters: bool,
 }
 
 impl Traces {
@@ -47,7 +49,7 @@ impl Traces {
         self.indelible |= other.indelible;
         self.uses_all |= other.uses_all;
         self.names_temporary |= other.names_temporary;
-        self.names_temporary |= other.names_temporary;
+        self.alters |= other.alters;
         self.customs.extend(other.customs.iter().cloned());
         self.holds.extend(other.holds.iter().copied());
         if other.prepares.is_some() {
@@ -56,13 +58,18 @@ impl Traces {
     }
 }
 
+/// Where none of these is in a text, it does not alter what others mean, unless a function does that.
+const ALTERS: &[&str] = &["alter", "create", "drop", "grant", "revoke", "import", "reassign"];
+
 /// Adds what the statements of `text` leave behind; `None` when they are not understood.
 pub(super) fn note(verdict: &mut Verdict, statements: Option<&[Statement]>, text: &str, facts: &Facts) {
     if verdict.route == Route::Read && verdict.effects.is_empty() {
         return;
     }
     let opaque = verdict.effects.iter().any(|effect| matches!(effect, Effect::Pin | Effect::Suspect(_)));
-    verdict.traces.uses_all |= opaque || mentions(text, "pg_prepared_statement");
+    verdict.traces.uses_all |=
+        opaque || mentions(text, "pg_prepared_statement") || facts.may_show_prepared(text);
+    verdict.traces.alters = ALTERS.iter().any(|word| mentions(text, word));
     let Some(statements) = statements else {
         verdict.traces.indelible |= opaque;
         verdict.traces.uses_all |= mentions(text, "execute");

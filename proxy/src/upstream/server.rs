@@ -169,8 +169,9 @@ impl Server {
             frontend::put_query(&mut self.pipe.output, &format!("SET seed = {seed}"));
             self.ask().await?;
             self.ask().await?;
+            self.known.lose_statements();
         }
-        self.known = Known::default().behind_others(&self.known);
+        self.known = Known::default().behind_others(std::mem::take(&mut self.known));
         self.questions.forget_laziness();
         self.owner = 0;
         Ok(())

@@ -108,6 +108,7 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report, Failur
         rounds: options.rounds,
         scale: options.scale,
     };
+    stand.end().await?;
     Ok(Report { summaries, conditions })
 }
 

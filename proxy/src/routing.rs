@@ -53,6 +53,10 @@ impl Shares {
         Some(format!("gets no reads: behind for {ms} ms, more than the {max} of routing.max_lag_time"))
     }
 
+    fn limits_lag(&self) -> bool {
+        self.lag_bytes_max.is_some() || self.lag_time_max.is_some()
+    }
+
     fn allows(&self, lag: Lag) -> bool {
         self.lag_bytes_max.is_none_or(|max| lag.bytes <= max)
             && self.lag_time_max.is_none_or(|max| lag.time <= max)
@@ -129,9 +133,10 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
     let as_choice = |backend: &'a Backend| {
         if Some(backend.id) == primary { Choice::Primary(backend) } else { Choice::Standby(backend) }
     };
+    let lag_matters = view.shares.limits_lag();
     let healthy = |backend: &&Backend| {
-        let lag = view.lags.get(&backend.id).copied().unwrap_or_default();
-        let lags = Some(backend.id) != primary && !view.shares.allows(lag);
+        let lag = || view.lags.get(&backend.id).copied().unwrap_or_default();
+        let lags = lag_matters && Some(backend.id) != primary && !view.shares.allows(lag());
         !view.avoided.contains(&backend.id) && !lags
     };
     let usable = |backend: &&Backend| {

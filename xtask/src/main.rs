@@ -1,11 +1,12 @@
-//! The one door for people: `cargo xtask demo | test | sim | campaign | regress | stale | difffuzz | bench | fix`. CI goes
-//! through the same door.
+//! The one door for people: `cargo xtask demo | test | sim | campaign | regress | stale | difffuzz | bench | release |
+//! fix`. CI goes through the same door.
 //!
 //! Only calls cargo; it knows nothing of clusters, so that it is compiled in seconds.
 
 #![expect(clippy::print_stdout, reason = "this program talks to a person")]
 
 mod program;
+mod release;
 mod sim;
 mod stages;
 
@@ -68,6 +69,8 @@ enum Task {
     },
     /// Check everything, change nothing: format, lints, documentation, tests, simulation, clusters.
     Test,
+    /// Build the programs as they are installed, into `target/dist`: the proxy is compiled with what it does under load.
+    Release,
     /// Format, and apply what clippy can mend by itself.
     Fix,
 }
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Task::Difffuzz { options } => program::run("pgherd-difffuzz", &options),
         Task::Bench { options } => program::run("pgherd-bench", &options),
         Task::Sim { options } => sim::run(&options),
+        Task::Release => release::run(),
         Task::Test => stages::run_all(stages::test_stages()),
         Task::Fix => stages::run_all(stages::fix_stages()),
     }

@@ -15,27 +15,12 @@ pub(crate) fn run(program: &str, options: &[OsString]) -> ExitCode {
         help.args(options);
         return becomes(help);
     }
-    if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
-        println!(
-            "This needs root: PostgreSQL must run as user `postgres`, and missing packages are installed.\n\
-             Run it with sudo, or as root in a container."
-        );
+    if let Some(refusal) = root_is_missing() {
+        println!("{refusal}");
         return ExitCode::FAILURE;
     }
     println!("building the programs (this takes some minutes the first time)");
-    let mut build = cargo();
-    build.args([
-        "build",
-        "--release",
-        "--bins",
-        "-p",
-        "pgherd-agent",
-        "-p",
-        "pgherd-proxy",
-        "-p",
-        "pgherd-cluster-tests",
-    ]);
-    match build.status() {
+    match build().status() {
         Ok(status) if status.success() => (),
         Ok(status) => {
             println!("the programs cannot be built: cargo ended with {status}");
@@ -49,6 +34,31 @@ pub(crate) fn run(program: &str, options: &[OsString]) -> ExitCode {
     let mut program = Command::new(built("release").join(program));
     program.args(options);
     becomes(program)
+}
+
+/// Why nothing is started, if this is not root.
+pub(crate) fn root_is_missing() -> Option<&'static str> {
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0).then_some(
+        "This needs root: PostgreSQL must run as user `postgres`, and missing packages are installed.\n\
+         Run it with sudo, or as root in a container.",
+    )
+}
+
+/// What builds all programs for real use.
+pub(crate) fn build() -> Command {
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--release",
+        "--bins",
+        "-p",
+        "pgherd-agent",
+        "-p",
+        "pgherd-proxy",
+        "-p",
+        "pgherd-cluster-tests",
+    ]);
+    build
 }
 
 /// Replaces this process, so that a Ctrl-C or a `kill` meets the program itself.

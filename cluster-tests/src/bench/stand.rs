@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::logs;
 use crate::network::Network;
 use crate::postgres::APP;
-use crate::process::run;
+use crate::process::{Signal, run};
 use crate::wait::wait_until;
 
 /// Every target may hold connections of its own for each client of the largest workload. Nothing here
@@ -28,6 +28,7 @@ const AGENT_SETTINGS: &str = "[timings]\nlease = \"8s\"\nlocal_timeout = \"60s\"
 
 const INIT_TIME_MAX: Duration = Duration::from_secs(600);
 const SERVING_TIME_MAX: Duration = Duration::from_secs(30);
+const END_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What is to be started.
 #[derive(Debug, Clone)]
@@ -104,6 +105,11 @@ impl Stand {
         }
         let Starter { bin_dir, dir, versions, network, daemons, .. } = starter;
         Ok(Self { targets, bin_dir, dir, versions, network, daemons, cluster })
+    }
+
+    /// Has our proxy end as it does when it is told to: one that was built to count what it does writes that down then.
+    pub(super) async fn end(mut self) -> Result<(), Failure> {
+        Ok(self.cluster.proxy_mut(0).process.stop(Signal::TERM, END_TIME_MAX).await?)
     }
 
     /// The servers, and our proxy.

@@ -41,7 +41,7 @@ impl Identities {
 /// `'t'::regclass`.
 const TIMELY: &[&[u8]] = &[b"now", b"today", b"tomorrow", b"yesterday", b"reg"];
 
-/// Whether it may matter when a text is prepared, be there nothing altered in between.
+/// Whether it may matter when a text is prepared, even if nothing is altered in between.
 pub(super) fn is_timely(sql: &[u8]) -> bool {
     let has = |word: &&[u8]| sql.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
     let is_quote = |pair: &[u8]| matches!(pair, [b'$', behind] if !behind.is_ascii_digit());

@@ -64,8 +64,6 @@ impl Known {
     #[must_use]
     pub fn behind_others(mut self, before: Self) -> Self {
         self.statements = before.statements;
-        // Who knows what it is there.
-        self.statements.insert(String::new(), None);
         self.customs.extend(before.customs);
         self.temporary = before.temporary;
         self.temporary_before = before.temporary;

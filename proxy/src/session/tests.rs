@@ -462,7 +462,10 @@ fn a_query_behind_a_failed_parse_waits_for_a_sync() {
 
 /// A connection that another client used last.
 fn second_hand(session: &Session) -> Known {
-    session.fresh().behind_others(Known::default())
+    let mut other = Fixture::new();
+    other.session = Session::new(Arc::default(), session.statements.identities.clone());
+    other.run(NODE, extended(&[(b'P', b"\0SELECT 2\0\0\0"), (b'S', b"")]), &replies("1", TxStatus::Idle));
+    session.fresh().behind_others(other.known[&NODE].clone())
 }
 
 #[test]

@@ -185,8 +185,11 @@ impl<'a> Starter<'a> {
         match target {
             Target::Direct => return Ok(running(self.servers.primary_port(), None, None)),
             Target::Pgherd => {
-                let version = packages::version(&self.cluster.binaries().proxy).await;
-                self.versions.push((target.name().to_owned(), version));
+                let program = &self.cluster.binaries().proxy;
+                let version = packages::version(program).await;
+                // Which build it is: `cargo xtask release` makes another one than cargo alone.
+                let build = program.parent().and_then(Path::file_name).unwrap_or_default().display();
+                self.versions.push((target.name().to_owned(), format!("{version} ({build})")));
                 return Ok(running(proxy.port, proxy.process.pid(), None));
             }
             Target::PgBouncer

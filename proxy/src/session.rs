@@ -42,7 +42,7 @@ pub use settings::Seen;
 pub use statements::Definition;
 pub use taken::{TakeError, Taken};
 
-use inject::{NOTHING, inject_close, inject_read, put_placeholder};
+use inject::{NOTHING, inject_read};
 use segment::What;
 use settings::Settings;
 use statements::{Expected, Statements};
@@ -88,7 +88,7 @@ pub struct Session {
     redefined: bool,
     /// Texts may mean something else by what the open transaction did.
     altered: bool,
-    /// The open transaction has settings of its own.
+    /// The open transaction may have settings of its own: more than reads ran in it.
     has_local_settings: bool,
     /// Custom settings that it named so far.
     customs: BTreeSet<String>,
@@ -359,6 +359,10 @@ impl Session {
         if segment.behind_reads {
             inject_read(reply, out);
         }
+        let prepared_before = reply.prepared();
+        if segment.under_way && segment.traces.uses_all {
+            self.close_others(known, reply, out);
+        }
         // Too late to introduce what SQL names in any other way.
         for name in segment.uses.iter().filter(|_| segment.under_way) {
             self.before_use(name, known, reply, out);
@@ -397,58 +401,9 @@ impl Session {
             out.extend_from_slice(segment.bytes.get(at..end).unwrap_or_default());
             at = end;
         }
-    }
-
-    /// A client's own `Parse` must meet the same names on every server as it would on one.
-    fn before_parse(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        if name.is_empty() || self.statements.is_sent(name) {
-            return;
-        }
-        match self.statements.confirmed(name) {
-            // What it is does not matter: it is there, and that is an error.
-            Some(_) => match known.statements.insert(name.to_owned(), None) {
-                None => put_placeholder(name, reply, out),
-                Some(None) => {
-                    inject_close(name, reply, out);
-                    put_placeholder(name, reply, out);
-                }
-                Some(id) => drop(known.statements.insert(name.to_owned(), id)),
-            },
-            None if known.statements.remove(name).is_some() => inject_close(name, reply, out),
-            None => {}
-        }
-    }
-
-    fn before_use(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        if self.statements.is_sent(name) {
-            return;
-        }
-        let Some(definition) = self.statements.confirmed(name) else {
-            // What another client left under this name is none of this one's.
-            if known.statements.remove(name).is_some() {
-                inject_close(name, reply, out);
-            }
-            return;
-        };
-        let there = known.statements.get(name).copied();
-        let Some(body) = &definition.body else { return };
-        // What SQL prepared was introduced before.
-        if there == Some(Some(definition.id)) || definition.by_sql {
-            return;
-        }
-        // In a failed transaction it is to be refused, and not to be lost.
-        let failed = self.tx.is_some_and(|tx| tx.failed);
-        if there.is_some() && !name.is_empty() && !failed {
-            inject_close(name, reply, out);
-        }
-        frontend::put_parse(out, name, body);
-        reply.expect(Expected::Parse {
-            name: name.to_owned(),
-            definition: definition.clone(),
-            injected: true,
-            at: reply.sent_before(),
-        });
-        known.statements.insert(name.to_owned(), Some(definition.id));
+        // What is prepared under settings of a transaction's own is not the same as elsewhere.
+        let disturbed = self.has_local_settings || segment.is_disturbed();
+        known.soiled |= disturbed && reply.prepared() > prepared_before;
     }
 
     /// A server confirmed the oldest thing expected of it.
@@ -519,6 +474,7 @@ impl Session {
         self.note_beginning(batch, status, was_open);
         self.redefined |= batch.redefines;
         self.altered |= batch.traces.alters;
+        self.has_local_settings |= batch.route != Route::Read && !batch.only_begins();
         self.on_traces(batch, reply, known);
         for effect in &batch.effects {
             self.pinned |= !self.temporaries.on_effect(effect);
@@ -535,7 +491,6 @@ impl Session {
                 }
                 Effect::Terminate => {}
                 Effect::LazyCommits => self.lazy_commits = true,
-                Effect::ForTransaction => self.has_local_settings = true,
                 other if !reply.failed() => self.apply(other),
                 _ => {}
             }

@@ -48,6 +48,11 @@ impl Batch {
         }
     }
 
+    /// Whether all it does is to open a transaction block, or to tell it to only read.
+    pub(super) fn only_begins(&self) -> bool {
+        self.begin.is_some()
+    }
+
     /// Whether the client asked for its own connection to be ended, perhaps.
     pub fn may_terminate(&self) -> bool {
         self.effects.contains(&Effect::Terminate)

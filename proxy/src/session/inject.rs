@@ -4,8 +4,9 @@ use bytes::BytesMut;
 
 use crate::wire::frontend;
 
-use super::reply::Reply;
+use super::identity::Identity;
 use super::statements::Expected;
+use super::{Known, Reply, Session};
 
 /// A name that no client gives to a statement.
 pub(super) const NOTHING: &str = "\u{1}";
@@ -28,4 +29,77 @@ pub(super) fn inject_read(reply: &mut Reply, out: &mut BytesMut) {
 pub(super) fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_parse(out, name, NO_QUERY);
     reply.expect(Expected::Placeholder);
+}
+
+impl Session {
+    /// A client's own `Parse` must meet the same names on every server as it would on one.
+    pub(super) fn before_parse(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        if name.is_empty() || self.statements.is_sent(name) {
+            return;
+        }
+        match self.statements.confirmed(name) {
+            // What it is does not matter: it is there, and that is an error.
+            Some(_) => match known.statements.insert(name.to_owned(), None) {
+                None => put_placeholder(name, reply, out),
+                Some(None) => {
+                    inject_close(name, reply, out);
+                    put_placeholder(name, reply, out);
+                }
+                Some(id) => drop(known.statements.insert(name.to_owned(), id)),
+            },
+            None if known.statements.remove(name).is_some() => inject_close(name, reply, out),
+            None => {}
+        }
+    }
+
+    /// What is used is there, and is the session's own.
+    pub(super) fn before_use(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        if self.statements.is_sent(name) {
+            return;
+        }
+        let Some(definition) = self.statements.confirmed(name) else {
+            // What another client left under this name is none of this one's.
+            if known.statements.remove(name).is_some() {
+                inject_close(name, reply, out);
+            }
+            return;
+        };
+        let there = known.statements.get(name).copied();
+        if there == Some(Some(definition.id)) {
+            return;
+        }
+        // In a failed transaction what may be the session's own is to be refused, and not to be lost.
+        let failed = self.tx.is_some_and(|tx| tx.failed);
+        let is_others = matches!(there, Some(Some(_)));
+        // What SQL prepared is introduced before, if at all.
+        let Some(body) = definition.body.as_ref().filter(|_| !definition.by_sql) else {
+            if is_others {
+                known.statements.remove(name);
+                inject_close(name, reply, out);
+            }
+            return;
+        };
+        if !name.is_empty() && (is_others || (there.is_some() && !failed)) {
+            inject_close(name, reply, out);
+        }
+        frontend::put_parse(out, name, body);
+        reply.expect(Expected::Parse {
+            name: name.to_owned(),
+            definition: definition.clone(),
+            injected: true,
+            at: reply.sent_before(),
+        });
+        known.statements.insert(name.to_owned(), Some(definition.id));
+    }
+
+    /// What others prepared is closed where it would be shown, when it is too late to introduce the session's own.
+    pub(super) fn close_others(&self, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        let is_others = |name: &String, there: &mut Option<Identity>| {
+            let own = self.statements.find(name).map(|own| own.id);
+            !name.is_empty() && there.is_some() && *there != own
+        };
+        for (name, _) in known.statements.extract_if(.., is_others) {
+            inject_close(&name, reply, out);
+        }
+    }
 }

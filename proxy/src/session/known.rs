@@ -223,7 +223,17 @@ impl Session {
             }
             return;
         };
-        let Some(body) = definition.body.as_ref().filter(|_| there != Some(Some(definition.id))) else {
+        if there == Some(Some(definition.id)) {
+            return;
+        }
+        known.soiled |= self.has_local_settings;
+        let Some(body) = &definition.body else {
+            // Another's is not to pass for it.
+            if matches!(there, Some(Some(_))) {
+                frontend::put_close_statement(&mut all.messages, &name);
+                known.statements.remove(&name);
+                all.closed.push(name);
+            }
             return;
         };
         let introduction = |name, prepares| {

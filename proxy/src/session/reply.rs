@@ -94,6 +94,12 @@ impl Reply {
         self.expected.push_back(expected);
     }
 
+    /// How many statements were prepared that the client did not name in between, and are not confirmed yet.
+    pub(super) fn prepared(&self) -> usize {
+        let injected = |expected: &&Expected| matches!(expected, Expected::Parse { injected: true, .. });
+        self.expected.iter().filter(injected).count()
+    }
+
     /// A message with this tag goes out.
     pub(super) fn note_sent(&mut self, tag: u8) {
         self.unsynced = !matches!(tag, b'Q' | b'F' | b'S');

@@ -224,6 +224,11 @@ impl Segment {
         self.reaches_back
     }
 
+    /// Whether something in it may be prepared under other settings than those of the login.
+    pub(super) fn is_disturbed(&self) -> bool {
+        self.route != Route::Read || self.statements > 1 || self.under_way
+    }
+
     /// Whether a transaction block is opened in it.
     pub fn opens(&self) -> bool {
         self.opens

@@ -237,8 +237,9 @@ impl Session {
     /// Whether a statement that `segment` prepares is the same one as in any other session that prepares its text: it
     /// is made of nothing but that and the login's settings.
     pub(super) fn prepares_commonly(&self, name: &str, sql: &[u8], segment: &Segment) -> bool {
-        let undisturbed = segment.effects.is_empty() && !segment.under_way;
-        let as_at_login = self.settings.are_untouched() && !self.has_local_settings && !self.is_kept();
+        let undisturbed = segment.statements == 0 && !segment.under_way;
+        let as_at_login = self.settings.are_untouched() && !self.has_local_settings && !self.altered;
+        let as_at_login = as_at_login && !self.is_kept();
         !name.is_empty() && undisturbed && as_at_login && !is_timely(sql)
     }
 }

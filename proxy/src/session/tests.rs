@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::known::LEFT_MAX;
 use super::*;
-use crate::sql::{Facts, classify};
+use crate::sql::{Facts, Verdict, classify};
 use crate::wire::backend as answer;
 use crate::wire::frame;
 
@@ -511,18 +511,84 @@ fn what_others_prepared_is_used_where_it_is_the_same() {
         let anew = extended(&[(b'C', b"Ss\0"), (b'P', &parse("s", sql)), (b'S', b"")]);
         assert_eq!(other.run(OTHER, anew, &replies("31", TxStatus::Idle)).0, "CPS", "{sql}");
     }
-    for before in ["SET a.b = 'c'", "BEGIN; SET LOCAL work_mem = 100", "ALTER TABLE t ADD b int"] {
+    for before in [
+        &["SET a.b = 'c'"][..],
+        &["BEGIN", "SET LOCAL DateStyle = 'German'"],
+        &["BEGIN", "ALTER TABLE t ADD b int"],
+        &["ALTER TABLE t ADD b int"],
+    ] {
         let mut other = Fixture::new();
         other.session = Session::new(Arc::default(), identities.clone());
-        let status = if before.starts_with("BEGIN") { TxStatus::Open } else { TxStatus::Idle };
-        other.run(NODE, query(before), &done("", status));
+        let status = if before.len() > 1 { TxStatus::Open } else { TxStatus::Idle };
+        for sql in before {
+            other.run(NODE, query(sql), &done("", status));
+        }
         let named = extended(&[(b'P', &parse("s", "SELECT 1")), (b'S', b"")]);
         other.run(NODE, named, &replies("1", status));
         other.run(NODE, query("COMMIT"), &done("COMMIT", TxStatus::Idle));
         other.known.insert(OTHER, other.session.fresh().behind_others(one.known[&NODE].clone()));
         let sent = other.run(OTHER, bind(), &replies("312C", TxStatus::Idle)).0;
-        assert_eq!(sent, "CPBES", "{before}");
+        assert_eq!(sent, "CPBES", "{before:?}");
     }
+}
+
+/// A session that prepared `s`, and a connection on which another one has prepared something else under that name.
+fn beside_another(sql: &str) -> Fixture {
+    let mut fixture = Fixture::new();
+    let mut other = Fixture::new();
+    other.session = Session::new(Arc::default(), fixture.session.statements.identities.clone());
+    let named = |sql: &str| extended(&[(b'P', format!("s\0{sql}\0\0\0").as_bytes()), (b'S', b"")]);
+    other.run(NODE, named("SELECT 'of another'"), &replies("1", TxStatus::Idle));
+    fixture.run(NODE, named(sql), &replies("1", TxStatus::Idle));
+    let there = fixture.session.fresh().behind_others(other.known[&NODE].clone());
+    fixture.known.insert(OTHER, there);
+    fixture
+}
+
+const BIND_S: (u8, &[u8]) = (b'B', b"\0s\0\0\0\0\0\0\0");
+
+#[test]
+fn nobody_runs_what_another_client_prepared() {
+    // Too large to be prepared elsewhere: it is no more, and nothing else is in its place.
+    let mut fixture = beside_another("SELECT 1");
+    let verdict = Arc::new(Verdict::plain(Route::Read));
+    let large = fixture.session.statements.announce("s", None, verdict, None, false);
+    fixture.session.statements.confirm("s".to_owned(), large);
+    fixture.session.statements.forget_pending();
+    let (sent, _) = fixture.run(OTHER, extended(&[BIND_S, SYNC]), &replies("3E", TxStatus::Idle));
+    assert_eq!(sent, "CBS");
+    // By SQL, and too late to be prepared.
+    let mut fixture = beside_another("SELECT 1");
+    fixture.session.statements.note_prepared("s", "PREPARE s AS SELECT 1", false, None);
+    let (sent, _) = fixture.run(OTHER, extended(&[BIND_S, SYNC]), &replies("3E", TxStatus::Idle));
+    assert_eq!(sent, "CBS");
+    // What ends a failed transaction can be prepared in it.
+    let mut fixture = beside_another("ROLLBACK");
+    fixture.run(OTHER, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    fixture.run(OTHER, query("SELECT 1/0"), &done("", TxStatus::Failed));
+    let (sent, seen) = fixture.run(OTHER, extended(&[BIND_S, SYNC]), &replies("312", TxStatus::Failed));
+    assert_eq!((sent.as_str(), seen.as_str()), ("CPBS", "2Z"));
+}
+
+#[test]
+fn what_is_prepared_under_local_settings_stays_with_its_client() {
+    let mut fixture = beside_another("SELECT 1");
+    fixture.run(OTHER, query("BEGIN READ ONLY"), &done("BEGIN", TxStatus::Open));
+    fixture.run(OTHER, query("SET LOCAL DateStyle = 'German'"), &done("SET", TxStatus::Open));
+    assert!(fixture.known[&OTHER].is_clean());
+    fixture.run(OTHER, extended(&[BIND_S, SYNC]), &replies("312", TxStatus::Open));
+    assert!(!fixture.known[&OTHER].is_clean());
+}
+
+#[test]
+fn what_others_prepared_is_not_shown_behind_a_flush() {
+    let mut fixture = beside_another("SELECT 1");
+    let parse = (b'P', &b"\0SELECT * FROM pg_prepared_statements\0\0\0"[..]);
+    let segment = fixture.take_more(&mut extended(&[parse, (b'B', b"\0\0\0\0\0\0\0\0"), EXECUTE, SYNC]));
+    let (mut reply, mut sent) = (Reply::new(false), BytesMut::new());
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    fixture.session.encode(&segment, known, &mut reply, &mut sent);
+    assert_eq!(tags(&sent), "CPBES");
 }
 
 #[test]

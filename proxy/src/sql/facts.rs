@@ -241,7 +241,11 @@ impl Facts {
     pub fn may_show_prepared(&self, text: &str) -> bool {
         let Some(catalog) = &self.catalog else { return self.pending };
         let any = !(catalog.showing.is_empty() && self.doubted.is_empty() && self.older.is_empty());
-        any && words(text).any(|word| catalog.showing.contains(&word) || self.doubt_about(&word).is_some())
+        // Names that are no words are not found in a text.
+        let plain = |name: &String| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let legible = catalog.showing.iter().chain(self.doubted.keys()).chain(self.older.keys()).all(plain);
+        any && (!legible
+            || words(text).any(|word| catalog.showing.contains(&word) || self.doubt_about(&word).is_some()))
     }
 
     /// Whether reading from the relations of this name is a read.
@@ -447,7 +451,9 @@ fn leaves_state(body: &str) -> bool {
     ];
     let leaves = |word: &String| {
         let session_lock = word.contains("advisory") && !word.contains("xact");
-        let foreign = ["dblink", "pg_temp", "pg_stat"].iter().any(|prefix| word.starts_with(prefix));
+        let foreign = ["dblink", "pg_temp", "pg_stat", "pg_prepared_statement"]
+            .iter()
+            .any(|prefix| word.starts_with(prefix));
         session_lock || foreign || functions::outlives_emptying(word) || WORDS.contains(&word.as_str())
     };
     // In a comment the words of an UPDATE may stand before a SET.

@@ -94,7 +94,7 @@ impl Reply {
         self.expected.push_back(expected);
     }
 
-    /// How many statements were prepared that the client did not name in between, and are not confirmed yet.
+    /// How many statements the proxy prepares on its own account, as far as that is not confirmed yet.
     pub(super) fn prepared(&self) -> usize {
         let injected = |expected: &&Expected| matches!(expected, Expected::Parse { injected: true, .. });
         self.expected.iter().filter(injected).count()

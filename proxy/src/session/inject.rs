@@ -4,7 +4,6 @@ use bytes::BytesMut;
 
 use crate::wire::frontend;
 
-use super::identity::Identity;
 use super::statements::Expected;
 use super::{Known, Reply, Session};
 
@@ -94,12 +93,13 @@ impl Session {
 
     /// What others prepared is closed where it would be shown, when it is too late to introduce the session's own.
     pub(super) fn close_others(&self, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        let is_others = |name: &String, there: &mut Option<Identity>| {
+        known.statements.retain(|name, there| {
             let own = self.statements.find(name).map(|own| own.id);
-            !name.is_empty() && there.is_some() && *there != own
-        };
-        for (name, _) in known.statements.extract_if(.., is_others) {
-            inject_close(&name, reply, out);
-        }
+            let is_others = !name.is_empty() && there.is_some() && *there != own;
+            if is_others {
+                inject_close(name, reply, out);
+            }
+            !is_others
+        });
     }
 }

@@ -98,7 +98,9 @@ fn install(proxy: &Path, dir: &Path) -> Result<(), Failure> {
 fn proxy(host: &str, dir: &Path, flags: &str) -> Result<PathBuf, Failure> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "pgherd-proxy", "--bin", "pgherd-proxy"]);
-    done(build.args(["--target", host, "--target-dir"]).arg(dir).env("RUSTFLAGS", flags))?;
+    // It would win over the other one without a word.
+    build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags);
+    done(build.args(["--target", host, "--target-dir"]).arg(dir))?;
     Ok(dir.join(host).join("release/pgherd-proxy"))
 }
 
@@ -112,7 +114,10 @@ fn profdata(host: &str) -> Result<PathBuf, Failure> {
     if program.exists() {
         Ok(program)
     } else {
-        Err(Failure::Missing(format!("{} does not exist", program.display())))
+        Err(Failure::Missing(format!(
+            "{} does not exist; `rustup component add llvm-tools` brings it",
+            program.display()
+        )))
     }
 }
 
@@ -120,6 +125,9 @@ fn told_by_rustc(arguments: &[&str]) -> Result<String, Failure> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc).args(arguments).output();
     let output = output.map_err(|error| Failure::Step("rustc cannot be run", error))?;
+    if !output.status.success() {
+        return Err(Failure::Ended(format!("rustc {} ended with {}", arguments.join(" "), output.status)));
+    }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

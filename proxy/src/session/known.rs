@@ -41,7 +41,8 @@ impl Known {
     /// Whether a client that comes to it now would not find anything of those before, but for prepared statements,
     /// which are known.
     pub fn is_clean(&self) -> bool {
-        !self.soiled && self.statements.len() <= LEFT_MAX
+        let certain = self.statements.iter().all(|(name, there)| name.is_empty() || there.is_some());
+        !self.soiled && self.statements.len() <= LEFT_MAX && certain
     }
 
     /// Whether a session that has named these custom settings finds nothing there that it would not find

@@ -592,6 +592,17 @@ fn what_others_prepared_is_not_shown_behind_a_flush() {
 }
 
 #[test]
+fn a_connection_with_an_uncertain_name_is_emptied() {
+    let mut fixture = beside_another("SELECT 1");
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    assert!(known.is_clean());
+    known.statements.insert(String::new(), None);
+    assert!(known.is_clean(), "the unnamed one is replaced by each who uses it");
+    known.statements.insert("s".to_owned(), None);
+    assert!(!known.is_clean());
+}
+
+#[test]
 fn a_connection_that_many_prepared_on_is_emptied() {
     let mut fixture = Fixture::new();
     for number in 0..LEFT_MAX {

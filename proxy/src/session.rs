@@ -47,6 +47,7 @@ use segment::What;
 use settings::Settings;
 use statements::{Expected, Statements};
 use temporary::Temporaries;
+use transaction::Portal;
 
 /// An open transaction block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,7 @@ pub struct Session {
     begun: Option<Bytes>,
     /// The open transaction follows another one in a chain.
     chained: bool,
+    portal: Portal,
     /// The standby that held the open transaction, which can go on on the primary, is gone.
     stranded: Option<NodeName>,
     /// Transaction blocks of this session only read, unless they are told otherwise.
@@ -359,6 +361,7 @@ impl Session {
         if segment.behind_reads {
             inject_read(reply, out);
         }
+        self.before_portal(segment, reply, out);
         let prepared_before = reply.prepared();
         if segment.under_way && segment.traces.uses_all {
             self.close_others(known, reply, out);
@@ -437,15 +440,8 @@ impl Session {
         self.statements.forget_pending();
     }
 
-    /// The server is done with its part of the batch, which may go on elsewhere.
-    pub fn on_part_ready(
-        &mut self,
-        batch: &Batch,
-        node: NodeId,
-        status: TxStatus,
-        reply: &mut Reply,
-        known: &mut Known,
-    ) {
+    /// What `batch` did to prepared statements.
+    fn on_prepared(&mut self, batch: &Batch, reply: &mut Reply, known: &mut Known) {
         let unnamed_is_gone = reply.loses_unnamed();
         let doubtful = self.is_doubtful(batch, reply);
         self.pinned |= doubtful;
@@ -465,6 +461,18 @@ impl Session {
             known.statements.remove("");
             self.statements.remove("");
         }
+    }
+
+    /// The server is done with its part of the batch, which may go on elsewhere.
+    pub fn on_part_ready(
+        &mut self,
+        batch: &Batch,
+        node: NodeId,
+        status: TxStatus,
+        reply: &mut Reply,
+        known: &mut Known,
+    ) {
+        self.on_prepared(batch, reply, known);
         let (was_open, mut was_failed) = (self.tx.is_some(), self.tx.is_some_and(|tx| tx.failed));
         self.tx = match status {
             TxStatus::Idle => None,
@@ -472,6 +480,7 @@ impl Session {
             TxStatus::Failed => Some(Tx { node, failed: true }),
         };
         self.note_beginning(batch, status, was_open);
+        self.note_portal(batch, status, reply);
         self.redefined |= batch.redefines;
         self.altered |= batch.traces.alters;
         self.has_local_settings |= batch.route != Route::Read && !batch.only_begins();

@@ -18,6 +18,7 @@ mod spaced;
 mod temporary;
 mod traces;
 mod walk;
+mod way_out;
 mod why;
 mod words;
 
@@ -29,6 +30,7 @@ pub use settles::Settles;
 pub use shape::{is_shared, mask};
 pub use show::Show;
 pub use traces::Traces;
+pub use way_out::way_out;
 pub use why::Why;
 
 /// Where a text may run.

@@ -566,6 +566,50 @@ async fn what_a_session_did_goes_with_it_from_connection_to_connection() {
     }
 }
 
+/// In a failed transaction nothing can be prepared for what its end is followed by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sql_prepared_is_found_behind_the_end_of_a_failed_transaction() {
+    let world = World::start(15).await;
+    let (_agent, proxy) = world.proxy("auto").await;
+    // Until then, all that a session prepared goes along with anything.
+    proxy.knows_catalogs().await;
+    for last in [
+        "ABORT; PREPARE p AS SELECT 2",
+        "END; EXECUTE p",
+        "COMMIT AND CHAIN; EXECUTE p",
+        "ROLLBACK TO s; PREPARE p AS SELECT 2",
+        "ROLLBACK TO SAVEPOINT s; EXECUTE p",
+        "ROLLBACK TO gone; EXECUTE p",
+        "SELECT 1; ABORT; EXECUTE p",
+    ] {
+        let (direct, client) = (world.server.direct().await, proxy.connect().await);
+        let mut answers = [vec![], vec![]];
+        for (client, answers) in [&direct, &client].into_iter().zip(&mut answers) {
+            simple(client, "PREPARE p AS SELECT 1").await;
+            let other = proxy.connect().await;
+            simple(&other, "PREPARE p AS SELECT 'of another'").await;
+            for sql in [
+                "BEGIN ISOLATION LEVEL REPEATABLE READ",
+                "INSERT INTO t (n) VALUES (7)",
+                "SAVEPOINT s",
+                "SAVEPOINT t",
+                "SELECT 1/0",
+                last,
+                "SHOW transaction_isolation",
+                "ROLLBACK TO t",
+                "ROLLBACK TO s",
+                "SELECT n FROM t WHERE n = 7",
+                "ROLLBACK",
+                "EXECUTE p",
+            ] {
+                let answer = rows(client, sql).await;
+                answers.push(answer.map_err(|error| error.code().unwrap().code().to_owned()));
+            }
+        }
+        assert_eq!(answers[1], answers[0], "{last}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_login_gets_may_change_while_connections_rest() {
     let world = World::start(15).await;

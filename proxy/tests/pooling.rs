@@ -88,24 +88,6 @@ async fn fifty_clients_share_three_connections() {
     assert_eq!(simple(&clients[0], "SELECT count(*) FROM t").await, ["200"]);
 }
 
-/// Until then a relation may be anything.
-async fn until_catalogs_are_known(client: &Client) {
-    loop {
-        client.simple_query("SELECT count(*) FROM pg_class").await.unwrap();
-        let memory = client.simple_query("SHOW MEMORY").await.unwrap();
-        let known = memory.iter().any(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                row.get("item") == Some("catalogs") && row.get("number") != Some("0")
-            }
-            _ => false,
-        });
-        if known {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// A client that prepares under one name what all others do, or something else.
 struct Preparing(Raw);
 
@@ -142,7 +124,7 @@ async fn what_another_client_prepared_likewise_is_not_prepared_again() {
     // Reads run on the primary, where the server tells of them.
     let mut agent = Agent::start(Some(Script::new(&[&primary]).steady())).await;
     let proxy = Proxy::start_with(&mut agent, Access::Trust, "[pool]\nsize = 1").await;
-    soon(until_catalogs_are_known(&proxy.connect().await)).await;
+    proxy.knows_catalogs().await;
     let same = "SELECT 'the same'";
     let (mut one, mut other) = (Preparing::at(&proxy, same).await, Preparing::at(&proxy, same).await);
     for _ in 0..2 {

@@ -2,7 +2,7 @@
 
 use pgherd_common::NodeId;
 
-use crate::session::{Introduction, Segment};
+use crate::session::{Introduction, Introductions, Segment};
 use crate::upstream::{QueryError, Server};
 use crate::wire::backend::{Severity, TxStatus};
 
@@ -12,14 +12,39 @@ impl Client {
     /// Prepares what `segment` names and `node` does not know. An open transaction does not fail by one that cannot be
     /// prepared any more.
     pub(super) async fn introduce(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
-        let open = self.session.status() == TxStatus::Open;
         let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
         let introductions = self.session.introduce(segment, &mut server.known);
         if introductions.is_empty() {
             return Ok(());
         }
+        if self.session.status() != TxStatus::Failed {
+            return self.tell(node, segment, &introductions).await;
+        }
+        let Some(way_out) = self.session.way_out(segment) else {
+            server.pipe.output.extend_from_slice(&introductions.messages);
+            return server.ask().await.map(drop);
+        };
+        server.known.forget_unnamed();
+        if refused(server.query(&way_out).await)? {
+            server.known.doubt(&introductions);
+            return Ok(());
+        }
+        self.tell(node, segment, &introductions).await?;
+        // `segment` finds it as the client left it.
+        let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
+        fail(server).await
+    }
+
+    async fn tell(
+        &mut self,
+        node: NodeId,
+        segment: &Segment,
+        introductions: &Introductions,
+    ) -> Result<(), QueryError> {
+        let in_block = self.session.status() != TxStatus::Idle;
+        let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
         // What the client has yet to fetch from an unnamed portal would be gone.
-        let guarded = open && !segment.reaches_back();
+        let guarded = in_block && !segment.reaches_back();
         if guarded {
             server.query("SAVEPOINT pgherd_introduces").await?;
             server.known.forget_unnamed();
@@ -27,11 +52,11 @@ impl Client {
         if !introductions.messages.is_empty() {
             server.pipe.output.extend_from_slice(&introductions.messages);
             if refused(server.ask().await)? {
-                server.known.doubt(&introductions);
+                server.known.doubt(introductions);
                 if guarded {
                     server.query("ROLLBACK TO SAVEPOINT pgherd_introduces").await?;
                 }
-                for introduction in introductions.by_protocol.iter().filter(|_| guarded || !open) {
+                for introduction in introductions.by_protocol.iter().filter(|_| guarded || !in_block) {
                     learn_as_then(server, introduction, guarded).await?;
                 }
             }
@@ -46,7 +71,7 @@ impl Client {
             if guarded {
                 server.query("ROLLBACK TO SAVEPOINT pgherd_introduces").await?;
             }
-            if guarded || !open {
+            if guarded || !in_block {
                 learn_as_then(server, introduction, guarded).await?;
             }
         }
@@ -83,6 +108,12 @@ async fn learn_as_then(
         server.known.learn(introduction);
     }
     Ok(())
+}
+
+/// Has the open transaction fail.
+pub(super) async fn fail(server: &mut Server) -> Result<(), QueryError> {
+    server.known.forget_unnamed();
+    refused(server.query("ROLLBACK TO SAVEPOINT pgherd_fails").await).map(drop)
 }
 
 /// Whether the server would not do it, and goes on.

@@ -10,9 +10,11 @@ use crate::session::{Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::Role;
 use crate::upstream::QueryError;
-use crate::wire::backend::{Severity, TxStatus};
+use crate::wire::backend::TxStatus;
+use crate::wire::frontend;
 
 use super::fresh::Look;
+use super::introduce::fail;
 use super::state::{Client, Gone};
 
 impl Client {
@@ -53,11 +55,9 @@ impl Client {
         let limit = self.config.connect_timeout;
         let Some(node) = self.session.tx_node() else { return };
         let Some(server) = self.servers.get_mut(node) else { return };
-        match timeout(limit, server.query("ROLLBACK TO SAVEPOINT failed_on_a_standby")).await {
-            Ok(Err(QueryError::Refused(error))) if error.severity != Severity::Fatal => {
-                self.session.fail_tx();
-            }
-            _ => self.drop_server(node, "a transaction could not be carried over"),
+        match timeout(limit, fail(server)).await {
+            Ok(Ok(())) => self.session.fail_tx(),
+            Ok(Err(_)) | Err(_) => self.drop_server(node, "a transaction could not be carried over"),
         }
     }
 
@@ -131,6 +131,7 @@ impl Client {
     /// False when the session's transactions keep the snapshot that they began with.
     async fn begin_reading(&mut self, node: NodeId) -> Result<bool, QueryError> {
         let (begun, chained) = (self.session.begun().map(str::to_owned), self.session.is_chained());
+        let lacks_portal = self.session.lacks_portal();
         let Some(server) = self.servers.get_mut(node) else { return Ok(false) };
         server.at_rest = false;
         server.known.forget_unnamed();
@@ -147,6 +148,13 @@ impl Client {
             let chain = if chained { "COMMIT AND CHAIN; " } else { "" };
             let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED, READ ONLY; {chain}SELECT 1");
             server.query(&begin).await?;
+        }
+        if keeps_none && lacks_portal {
+            frontend::put_parse(&mut server.pipe.output, "", b"SELECT\0\0\0");
+            frontend::put_bind_unnamed(&mut server.pipe.output);
+            frontend::put_sync(&mut server.pipe.output);
+            server.ask().await?;
+            self.session.stand_in();
         }
         Ok(keeps_none)
     }

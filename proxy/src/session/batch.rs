@@ -21,6 +21,8 @@ pub struct Batch {
     pub(super) statements: usize,
     /// The protocol prepared a named statement in it.
     pub(super) prepares: bool,
+    /// Whether the unnamed portal is there behind it; `None`: as before.
+    pub(super) portal: Option<bool>,
     /// The same, those of one text counted one by one.
     runs: usize,
     /// So many of these come before the first that frees names of prepared statements.
@@ -41,6 +43,7 @@ impl Batch {
             traces: segment.traces.clone(),
             statements: segment.statements,
             prepares: segment.prepares_named(),
+            portal: segment.portal,
             runs: segment.runs,
             frees_at: segment.frees_at,
             may_commit: segment.may_commit,
@@ -67,6 +70,7 @@ impl Batch {
         self.effects.extend(segment.effects.iter().cloned());
         self.traces.add(&segment.traces);
         self.frees_at = self.frees_at.or(segment.frees_at.map(|at| at + self.runs));
+        self.portal = segment.portal.or(self.portal);
         self.runs += segment.runs;
         self.statements += segment.statements;
         self.prepares |= segment.prepares_named();

@@ -94,8 +94,10 @@ impl Session {
     /// What others prepared is closed where it would be shown, when it is too late to introduce the session's own.
     pub(super) fn close_others(&self, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
         known.statements.retain(|name, there| {
-            let own = self.statements.find(name).map(|own| own.id);
-            let is_others = !name.is_empty() && there.is_some() && *there != own;
+            let own = self.statements.confirmed(name).map(|own| own.id);
+            // What the batch has dealt with already is its own, whatever was there before.
+            let is_open = !name.is_empty() && !self.statements.is_sent(name);
+            let is_others = is_open && there.is_some() && *there != own;
             if is_others {
                 inject_close(name, reply, out);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::sql::Why;
+use crate::sql::{Why, way_out};
 use crate::wire::frontend;
 
 use super::identity::Identity;
@@ -185,13 +185,10 @@ impl Session {
             && !segment.names().any(by_sql)
     }
 
-    /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else.
+    /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else. In a failed
+    /// transaction without a [way out](Self::way_out): what it takes that it does not find what others prepared.
     pub fn introduce(&self, segment: &Segment, known: &mut Known) -> Introductions {
         let mut all = Introductions::default();
-        // In a failed transaction nothing can be prepared, nor used.
-        if self.tx.is_some_and(|tx| tx.failed) {
-            return all;
-        }
         // The protocol's messages look after those of the protocol themselves.
         let by_sql = |name: &&String| self.statements.confirmed(name).is_some_and(|known| known.by_sql);
         let names: BTreeSet<String> = if segment.traces.uses_all {
@@ -213,6 +210,15 @@ impl Session {
         all
     }
 
+    /// A statement that ends the failure of the open transaction as the first one of `segment` does, for what is
+    /// prepared by name behind that. `None` when it is not certain that nothing else comes first: a transaction that
+    /// goes on being failed keeps its savepoints.
+    pub fn way_out(&self, segment: &Segment) -> Option<String> {
+        let is_simple = segment.parts.first().is_some_and(|part| part.tag == b'Q');
+        let text = segment.texts.first().filter(|_| is_simple)?;
+        way_out(std::str::from_utf8(text).ok()?)
+    }
+
     fn introduce_one(&self, name: String, segment: &Segment, known: &mut Known, all: &mut Introductions) {
         let there = known.statements.get(&name).copied();
         let Some(definition) = self.statements.confirmed(&name) else {
@@ -228,7 +234,8 @@ impl Session {
             return;
         }
         known.soiled |= self.has_local_settings;
-        let Some(body) = &definition.body else {
+        let stuck = self.tx.is_some_and(|tx| tx.failed) && self.way_out(segment).is_none();
+        let Some(body) = definition.body.as_ref().filter(|_| !stuck) else {
             // Another's is not to pass for it.
             if matches!(there, Some(Some(_))) {
                 frontend::put_close_statement(&mut all.messages, &name);

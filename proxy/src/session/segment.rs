@@ -77,8 +77,8 @@ pub struct Segment {
     portals: u32,
     /// A named portal is bound in it, which is there until its transaction ends.
     binds_named: bool,
-    /// The unnamed portal is bound in it.
-    binds_unnamed: bool,
+    /// Whether the unnamed portal is there behind it; `None`: as before.
+    pub(super) portal: Option<bool>,
     /// It uses the unnamed portal of the batch before.
     reaches_back: bool,
     /// Something in it is neither a read nor the end of a transaction, or leaves something behind in it.
@@ -128,7 +128,7 @@ impl Default for Segment {
             opens: false,
             portals: 0,
             binds_named: false,
-            binds_unnamed: false,
+            portal: None,
             reaches_back: false,
             impure: false,
             begins: None,
@@ -302,9 +302,13 @@ impl Segment {
         self.note_show(verdict.show);
     }
 
+    fn note_portal(&mut self, name: &str, is_there: bool) {
+        self.portal = if name.is_empty() { Some(is_there) } else { self.portal };
+    }
+
     fn note_portal_use(&mut self, name: &[u8]) {
         if name.is_empty() {
-            self.reaches_back |= !self.binds_unnamed;
+            self.reaches_back |= self.portal.is_none();
         } else if !self.binds_named {
             // A cursor, on the primary if anywhere.
             self.route = Route::Primary;
@@ -382,6 +386,7 @@ impl Session {
                 if whole && text.is_none() {
                     return Err(TakeError::Content(header.tag));
                 }
+                segment.portal = Some(false);
                 match text {
                     Some(text) => {
                         let verdict = judge.verdict(text);
@@ -403,8 +408,9 @@ impl Session {
                     Ok(What::Uses(name.to_owned()))
                 }
                 (b'C', Subject::Statement(name)) => Ok(What::CloseStatement(name.to_owned())),
-                (b'C', Subject::Portal(_)) => {
+                (b'C', Subject::Portal(name)) => {
                     segment.portals = segment.portals.saturating_sub(1);
+                    segment.note_portal(name, false);
                     Ok(What::ClosePortal)
                 }
                 (_, Subject::Portal(name)) => {
@@ -436,7 +442,7 @@ impl Session {
     fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: &dyn Judge) -> Result<What, Malformed> {
         let (portal, name) = frontend::bind(payload)?;
         segment.portals += 1;
-        segment.binds_unnamed |= portal.is_empty();
+        segment.note_portal(portal, true);
         segment.binds_named |= !portal.is_empty();
         // It may be asked for more rows later.
         segment.impure |= !portal.is_empty();

@@ -581,6 +581,24 @@ fn what_is_prepared_under_local_settings_stays_with_its_client() {
 }
 
 #[test]
+fn what_others_prepared_is_not_found_behind_the_end_of_a_failed_transaction() {
+    for (text, told) in [
+        ("ROLLBACK TO a; EXECUTE s", "CPS"),
+        ("ABORT; EXECUTE s", "CPS"),
+        // Nothing can be prepared: what comes first is not known to be run.
+        ("ROLLBACK TO \"A\"; EXECUTE s", "CS"),
+        ("EXECUTE s", "CS"),
+    ] {
+        let mut fixture = beside_another("SELECT 1");
+        fixture.run(OTHER, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+        fixture.run(OTHER, query("SELECT 1/0"), &done("", TxStatus::Failed));
+        let segment = fixture.take(&mut query(text));
+        let introductions = fixture.session.introduce(&segment, fixture.known.get_mut(&OTHER).unwrap());
+        assert_eq!(tags(&introductions.messages), told, "{text}");
+    }
+}
+
+#[test]
 fn what_others_prepared_is_not_shown_behind_a_flush() {
     let mut fixture = beside_another("SELECT 1");
     let parse = (b'P', &b"\0SELECT * FROM pg_prepared_statements\0\0\0"[..]);
@@ -589,6 +607,20 @@ fn what_others_prepared_is_not_shown_behind_a_flush() {
     let known = fixture.known.get_mut(&OTHER).unwrap();
     fixture.session.encode(&segment, known, &mut reply, &mut sent);
     assert_eq!(tags(&sent), "CPBES");
+}
+
+#[test]
+fn what_a_batch_prepared_anew_is_not_closed_as_another_s_behind_a_flush() {
+    let mut fixture = beside_another("SELECT 1");
+    let first = fixture.take(&mut extended(&[(b'C', b"Ss\0"), (b'P', b"s\0SELECT 2\0\0\0"), (b'H', b"")]));
+    let parse = (b'P', &b"\0SELECT * FROM pg_prepared_statements\0\0\0"[..]);
+    let more = fixture.take_more(&mut extended(&[parse, (b'B', b"\0\0\0\0\0\0\0\0"), EXECUTE, SYNC]));
+    let (mut reply, mut sent) = (Reply::new(false), BytesMut::new());
+    let known = fixture.known.get_mut(&OTHER).unwrap();
+    fixture.session.begin_batch();
+    fixture.session.encode(&first, known, &mut reply, &mut sent);
+    fixture.session.encode(&more, known, &mut reply, &mut sent);
+    assert_eq!(tags(&sent), "CPHPBES");
 }
 
 #[test]
@@ -1003,6 +1035,42 @@ fn what_is_prepared_behind_what_frees_all_is_there_though_the_batch_fails() {
         let answer = replies(if name == "p0" { "E" } else { "2" }, TxStatus::Idle);
         assert_eq!(fixture.run(NODE, extended(&[(b'B', bind.as_bytes()), (b'S', b"")]), &answer).0, sent);
     }
+}
+
+#[test]
+fn what_stands_in_for_a_portal_is_found_by_nobody_who_could_use_it() {
+    let read = |portal: &str| {
+        let bind = format!("{portal}\0\0\0\0\0\0\0\0");
+        extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'B', bind.as_bytes()), EXECUTE, SYNC])
+    };
+    let describe = || extended(&[(b'D', b"P\0"), SYNC]);
+    for (before, answer, lacks) in
+        [(read(""), "12C", true), (read("a"), "12C", false), (query("SELECT 1"), "C", false)]
+    {
+        let mut fixture = Fixture::new();
+        fixture.run(NODE, query("BEGIN READ ONLY"), &done("BEGIN", TxStatus::Open));
+        fixture.run(NODE, before, &replies(answer, TxStatus::Open));
+        assert_eq!(fixture.session.lacks_portal(), lacks);
+    }
+    for (status, sent) in [(TxStatus::Open, "CDS"), (TxStatus::Failed, "DS")] {
+        let mut fixture = Fixture::new();
+        fixture.run(NODE, query("BEGIN READ ONLY"), &done("BEGIN", TxStatus::Open));
+        fixture.run(NODE, read(""), &replies("12C", TxStatus::Open));
+        fixture.session.detach_tx();
+        fixture.session.stand_in();
+        fixture.session.attach_tx(OTHER);
+        let close = extended(&[(b'C', b"Sgone\0"), SYNC]);
+        fixture.run(OTHER, close, &replies(if status == TxStatus::Open { "3" } else { "E" }, status));
+        let answer = replies(if status == TxStatus::Open { "3E" } else { "E" }, TxStatus::Failed);
+        assert_eq!(fixture.run(OTHER, describe(), &answer).0, sent);
+        fixture.run(OTHER, query("ROLLBACK"), &done("ROLLBACK", TxStatus::Idle));
+        assert!(!fixture.session.lacks_portal());
+    }
+    let mut fixture = Fixture::new();
+    fixture.session.attach_tx(OTHER);
+    fixture.session.stand_in();
+    fixture.run(OTHER, read(""), &replies("12C", TxStatus::Open));
+    assert_eq!(fixture.run(OTHER, describe(), &replies("T", TxStatus::Open)).0, "DS", "it has its own now");
 }
 
 #[test]

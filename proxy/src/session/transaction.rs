@@ -1,15 +1,28 @@
 //! An open transaction that moves from one server to another.
 
+use bytes::BytesMut;
 use pgherd_common::{NodeId, NodeName};
 
 use crate::sql::Effect;
 use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
+use crate::wire::frontend;
 
+use super::statements::Expected;
 use super::{Batch, Reply, Segment, Session, Tx};
 
 /// Longer beginnings are not remembered, in bytes.
 const BEGINNING_MAX: usize = 1024;
+
+/// The unnamed portal of the open transaction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Portal {
+    #[default]
+    Missing,
+    There,
+    /// The transaction moved, and has one in its place: once it fails, what it is does not matter any more.
+    StandIn,
+}
 
 impl Session {
     /// Whether there is something that the next statement has to be answered with.
@@ -59,6 +72,36 @@ impl Session {
         let sets = self.settings.has_pending()
             || any(|effect| matches!(effect, Effect::Set { .. } | Effect::ResetAll));
         frees || (completed > 0 && sets && any(|effect| matches!(effect, Effect::Commit)))
+    }
+
+    /// What is known of the unnamed portal, now that `batch` is over.
+    pub(super) fn note_portal(&mut self, batch: &Batch, status: TxStatus, reply: &Reply) {
+        self.portal = match batch.portal.filter(|_| !reply.failed()) {
+            _ if status == TxStatus::Idle => Portal::Missing,
+            Some(true) => Portal::There,
+            Some(false) => Portal::Missing,
+            None => self.portal,
+        };
+    }
+
+    /// Whether the open transaction has an unnamed portal that its next server has not.
+    pub fn lacks_portal(&self) -> bool {
+        self.portal != Portal::Missing
+    }
+
+    /// Its new server has another one in that place.
+    pub fn stand_in(&mut self) {
+        self.portal = Portal::StandIn;
+    }
+
+    /// Where `segment` would find the stand-in, there is none.
+    pub(super) fn before_portal(&mut self, segment: &Segment, reply: &mut Reply, out: &mut BytesMut) {
+        let open = self.tx.is_some_and(|tx| !tx.failed) && !segment.under_way;
+        if open && self.portal == Portal::StandIn && segment.reaches_back() {
+            frontend::put_close_portal(out);
+            reply.expect(Expected::Close { name: None, injected: true });
+            self.portal = Portal::Missing;
+        }
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

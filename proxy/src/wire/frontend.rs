@@ -86,6 +86,16 @@ pub fn put_close_statement(out: &mut BytesMut, name: &str) {
     });
 }
 
+/// Appends a `Close` of the unnamed portal.
+pub fn put_close_portal(out: &mut BytesMut) {
+    frame::put(out, b'C', |out| out.extend_from_slice(b"P\0"));
+}
+
+/// Appends a `Bind` of the unnamed statement, without parameters, to the unnamed portal.
+pub fn put_bind_unnamed(out: &mut BytesMut) {
+    frame::put(out, b'B', |out| out.put_bytes(0, 8));
+}
+
 /// Appends a `Sync`.
 pub fn put_sync(out: &mut BytesMut) {
     frame::put(out, b'S', |_| {});

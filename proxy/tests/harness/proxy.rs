@@ -7,7 +7,7 @@ use pgherd_proxy::Config;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::{Access, Agent, free_port, soon};
 
@@ -92,19 +92,24 @@ impl Proxy {
 
     /// Returns when it has read the catalogs, so that it knows more than names.
     pub async fn knows_catalogs(&self) {
+        let client = self.connect().await;
+        let knows = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => {
+                row.get("item") == Some("catalogs") && row.get("number") != Some("0")
+            }
+            _ => false,
+        };
         soon(async {
-            // Until then a function that is on no list is the primary's.
-            while self.port_of("SELECT current_setting('pgherd.port') WHERE int4pl(1, 1) = 2").await
-                == self.port_of("SELECT current_setting('pgherd.port') FROM (SELECT random()) r").await
-            {
+            loop {
+                // It reads them for whoever names something.
+                client.simple_query("SELECT count(*) FROM pg_class").await.unwrap();
+                if client.simple_query("SHOW MEMORY").await.unwrap().iter().any(knows) {
+                    break;
+                }
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         })
         .await;
-    }
-
-    async fn port_of(&self, sql: &str) -> String {
-        self.connect().await.query_one(sql, &[]).await.unwrap().get(0)
     }
 
     /// Stops it and waits until it is gone.

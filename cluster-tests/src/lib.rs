@@ -10,6 +10,7 @@ pub mod bench;
 pub mod binaries;
 pub mod builder;
 pub mod campaign;
+pub mod cgroup;
 pub mod cluster;
 pub mod config_files;
 pub mod daemon;

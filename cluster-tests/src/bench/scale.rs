@@ -16,6 +16,7 @@ pub mod memory;
 pub mod part;
 pub mod pipelines;
 mod probe;
+pub mod reads;
 pub mod report;
 pub mod rows;
 mod scram;
@@ -37,6 +38,8 @@ use crate::failure::Failure;
 /// many as those of PgBouncer, which knows one server.
 const PROXY_SETTINGS: &str = "[pool]\nmode = \"auto\"\nsize = 40\n\n[routing]\nread_consistency = \"session\"\n\
      weights.server3 = 0\n";
+/// What of that says who takes reads.
+const WEIGHTS: &str = "weights.server3 = 0\n";
 /// What that comes to, for each of them.
 const SERVER_CONNECTIONS: u64 = 40;
 /// Besides those that are measured.
@@ -109,6 +112,7 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report, Failur
             Part::Logins => report.logins = logins::measure(&ground).await,
             Part::Pipelines => report.pipelines = pipelines::measure(&ground).await,
             Part::Latency => report.latency = latency::measure(&ground).await,
+            Part::Reads => report.reads = reads::measure(&ground).await,
         }
     }
     report.alarms = stand.cluster().alarms(&[]);

@@ -90,7 +90,7 @@ struct ScaleArgs {
     /// `copy`: millions of bytes.
     #[arg(long, default_value_t = 500)]
     copy_megabytes: u64,
-    /// `latency`: how often each target is visited, for a second in each protocol.
+    /// `latency`: how often each target is visited, for a second in each protocol; `reads`: the same, for four seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// pgbench's scale: 100,000 rows each.

@@ -103,7 +103,7 @@ async fn one(ground: &Ground<'_>, way: &Way, faults: &Faults) -> Result<Active, 
 }
 
 /// Lets one client after the other ask, whoever has waited longest; how long each answer took.
-async fn asked(
+pub(super) async fn asked(
     waiting: &RefCell<VecDeque<Client>>,
     accounts: u32,
     until: Instant,

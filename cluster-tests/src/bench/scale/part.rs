@@ -20,12 +20,22 @@ pub enum Part {
     Pipelines,
     /// One client; how long each of its reads takes.
     Latency,
+    /// Reads by one instance and by several.
+    Reads,
 }
 
 impl Part {
     /// All of them, in the order in which they are run.
-    pub const ALL: [Self; 7] =
-        [Self::Idle, Self::Active, Self::Rows, Self::Copy, Self::Logins, Self::Pipelines, Self::Latency];
+    pub const ALL: [Self; 8] = [
+        Self::Idle,
+        Self::Active,
+        Self::Rows,
+        Self::Copy,
+        Self::Logins,
+        Self::Pipelines,
+        Self::Latency,
+        Self::Reads,
+    ];
 
     /// Its name on the command line and in tables.
     pub fn name(self) -> &'static str {
@@ -37,6 +47,7 @@ impl Part {
             Self::Logins => "logins",
             Self::Pipelines => "pipelines",
             Self::Latency => "latency",
+            Self::Reads => "reads",
         }
     }
 
@@ -52,6 +63,7 @@ impl Part {
             Self::Logins => "logins with SCRAM, 50 at once, while another client asks without a pause",
             Self::Pipelines => "64 KB of statements up to each Sync, one such batch in flight and ten",
             Self::Latency => "one client that reads by primary key",
+            Self::Reads => "reads by one instance, two and three, each held to the same share of a processor",
         }
     }
 }

@@ -7,6 +7,7 @@ use super::idle::{self, Idle};
 use super::latency::Latency;
 use super::logins::Logins;
 use super::pipelines::{self, Pipelines};
+use super::reads::{self, Reads};
 use super::rows::{self, Stream};
 use super::text::table;
 use crate::bench::machine::Machine;
@@ -66,6 +67,8 @@ pub struct Report {
     pub pipelines: Vec<Row<Pipelines>>,
     /// One client.
     pub latency: Vec<Row<Latency>>,
+    /// Reads by one instance and by several.
+    pub reads: Vec<Row<Reads>>,
     /// What the logs of servers, agents and the proxy hold that nobody expects.
     pub alarms: Vec<String>,
 }
@@ -83,6 +86,7 @@ impl Report {
         promises.extend(rows::promises("copy in", &self.copy_in));
         promises.extend(rows::promises("copy out", &self.copy_out));
         promises.extend(pipelines::promises(&self.pipelines));
+        promises.extend(reads::promises(&self.reads));
         promises
     }
 }
@@ -122,6 +126,7 @@ impl Report {
             part("logins: SCRAM, 50 at once, beside a client that asks SELECT 1", &self.logins),
             part("pipelines: 64 KB of statements up to each Sync", &self.pipelines),
             part("latency: one client reads by primary key", &self.latency),
+            part("reads: by weights of primary and standbys, each held to the same share", &self.reads),
         ];
         all.into_iter().flatten().collect()
     }

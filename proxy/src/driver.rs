@@ -112,8 +112,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     // Every session holds a sender: when the last is dropped, all are over.
     let (alive, mut all_over) = mpsc::channel::<()>(1);
+    let reception = workers.reception().map_err(RunError::Threads)?;
     for listener in listeners {
-        background.spawn(accept(listener, workers.clone(), alive.clone()));
+        let listener = {
+            let _there = reception.enter();
+            listener.settle().map_err(RunError::Threads)?
+        };
+        background.spawn_on(accept(listener, workers.clone(), alive.clone()), &reception);
     }
     drop(alive);
     stop.await;

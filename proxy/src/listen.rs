@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use pgherd_common::HostPort;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::pipe::Pipe;
 
@@ -24,19 +24,33 @@ pub enum SocketError {
     NoSocket,
 }
 
-/// A client that has come, before any thread looks after it.
+/// A client that has come, before it was heard.
 #[derive(Debug)]
 pub(crate) enum Visitor {
-    Tcp(std::net::TcpStream),
-    Local(std::os::unix::net::UnixStream),
+    Tcp(TcpStream),
+    Local(UnixStream),
+    /// No thread watches it.
+    TcpAway(std::net::TcpStream),
+    LocalAway(std::os::unix::net::UnixStream),
 }
 
 impl Visitor {
+    /// Another thread is going to look after it.
+    pub(crate) fn leave(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::TcpAway(stream.into_std()?),
+            Self::Local(stream) => Self::LocalAway(stream.into_std()?),
+            away => away,
+        })
+    }
+
     /// This thread looks after it from now on.
     pub(crate) fn settle(self) -> io::Result<Pipe> {
         match self {
-            Self::Tcp(stream) => Pipe::new(stream.try_into()?),
-            Self::Local(stream) => Ok(Pipe::local(stream.try_into()?)),
+            Self::Tcp(stream) => Pipe::new(stream),
+            Self::Local(stream) => Ok(Pipe::local(stream)),
+            Self::TcpAway(stream) => Pipe::new(stream.try_into()?),
+            Self::LocalAway(stream) => Ok(Pipe::local(stream.try_into()?)),
         }
     }
 }
@@ -68,11 +82,21 @@ impl Listener {
         Ok(Self::Local { listener, _file: file })
     }
 
-    /// The next client.
+    /// The runtime that this is called in watches it from now on.
+    pub(crate) fn settle(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(listener.into_std()?.try_into()?),
+            Self::Local { listener, _file } => {
+                Self::Local { listener: listener.into_std()?.try_into()?, _file }
+            }
+        })
+    }
+
+    /// The next client, whom this thread watches.
     pub(crate) async fn accept(&self) -> io::Result<Visitor> {
         Ok(match self {
-            Self::Tcp(listener) => Visitor::Tcp(listener.accept().await?.0.into_std()?),
-            Self::Local { listener, .. } => Visitor::Local(listener.accept().await?.0.into_std()?),
+            Self::Tcp(listener) => Visitor::Tcp(listener.accept().await?.0),
+            Self::Local { listener, .. } => Visitor::Local(listener.accept().await?.0),
         })
     }
 }

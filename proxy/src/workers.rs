@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -53,6 +53,7 @@ pub(crate) struct Workers(Vec<Worker>);
 struct Worker {
     queue: mpsc::UnboundedSender<Arrival>,
     desk: Arc<Desk>,
+    runtime: Handle,
     thread: JoinHandle<()>,
 }
 
@@ -95,9 +96,22 @@ impl Workers {
         workers.collect::<io::Result<_>>().map(Self)
     }
 
+    /// Where clients are best waited for: the first of them has the most to do as long as one can do it all, and who is
+    /// served by the thread that waited for it wakes no other.
+    pub(crate) fn reception(&self) -> io::Result<Handle> {
+        let first = self.0.first().map(|worker| worker.runtime.clone());
+        first.ok_or_else(|| io::Error::other("there is no thread"))
+    }
+
     /// Has a client served. `alive` is dropped when its session is over.
     pub(crate) fn serve(&self, visitor: Visitor, alive: mpsc::Sender<()>) {
-        let Some(worker) = self.0.get(balance::host(&self.loads())) else { return };
+        let host = balance::host(&self.loads());
+        let visitor = if host == current() { Ok(visitor) } else { visitor.leave() };
+        let visitor = match visitor {
+            Ok(visitor) => visitor,
+            Err(error) => return tracing::debug!(%error, "client socket unusable"),
+        };
+        let Some(worker) = self.0.get(host) else { return };
         // A worker lives as long as somebody can send it a client.
         drop(worker.queue.send(Arrival { who: Who::Visitor(visitor), alive }));
     }
@@ -135,9 +149,9 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let desk = Arc::<Desk>::default();
         let thread = thread::Builder::new().name(format!("worker-{}", post.number)).stack_size(STACK_BYTES);
-        let own = desk.clone();
+        let (own, handle) = (desk.clone(), runtime.handle().clone());
         let thread = thread.spawn(move || post.work(runtime, own))?;
-        Ok(Self { queue, desk, thread })
+        Ok(Self { queue, desk, runtime: handle, thread })
     }
 }
 

@@ -352,8 +352,9 @@ impl Console {
             }
             let room = self.pipe.input.len() < MESSAGE_MAX;
             tokio::select! {
-                () = settled => {}
+                biased;
                 () = self.slot.waiting.notified() => return Ok(Err(Trouble::Cancelled)),
+                () = settled => {}
                 () = self.presence.badge.bell.rung() => self.heed()?,
                 result = self.pipe.fill(), if room => result?,
             }

@@ -84,9 +84,9 @@ impl Client {
             let Some(server) = self.servers.get_mut(node) else { break };
             tokio::select! {
                 biased;
+                () = self.slot.waiting.notified() => return Waited::Trouble(Trouble::Cancelled),
                 result = server.pipe.fill() => self.on_server_news(node, result),
                 _ = self.topology.changed() => self.reap(),
-                () = self.slot.waiting.notified() => return Waited::Trouble(Trouble::Cancelled),
                 () = &mut late => self.drop_server(node, "it did not tell its position in time"),
             }
         }
@@ -201,9 +201,10 @@ impl Client {
     async fn pause(&mut self, span: Duration) -> Result<Waited, Gone> {
         let room = self.pipe.input.len() < LARGE;
         tokio::select! {
+            biased;
+            () = self.slot.waiting.notified() => return Ok(Waited::Trouble(Trouble::Cancelled)),
             () = sleep(span) => {}
             _ = self.topology.changed() => self.reap(),
-            () = self.slot.waiting.notified() => return Ok(Waited::Trouble(Trouble::Cancelled)),
             result = self.pipe.fill(), if room => result?,
         }
         Ok(Waited::Done)

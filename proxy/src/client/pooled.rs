@@ -78,6 +78,7 @@ impl Client {
             let room = self.pipe.input.len() < LARGE;
             tokio::select! {
                 biased;
+                () = slot.waiting.notified() => break Queued::Trouble(Trouble::Cancelled),
                 turn = &mut turn => break turn.map_or(Queued::Changed, Queued::Turn),
                 _ = self.topology.changed() => {
                     let current = self.topology.borrow_and_update().clone();
@@ -86,7 +87,6 @@ impl Client {
                         break Queued::Changed;
                     }
                 }
-                () = slot.waiting.notified() => break Queued::Trouble(Trouble::Cancelled),
                 result = self.pipe.fill(), if room => result?,
                 () = sleep(patience.saturating_sub(begun.elapsed())) => {
                     break Queued::Trouble(self.queue_timeout(backend, begun.elapsed().as_millis()));

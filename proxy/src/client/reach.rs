@@ -262,9 +262,11 @@ impl Client {
         let slot = self.slot.clone();
         let room = self.pipe.input.len() < crate::session::LARGE;
         tokio::select! {
+            // First: it is told once.
+            biased;
+            () = slot.waiting.notified() => Ok(Some(Trouble::Cancelled)),
             _ = self.topology.changed() => Ok(None),
             () = sleep(RETRY.min(deadline.saturating_duration_since(Instant::now()))) => Ok(None),
-            () = slot.waiting.notified() => Ok(Some(Trouble::Cancelled)),
             result = self.pipe.fill(), if room => Ok(result.map(|()| None)?),
         }
     }

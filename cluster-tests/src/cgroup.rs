@@ -60,13 +60,16 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(home) = self.group.parent() else { return };
-        // Whoever comes in meanwhile was started by one that has yet to go.
-        while let Some(all) =
-            fs::read_to_string(self.group.join("cgroup.procs")).ok().filter(|all| !all.is_empty())
+        // Whoever comes in meanwhile was started by one that has yet to go. Those that will not go stay held.
+        let mut before = String::new();
+        while let Ok(all) = fs::read_to_string(self.group.join("cgroup.procs"))
+            && !all.is_empty()
+            && all != before
         {
             for process in all.lines() {
                 let _has_ended = fs::write(home.join("cgroup.procs"), process);
             }
+            before = all;
         }
         let _stays_empty = fs::remove_dir(&self.group);
     }

@@ -20,6 +20,7 @@ use crate::control::lock;
 use crate::sqlstate::{ClientLimit, Trouble};
 
 pub(crate) use badge::{Badge, Phase};
+pub(crate) use bell::Bell;
 pub(crate) use count::Tally;
 pub(crate) use sweep::send_idle_away;
 

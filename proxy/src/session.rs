@@ -45,7 +45,7 @@ pub use taken::{TakeError, Taken};
 use inject::{NOTHING, inject_read};
 use segment::What;
 use settings::Settings;
-use statements::{Expected, Statements};
+use statements::{By, Expected, Statements};
 use temporary::Temporaries;
 use transaction::Portal;
 
@@ -79,6 +79,8 @@ pub struct Session {
     /// The open transaction follows another one in a chain.
     chained: bool,
     portal: Portal,
+    /// The batch under way has bound or closed it, on the server that it is on.
+    portal_touched: bool,
     /// The standby that held the open transaction, which can go on on the primary, is gone.
     stranded: Option<NodeName>,
     /// Transaction blocks of this session only read, unless they are told otherwise.
@@ -307,11 +309,11 @@ impl Session {
             match expected {
                 Expected::Parse { name, .. } => drop(known.statements.insert(name, None)),
                 // There, the session's own has yet to be closed.
-                Expected::Close { name: Some(name), injected: false } => drop(known.statements.remove(&name)),
+                Expected::Close { name: Some(name), by: By::Client } => drop(known.statements.remove(&name)),
                 Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
             }
         }
-        known.doubt_unconfirmed(reply);
+        known.restore_unconfirmed(reply);
     }
 
     /// The proxy answered `segment` itself: the statements in it exist.
@@ -351,6 +353,7 @@ impl Session {
     /// What is encoded next is the beginning of a batch on a server of its own.
     pub fn begin_batch(&mut self) {
         self.statements.forget_sent();
+        self.portal_touched = false;
     }
 
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
@@ -384,16 +387,16 @@ impl Session {
                     reply.expect(Expected::Parse {
                         name: name.clone(),
                         definition: definition.clone(),
-                        injected: false,
+                        by: By::Client,
                         at: reply.sent_before(),
                     });
                 }
                 What::Uses(name) => self.before_use(name, known, reply, out),
                 What::CloseStatement(name) => {
                     self.statements.note_sent(name);
-                    reply.expect(Expected::Close { name: Some(name.clone()), injected: false });
+                    reply.expect(Expected::Close { name: Some(name.clone()), by: By::Client });
                 }
-                What::ClosePortal => reply.expect(Expected::Close { name: None, injected: false }),
+                What::ClosePortal => reply.expect(Expected::Close { name: None, by: By::Client }),
                 What::Binds { name, frees } => {
                     self.before_use(name, known, reply, out);
                     self.statements.note_freed(frees);
@@ -412,14 +415,14 @@ impl Session {
     /// A server confirmed the oldest thing expected of it.
     fn on_confirmed(&mut self, expected: Expected, known: &mut Known) {
         match expected {
-            Expected::Parse { name, definition, injected, .. } => {
+            Expected::Parse { name, definition, by, .. } => {
                 known.statements.insert(name.clone(), Some(definition.id));
                 // The session had it when it went out, and may have freed it behind that.
-                if !injected {
+                if by == By::Client {
                     self.statements.confirm(name, definition);
                 }
             }
-            Expected::Close { name: Some(name), injected: false } => {
+            Expected::Close { name: Some(name), by: By::Client } => {
                 known.statements.remove(&name);
                 self.statements.remove(&name);
             }
@@ -456,7 +459,7 @@ impl Session {
         for expected in reply.confirmed() {
             self.on_confirmed(expected, known);
         }
-        known.doubt_unconfirmed(reply);
+        known.restore_unconfirmed(reply);
         if unnamed_is_gone {
             known.statements.remove("");
             self.statements.remove("");

@@ -7,7 +7,7 @@ mod harness;
 
 use std::collections::BTreeMap;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, binaries_of, soon};
+use harness::{Access, Agent, Postgres, Proxy, Raw, Script, binaries_of, message, soon};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -566,6 +566,14 @@ async fn what_a_session_did_goes_with_it_from_connection_to_connection() {
     }
 }
 
+/// Leaves another client's statement of the name `p` on the connection, for whoever comes next.
+async fn prepared_by_another(proxy: &Proxy) {
+    let mut other = Raw::log_in(proxy.port()).await;
+    let parse = message('P', b"p\0SELECT 'of another'\0\0\0");
+    other.say(&[parse, message('S', b"")].concat()).await;
+    other.until("1Z").await;
+}
+
 /// In a failed transaction nothing can be prepared for what its end is followed by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_sql_prepared_is_found_behind_the_end_of_a_failed_transaction() {
@@ -586,8 +594,7 @@ async fn what_sql_prepared_is_found_behind_the_end_of_a_failed_transaction() {
         let mut answers = [vec![], vec![]];
         for (client, answers) in [&direct, &client].into_iter().zip(&mut answers) {
             simple(client, "PREPARE p AS SELECT 1").await;
-            let other = proxy.connect().await;
-            simple(&other, "PREPARE p AS SELECT 'of another'").await;
+            prepared_by_another(&proxy).await;
             for sql in [
                 "BEGIN ISOLATION LEVEL REPEATABLE READ",
                 "INSERT INTO t (n) VALUES (7)",
@@ -608,6 +615,27 @@ async fn what_sql_prepared_is_found_behind_the_end_of_a_failed_transaction() {
         }
         assert_eq!(answers[1], answers[0], "{last}");
     }
+    for last in ["ROLLBACK; EXECUTE p", "ROLLBACK TO a; EXECUTE p"] {
+        let direct = told_of_settings(Raw::log_in(world.server.port()).await, last, None).await;
+        let told = told_of_settings(Raw::log_in(proxy.port()).await, last, Some(&proxy)).await;
+        assert!(!direct.is_empty() && told == direct, "{last}: {told:?} {direct:?}");
+    }
+}
+
+/// What a client is told of its settings by the end of a transaction that failed behind changing one.
+async fn told_of_settings(mut client: Raw, last: &str, proxy: Option<&Proxy>) -> Vec<String> {
+    let query = |sql: &str| message('Q', &[sql.as_bytes(), b"\0"].concat());
+    client.say(&query("PREPARE p AS SELECT 1")).await;
+    client.until("Z").await;
+    if let Some(proxy) = proxy {
+        prepared_by_another(proxy).await;
+    }
+    for sql in ["BEGIN; SAVEPOINT a", "SET TimeZone = 'Asia/Tokyo'", "SAVEPOINT b", "SELECT 1/0"] {
+        client.say(&query(sql)).await;
+        client.until("Z").await;
+    }
+    client.say(&query(last)).await;
+    client.until("Z").await.into_iter().filter(|told| told.starts_with('S')).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -340,6 +340,10 @@ async fn portals_are_used_behind_their_sync() {
         world.compare(&format!("a chain behind {begin}"), &chained).await;
     }
     world.compare("outside of a transaction", &[(read(), "Z"), (again(&[]), "Z")]).await;
+    let rebound =
+        [all(&[message('C', b"S\0"), sync()]), all(&[bind(), execute(0), sync()])].map(|batch| (batch, "Z"));
+    let rebound = [&[(query("BEGIN READ ONLY"), "Z"), (read(), "Z")][..], &rebound].concat();
+    world.compare("a portal is there without its statement", &rebound).await;
     let named = |sql: &str| all(&[parse(sql), message('B', b"b\0\0\0\0\0\0\0\0"), sync()]);
     let begin = all(&[parse("BEGIN READ ONLY"), flush(), bind(), execute(0), named("SELECT n FROM t")]);
     let twice = [(begin, "Z"), (named("UPDATE t SET n = 1"), "Z"), (query("END"), "Z")];

@@ -24,6 +24,7 @@ impl Client {
         }
         let asked = segment.messages().filter(|(tag, _)| matches!(*tag, b'Q' | b'E' | b'F')).count();
         let badge = &self.presence.badge;
+        self.slot.begins();
         badge.next_turn();
         badge.counts.queries.add(u64::try_from(asked).unwrap_or(0));
         self.note(Phase::Active);
@@ -81,8 +82,8 @@ impl Client {
             let room = self.pipe.input.len() < LARGE;
             tokio::select! {
                 biased;
+                () = slot.cancelled() => break Some(Trouble::Cancelled),
                 () = &mut over => break None,
-                () = slot.waiting.notified() => break Some(Trouble::Cancelled),
                 () = badge.bell.rung() => {
                     self.heed()?;
                     if *self.stopping.borrow() {

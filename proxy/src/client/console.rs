@@ -145,6 +145,7 @@ impl Console {
             _ if self.skipping && tag != b'Q' => return Ok(()),
             _ => {}
         }
+        self.slot.begins();
         if let Err(trouble) = self.serve(tag, payload).await? {
             self.presence.badge.counts.errors.add(1);
             trouble.response(Severity::Error).put(&mut self.pipe.output);
@@ -353,7 +354,7 @@ impl Console {
             let room = self.pipe.input.len() < MESSAGE_MAX;
             tokio::select! {
                 biased;
-                () = self.slot.waiting.notified() => return Ok(Err(Trouble::Cancelled)),
+                () = self.slot.cancelled() => return Ok(Err(Trouble::Cancelled)),
                 () = settled => {}
                 () = self.presence.badge.bell.rung() => self.heed()?,
                 result = self.pipe.fill(), if room => result?,

@@ -60,6 +60,11 @@ impl Client {
         again: bool,
     ) -> Result<Outcome, Gone> {
         let Some(mut server) = self.servers.remove(node) else { return Ok(Outcome::Elsewhere(segment)) };
+        if !self.slot.runs_on(&server.gate) {
+            self.servers.insert(server);
+            self.refuse_in_place(&Trouble::Cancelled, &segment).await?;
+            return Ok(Outcome::Done);
+        }
         // In a transaction on a standby it is repeated by moving all of it.
         let in_reading = self.session.tx_node() == Some(node) && server.role == Role::Standby;
         let repeatable = self.session.is_repeatable(&segment)
@@ -80,7 +85,6 @@ impl Client {
         }
         flow.segment = Some(segment);
         server.at_rest = false;
-        self.slot.runs_on(&server.gate);
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
         self.conclude(&mut flow, server, end).await

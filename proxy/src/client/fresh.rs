@@ -84,7 +84,7 @@ impl Client {
             let Some(server) = self.servers.get_mut(node) else { break };
             tokio::select! {
                 biased;
-                () = self.slot.waiting.notified() => return Waited::Trouble(Trouble::Cancelled),
+                () = self.slot.cancelled() => return Waited::Trouble(Trouble::Cancelled),
                 result = server.pipe.fill() => self.on_server_news(node, result),
                 _ = self.topology.changed() => self.reap(),
                 () = &mut late => self.drop_server(node, "it did not tell its position in time"),
@@ -202,7 +202,7 @@ impl Client {
         let room = self.pipe.input.len() < LARGE;
         tokio::select! {
             biased;
-            () = self.slot.waiting.notified() => return Ok(Waited::Trouble(Trouble::Cancelled)),
+            () = self.slot.cancelled() => return Ok(Waited::Trouble(Trouble::Cancelled)),
             () = sleep(span) => {}
             _ = self.topology.changed() => self.reap(),
             result = self.pipe.fill(), if room => result?,

@@ -4,7 +4,7 @@ use pgherd_common::NodeId;
 
 use crate::session::{Introduction, Introductions, Segment};
 use crate::upstream::{QueryError, Server};
-use crate::wire::backend::{Severity, TxStatus};
+use crate::wire::backend::{self, Severity, TxStatus};
 
 use super::state::Client;
 
@@ -13,26 +13,38 @@ impl Client {
     /// prepared any more.
     pub(super) async fn introduce(&mut self, node: NodeId, segment: &Segment) -> Result<(), QueryError> {
         let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
+        let failed = self.session.status() == TxStatus::Failed;
+        let before = failed.then(|| server.known.clone());
         let introductions = self.session.introduce(segment, &mut server.known);
         if introductions.is_empty() {
             return Ok(());
         }
-        if self.session.status() != TxStatus::Failed {
+        let Some(before) = before else {
             return self.tell(node, segment, &introductions).await;
-        }
-        let Some(way_out) = self.session.way_out(segment) else {
+        };
+        let Some(way_out) = &introductions.way_out else {
             server.pipe.output.extend_from_slice(&introductions.messages);
             return server.ask().await.map(drop);
         };
-        server.known.forget_unnamed();
-        if refused(server.query(&way_out).await)? {
-            server.known.doubt(&introductions);
+        if refused(server.query(way_out).await)? {
+            // It was told nothing.
+            server.known = before;
+            server.known.forget_unnamed();
             return Ok(());
         }
+        server.known.forget_unnamed();
         self.tell(node, segment, &introductions).await?;
         // `segment` finds it as the client left it.
         let Some(server) = self.servers.get_mut(node) else { return Ok(()) };
-        fail(server).await
+        fail(server).await?;
+        // Of what it undid nothing is told where the client's own statement does the same.
+        let parameters = server.parameters.clone();
+        for (name, value) in parameters.iter() {
+            if self.tells(name, value) {
+                backend::put_parameter(&mut self.pipe.output, name, value);
+            }
+        }
+        Ok(())
     }
 
     async fn tell(

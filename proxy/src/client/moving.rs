@@ -152,6 +152,8 @@ impl Client {
         if keeps_none && lacks_portal {
             frontend::put_parse(&mut server.pipe.output, "", b"SELECT\0\0\0");
             frontend::put_bind_unnamed(&mut server.pipe.output);
+            // The portal does without it, and the client has none.
+            frontend::put_close_statement(&mut server.pipe.output, "");
             frontend::put_sync(&mut server.pipe.output);
             server.ask().await?;
             self.session.stand_in();

@@ -78,7 +78,7 @@ impl Client {
             let room = self.pipe.input.len() < LARGE;
             tokio::select! {
                 biased;
-                () = slot.waiting.notified() => break Queued::Trouble(Trouble::Cancelled),
+                () = slot.cancelled() => break Queued::Trouble(Trouble::Cancelled),
                 turn = &mut turn => break turn.map_or(Queued::Changed, Queued::Turn),
                 _ = self.topology.changed() => {
                     let current = self.topology.borrow_and_update().clone();

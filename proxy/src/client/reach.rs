@@ -264,7 +264,7 @@ impl Client {
         tokio::select! {
             // First: it is told once.
             biased;
-            () = slot.waiting.notified() => Ok(Some(Trouble::Cancelled)),
+            () = slot.cancelled() => Ok(Some(Trouble::Cancelled)),
             _ = self.topology.changed() => Ok(None),
             () = sleep(RETRY.min(deadline.saturating_duration_since(Instant::now()))) => Ok(None),
             result = self.pipe.fill(), if room => Ok(result.map(|()| None)?),

@@ -44,7 +44,10 @@ impl Client {
         let Some(mut server) = self.servers.remove_one(|_| true) else {
             return Gone::Trouble(Trouble::NoServer { primary: true, held_ms: 0 });
         };
-        self.slot.runs_on(&server.gate);
+        self.slot.begins();
+        if !self.slot.runs_on(&server.gate) {
+            return Gone::Trouble(Trouble::Cancelled);
+        }
         let mut relay = Relay::default();
         let gone = self.relay(&mut relay, &mut server).await;
         self.slot.rests();

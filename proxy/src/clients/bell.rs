@@ -32,11 +32,13 @@ impl Bell {
     /// Ready, once, when it was rung; otherwise it is listened for.
     pub(crate) fn poll_rung(&self, cx: &Context<'_>) -> Poll<()> {
         self.listen(cx);
+        if self.take_ring() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether it was rung; heard once.
+    pub(crate) fn take_ring(&self) -> bool {
         // Hardly ever, and a plain look costs less than a swap.
-        if self.rung.load(Ordering::Acquire) && self.rung.swap(false, Ordering::AcqRel) {
-            return Poll::Ready(());
-        }
-        Poll::Pending
+        self.rung.load(Ordering::Acquire) && self.rung.swap(false, Ordering::AcqRel)
     }
 
     /// Waits until it is rung.

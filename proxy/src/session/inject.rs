@@ -4,7 +4,8 @@ use bytes::BytesMut;
 
 use crate::wire::frontend;
 
-use super::statements::Expected;
+use super::identity::Identity;
+use super::statements::{By, Expected};
 use super::{Known, Reply, Session};
 
 /// A name that no client gives to a statement.
@@ -13,16 +14,17 @@ pub(super) const NOTHING: &str = "\u{1}";
 /// The body of a `Parse` that cannot fail: an empty text without parameters.
 const NO_QUERY: &[u8] = b"\0\0\0";
 
-pub(super) fn inject_close(name: &str, reply: &mut Reply, out: &mut BytesMut) {
+/// `before`: what is known of that name.
+pub(super) fn inject_close(name: &str, before: Option<Identity>, reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_close_statement(out, name);
-    reply.expect(Expected::Close { name: Some(name.to_owned()), injected: true });
+    reply.expect(Expected::Close { name: Some(name.to_owned()), by: By::Proxy(Some(before)) });
 }
 
 /// On one server, a transaction that has read is too old to be told its isolation.
 pub(super) fn inject_read(reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_parse(out, NOTHING, b"SELECT\0\0\0");
     reply.expect(Expected::Placeholder);
-    inject_close(NOTHING, reply, out);
+    inject_close(NOTHING, None, reply, out);
 }
 
 pub(super) fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
@@ -41,13 +43,12 @@ impl Session {
             Some(_) => match known.statements.insert(name.to_owned(), None) {
                 None => put_placeholder(name, reply, out),
                 Some(None) => {
-                    inject_close(name, reply, out);
+                    inject_close(name, None, reply, out);
                     put_placeholder(name, reply, out);
                 }
                 Some(id) => drop(known.statements.insert(name.to_owned(), id)),
             },
-            None if known.statements.remove(name).is_some() => inject_close(name, reply, out),
-            None => {}
+            None => self.close_anothers(name, known, reply, out),
         }
     }
 
@@ -57,11 +58,7 @@ impl Session {
             return;
         }
         let Some(definition) = self.statements.confirmed(name) else {
-            // What another client left under this name is none of this one's.
-            if known.statements.remove(name).is_some() {
-                inject_close(name, reply, out);
-            }
-            return;
+            return self.close_anothers(name, known, reply, out);
         };
         let there = known.statements.get(name).copied();
         if there == Some(Some(definition.id)) {
@@ -73,22 +70,28 @@ impl Session {
         // What SQL prepared is introduced before, if at all.
         let Some(body) = definition.body.as_ref().filter(|_| !definition.by_sql) else {
             if is_others {
-                known.statements.remove(name);
-                inject_close(name, reply, out);
+                self.close_anothers(name, known, reply, out);
             }
             return;
         };
-        if !name.is_empty() && (is_others || (there.is_some() && !failed)) {
-            inject_close(name, reply, out);
+        if !name.is_empty() && (is_others || !failed) {
+            self.close_anothers(name, known, reply, out);
         }
+        let before = known.statements.insert(name.to_owned(), Some(definition.id));
         frontend::put_parse(out, name, body);
         reply.expect(Expected::Parse {
             name: name.to_owned(),
             definition: definition.clone(),
-            injected: true,
+            by: By::Proxy(before),
             at: reply.sent_before(),
         });
-        known.statements.insert(name.to_owned(), Some(definition.id));
+    }
+
+    /// What another client left under this name, or may have left, is none of this one's.
+    fn close_anothers(&self, name: &str, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
+        if let Some(before) = known.statements.remove(name) {
+            inject_close(name, before, reply, out);
+        }
     }
 
     /// What others prepared is closed where it would be shown, when it is too late to introduce the session's own.
@@ -99,7 +102,7 @@ impl Session {
             let is_open = !name.is_empty() && !self.statements.is_sent(name);
             let is_others = is_open && there.is_some() && *there != own;
             if is_others {
-                inject_close(name, reply, out);
+                inject_close(name, *there, reply, out);
             }
             !is_others
         });

@@ -11,7 +11,7 @@ use crate::wire::frontend;
 use super::identity::Identity;
 use super::segment::Segment;
 use super::settings::Seen;
-use super::statements::Expected;
+use super::statements::{By, Expected};
 use super::{Batch, Reply, Session};
 
 /// A connection with more prepared statements of those before is emptied: all of them cost the server memory.
@@ -97,13 +97,18 @@ impl Known {
         }
     }
 
-    /// What the server was told by the proxy and did not come to is as it was, and not as was noted already.
-    pub(super) fn doubt_unconfirmed(&mut self, reply: &mut Reply) {
-        for expected in reply.unconfirmed() {
-            if let Expected::Parse { name, injected: true, .. }
-            | Expected::Close { name: Some(name), injected: true } = expected
+    /// What the server was told by the proxy and did not come to, or refused, is as it was, and not as was noted already.
+    pub(super) fn restore_unconfirmed(&mut self, reply: &mut Reply) {
+        for expected in reply.unconfirmed().into_iter().rev() {
+            if let Expected::Parse { name, by: By::Proxy(before), .. }
+            | Expected::Close { name: Some(name), by: By::Proxy(before) } = expected
             {
-                self.statements.insert(name, None);
+                match before {
+                    // What refused it did away with the unnamed statement, or did not.
+                    _ if name.is_empty() => drop(self.statements.insert(name, None)),
+                    Some(before) => drop(self.statements.insert(name, before)),
+                    None => drop(self.statements.remove(&name)),
+                }
             }
         }
     }
@@ -165,6 +170,10 @@ pub struct Introductions {
     pub by_protocol: Vec<Introduction>,
     /// Statements to be prepared by SQL, behind that.
     pub by_sql: Vec<Introduction>,
+    /// What ends the failure of the open transaction as the first statement of the segment does, to be said before all
+    /// else. `None` where it is not certain that nothing else comes first: a transaction that goes on being failed keeps
+    /// its savepoints.
+    pub way_out: Option<String>,
 }
 
 impl Introductions {
@@ -172,6 +181,12 @@ impl Introductions {
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty() && self.by_sql.is_empty()
     }
+}
+
+/// The text of the simple query that it begins with.
+fn simple_text(segment: &Segment) -> Option<&str> {
+    let is_simple = segment.parts.first().is_some_and(|part| part.tag == b'Q');
+    segment.texts.first().filter(|_| is_simple).and_then(|text| std::str::from_utf8(text).ok())
 }
 
 impl Session {
@@ -186,7 +201,7 @@ impl Session {
     }
 
     /// What it takes that SQL in `segment` finds by name what the session has prepared, and nothing else. In a failed
-    /// transaction without a [way out](Self::way_out): what it takes that it does not find what others prepared.
+    /// transaction without a way out: what it takes that it does not find what others prepared.
     pub fn introduce(&self, segment: &Segment, known: &mut Known) -> Introductions {
         let mut all = Introductions::default();
         // The protocol's messages look after those of the protocol themselves.
@@ -201,8 +216,11 @@ impl Session {
             let early = early.filter(|name| self.statements.confirmed(name).is_some());
             segment.uses.iter().chain(by_sql).chain(early).cloned().collect()
         };
+        let failed = !names.is_empty() && self.tx.is_some_and(|tx| tx.failed);
+        all.way_out = simple_text(segment).filter(|_| failed).and_then(way_out);
+        let stuck = failed && all.way_out.is_none();
         for name in names {
-            self.introduce_one(name, segment, known, &mut all);
+            self.introduce_one(name, (segment, stuck), known, &mut all);
         }
         if !all.messages.is_empty() {
             frontend::put_sync(&mut all.messages);
@@ -210,16 +228,14 @@ impl Session {
         all
     }
 
-    /// A statement that ends the failure of the open transaction as the first one of `segment` does, for what is
-    /// prepared by name behind that. `None` when it is not certain that nothing else comes first: a transaction that
-    /// goes on being failed keeps its savepoints.
-    pub fn way_out(&self, segment: &Segment) -> Option<String> {
-        let is_simple = segment.parts.first().is_some_and(|part| part.tag == b'Q');
-        let text = segment.texts.first().filter(|_| is_simple)?;
-        way_out(std::str::from_utf8(text).ok()?)
-    }
-
-    fn introduce_one(&self, name: String, segment: &Segment, known: &mut Known, all: &mut Introductions) {
+    /// `stuck`: nothing can be prepared.
+    fn introduce_one(
+        &self,
+        name: String,
+        (segment, stuck): (&Segment, bool),
+        known: &mut Known,
+        all: &mut Introductions,
+    ) {
         let there = known.statements.get(&name).copied();
         let Some(definition) = self.statements.confirmed(&name) else {
             // It is no more, or was somebody else's.
@@ -234,7 +250,6 @@ impl Session {
             return;
         }
         known.soiled |= self.has_local_settings;
-        let stuck = self.tx.is_some_and(|tx| tx.failed) && self.way_out(segment).is_none();
         let Some(body) = definition.body.as_ref().filter(|_| !stuck) else {
             // Another's is not to pass for it.
             if matches!(there, Some(Some(_))) {

@@ -7,7 +7,7 @@ use crate::wire::backend::{self, ServerError, TxStatus};
 use crate::wire::frame::{self, BadFrame, Malformed};
 
 use super::segment::LARGE;
-use super::statements::Expected;
+use super::statements::{By, Expected};
 
 /// What becomes of the next bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Reply {
 
     /// How many statements the proxy prepares on its own account, as far as that is not confirmed yet.
     pub(super) fn prepared(&self) -> usize {
-        let injected = |expected: &&Expected| matches!(expected, Expected::Parse { injected: true, .. });
+        let injected = |expected: &&Expected| matches!(expected, Expected::Parse { by: By::Proxy(_), .. });
         self.expected.iter().filter(injected).count()
     }
 
@@ -134,8 +134,8 @@ impl Reply {
     /// with it.
     pub(super) fn loses_unnamed(&self) -> bool {
         let failed = |expected: &Expected| match expected {
-            Expected::Parse { name, injected, at, .. } => {
-                name.is_empty() && !injected && *at == self.answered
+            Expected::Parse { name, by, at, .. } => {
+                name.is_empty() && *by == By::Client && *at == self.answered
             }
             Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => false,
         };

@@ -73,9 +73,9 @@ impl Definition {
 #[derive(Debug, Clone)]
 pub(super) enum Expected {
     /// `ParseComplete`; so many messages of the client's came before it in the batch.
-    Parse { name: String, definition: Arc<Definition>, injected: bool, at: usize },
+    Parse { name: String, definition: Arc<Definition>, by: By, at: usize },
     /// `CloseComplete`; of a statement when there is a name.
-    Close { name: Option<String>, injected: bool },
+    Close { name: Option<String>, by: By },
     /// `CloseComplete` for nothing, in front of a simple query that has messages without a `Sync` before
     /// it: while it is owed, an error is one of theirs, and the query is not run.
     Barrier,
@@ -83,10 +83,18 @@ pub(super) enum Expected {
     Placeholder,
 }
 
+/// Whose message it is that a server answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Client,
+    /// What was known of the name until then, which holds on if the server does not come to it.
+    Proxy(Option<Option<Identity>>),
+}
+
 impl Expected {
     pub(super) fn is_injected(&self) -> bool {
         match self {
-            Self::Parse { injected, .. } | Self::Close { injected, .. } => *injected,
+            Self::Parse { by, .. } | Self::Close { by, .. } => *by != By::Client,
             Self::Barrier | Self::Placeholder => true,
         }
     }

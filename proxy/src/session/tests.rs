@@ -70,6 +70,7 @@ impl Fixture {
         let mut reply = Reply::new(self.session.is_repeatable(&segment));
         let known = self.known.get_mut(&node).unwrap();
         let mut sent = BytesMut::new();
+        self.session.begin_batch();
         self.session.encode(&segment, known, &mut reply, &mut sent);
         let (mut at, mut seen, mut held) = (0, Vec::new(), Vec::new());
         loop {
@@ -596,6 +597,14 @@ fn what_others_prepared_is_not_found_behind_the_end_of_a_failed_transaction() {
         let introductions = fixture.session.introduce(&segment, fixture.known.get_mut(&OTHER).unwrap());
         assert_eq!(tags(&introductions.messages), told, "{text}");
     }
+    // What the server did not come to has closed nothing.
+    let mut fixture = beside_another("SELECT 1");
+    fixture.run(OTHER, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    let batch = extended(&[(b'P', b"\0SELEKT\0\0\0"), BIND_S, SYNC]);
+    assert_eq!(fixture.run(OTHER, batch, &replies("E", TxStatus::Failed)).0, "PCPBS");
+    let segment = fixture.take(&mut query("ABORT/**/; EXECUTE s"));
+    let introductions = fixture.session.introduce(&segment, fixture.known.get_mut(&OTHER).unwrap());
+    assert_eq!(tags(&introductions.messages), "CS");
 }
 
 #[test]
@@ -1071,6 +1080,26 @@ fn what_stands_in_for_a_portal_is_found_by_nobody_who_could_use_it() {
     fixture.session.stand_in();
     fixture.run(OTHER, read(""), &replies("12C", TxStatus::Open));
     assert_eq!(fixture.run(OTHER, describe(), &replies("T", TxStatus::Open)).0, "DS", "it has its own now");
+}
+
+#[test]
+fn what_stands_in_for_a_portal_is_not_found_behind_a_flush_either() {
+    let read = || extended(&[(b'P', b"\0SELECT 1\0\0\0"), (b'B', b"\0\0\0\0\0\0\0\0"), EXECUTE, (b'H', b"")]);
+    for (before, sent) in [(None, "CES"), (Some(read()), "PBEHES")] {
+        let mut fixture = Fixture::new();
+        fixture.session.attach_tx(OTHER);
+        fixture.session.stand_in();
+        fixture.session.begin_batch();
+        let (mut reply, mut out) = (Reply::new(false), BytesMut::new());
+        let known = &mut fixture.known.get_mut(&OTHER).unwrap().clone();
+        if let Some(mut before) = before {
+            let segment = fixture.take(&mut before);
+            fixture.session.encode(&segment, known, &mut reply, &mut out);
+        }
+        let segment = fixture.take_more(&mut extended(&[(b'E', b"\0\0\0\0\x0A"), SYNC]));
+        fixture.session.encode(&segment, known, &mut reply, &mut out);
+        assert_eq!(tags(&out), sent);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::sqlstate::Trouble;
 use crate::wire::backend::TxStatus;
 use crate::wire::frontend;
 
-use super::statements::Expected;
+use super::statements::{By, Expected};
 use super::{Batch, Reply, Segment, Session, Tx};
 
 /// Longer beginnings are not remembered, in bytes.
@@ -96,12 +96,15 @@ impl Session {
 
     /// Where `segment` would find the stand-in, there is none.
     pub(super) fn before_portal(&mut self, segment: &Segment, reply: &mut Reply, out: &mut BytesMut) {
-        let open = self.tx.is_some_and(|tx| !tx.failed) && !segment.under_way;
+        let open = self.tx.is_some_and(|tx| !tx.failed);
+        // What the batch has bound itself, on this server, is its own.
+        let open = open && !self.portal_touched;
         if open && self.portal == Portal::StandIn && segment.reaches_back() {
             frontend::put_close_portal(out);
-            reply.expect(Expected::Close { name: None, injected: true });
+            reply.expect(Expected::Close { name: None, by: By::Proxy(None) });
             self.portal = Portal::Missing;
         }
+        self.portal_touched |= segment.portal.is_some();
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

@@ -7,13 +7,16 @@ use super::classify::{TEXT_MAX, words_of};
 use super::pieces::pieces;
 
 /// A statement that ends that failure likewise, and leaves a transaction open in any case; `None` when the first one of
-/// `text` does not, or looks unusual, or when the text may be refused as a whole, or nothing comes behind it.
+/// `text` does not, or looks unusual, or when the text may be refused as a whole for all that the parser knows, or
+/// nothing comes behind it.
 pub fn way_out(text: &str) -> Option<String> {
     let pieces = pieces(text).filter(|_| text.len() <= TEXT_MAX)?;
     let (first, behind) = pieces.split_first().filter(|(_, behind)| !behind.is_empty())?;
-    if !behind.iter().all(|piece| Parser::parse_sql(&PostgreSqlDialect {}, piece).is_ok()) {
-        return None;
-    }
+    let is_known = |piece: &&str| Parser::parse_sql(&PostgreSqlDialect {}, piece).is_ok();
+    likewise(first).filter(|_| behind.iter().all(is_known))
+}
+
+fn likewise(first: &str) -> Option<String> {
     // Comments and quoted names are left alone.
     let plain = |c: char| c.is_ascii_alphanumeric() || c.is_ascii_whitespace() || c == '_';
     let words: Vec<String> =

@@ -11,6 +11,7 @@ use pgherd_common::errors::Chain;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::clients::Bell;
 use crate::config::ServerTls;
 use crate::control::lock;
 use crate::tls::Kept;
@@ -89,14 +90,40 @@ impl Drop for Passage {
 #[derive(Debug, Default)]
 pub(crate) struct CancelSlot {
     running: Mutex<Option<Arc<Gate>>>,
-    /// Wakes the session while it waits for a server.
-    pub(crate) waiting: Notify,
+    /// Tells the session of a request that came while nothing ran on a server.
+    called: Bell,
 }
 
 impl CancelSlot {
-    /// Something runs on this server from now on.
-    pub(crate) fn runs_on(&self, gate: &Arc<Gate>) {
-        *lock(&self.running) = Some(gate.clone());
+    /// A statement begins: what came before it was not for it.
+    pub(crate) fn begins(&self) {
+        self.called.take_ring();
+    }
+
+    /// Waits for a request to interrupt the statement that has yet to run.
+    pub(crate) async fn cancelled(&self) {
+        self.called.rung().await;
+    }
+
+    /// Something runs on this server from now on, unless it was interrupted before. Whether it does.
+    #[must_use]
+    pub(crate) fn runs_on(&self, gate: &Arc<Gate>) -> bool {
+        let mut running = lock(&self.running);
+        let runs = !self.called.take_ring();
+        *running = runs.then(|| gate.clone());
+        runs
+    }
+
+    /// The way to the server on which something runs. Where nothing does, the session is told.
+    fn interrupt(&self) -> Option<Passage> {
+        // Under the lock: it does not come to rest, and is not given to anybody else, before that; nor does something
+        // begin to run that is not told.
+        let running = lock(&self.running);
+        let passage = running.as_ref().map(Passage::through);
+        if passage.is_none() {
+            self.called.ring();
+        }
+        passage
     }
 
     /// Nothing runs any more.
@@ -133,10 +160,7 @@ impl Cancels {
     /// Interrupts what runs for `key`; a wrong key does nothing, as with PostgreSQL.
     pub(crate) async fn cancel(&self, key: CancelKey, limit: Duration, tls: &Kept<ServerTls>) {
         let slot = lock(&self.slots).get(&(key.pid, key.secret)).cloned();
-        let Some(slot) = slot else { return };
-        // Under the lock: it does not come to rest, and is not given to anybody else, before that.
-        let passage = lock(&slot.running).as_ref().map(Passage::through);
-        let Some(passage) = passage else { return slot.waiting.notify_waiters() };
+        let Some(passage) = slot.and_then(|slot| slot.interrupt()) else { return };
         let Passage(gate) = &passage;
         let address = &gate.address;
         match timeout(limit, forward(gate, tls)).await {
@@ -190,6 +214,23 @@ mod tests {
         assert!(gate.is_passing() && !waiting.is_finished());
         drop(other);
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_is_heard_by_the_statement_that_it_came_for() {
+        let gate = Arc::new(Gate::new("h:1".parse().unwrap(), CancelKey { pid: 7, secret: 1 }));
+        let slot = CancelSlot::default();
+        assert!(slot.interrupt().is_none());
+        slot.begins();
+        assert!(slot.runs_on(&gate), "it came before the statement");
+        assert!(slot.interrupt().is_some() && gate.passing.load(Ordering::Relaxed) == 0);
+        slot.rests();
+        slot.begins();
+        assert!(slot.interrupt().is_none());
+        assert!(!slot.runs_on(&gate), "it came while the server was looked for");
+        assert!(slot.interrupt().is_none(), "nothing runs");
+        slot.cancelled().await;
+        assert!(slot.runs_on(&gate), "it is heard once");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn host(loads: &[u32]) -> usize {
     busiest.or_else(|| ranked().min()).map_or(0, |(_, number)| number)
 }
 
-/// What is to be changed, if anything.
+/// What is to be changed, if anything. Those that have little gather at the first thread, which waits for clients.
 pub(super) fn plan(loads: &[u32]) -> Option<Move> {
     let ranked = || loads.iter().copied().zip(0..);
     let (most, from) = ranked().max()?;
@@ -48,8 +48,12 @@ pub(super) fn plan(loads: &[u32]) -> Option<Move> {
     }
     let mut working: Vec<(u32, usize)> = ranked().filter(|(load, _)| *load >= NOTHING).collect();
     working.sort_unstable();
-    let [(less, from), (more, to), ..] = working.as_slice() else { return None };
-    (less + more < LITTLE).then_some(Move { from: *from, to: *to, share: 1000 })
+    let (load, from, to) = match *working.as_slice() {
+        [] => return None,
+        [(load, one)] => (load, one, 0),
+        [(less, one), (more, other), ..] => (less + more, one.max(other), one.min(other)),
+    };
+    (load < LITTLE && from != to).then_some(Move { from, to, share: 1000 })
 }
 
 #[cfg(test)]
@@ -75,8 +79,14 @@ mod tests {
     #[test]
     fn those_that_have_little_become_one_and_stay_so() {
         assert_eq!(plan(&[200, 0, 100]), Some(Move { from: 2, to: 0, share: 1000 }));
-        assert_eq!(plan(&[100, 100]), Some(Move { from: 0, to: 1, share: 1000 }));
-        assert_eq!(plan(&[0, 400]), None, "there is but one");
+        assert_eq!(plan(&[100, 100]), Some(Move { from: 1, to: 0, share: 1000 }));
+        assert_eq!(plan(&[400, 0]), None, "there is but one");
+        assert_eq!(
+            plan(&[0, 400]),
+            Some(Move { from: 1, to: 0, share: 1000 }),
+            "where clients are waited for"
+        );
+        assert_eq!(plan(&[0, 500]), None, "it has enough to do there");
         assert_eq!(plan(&[360, 360]), None, "as one that had too much was split");
         assert_eq!(plan(&[]), None);
     }

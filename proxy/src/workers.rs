@@ -17,7 +17,7 @@ use crate::client::{self, Moving};
 use crate::listen::Visitor;
 use crate::shared::Shared;
 
-use desk::{Desk, Order, Watch};
+use desk::{Desk, Meter, Order, Watch};
 
 /// SQL is parsed on these stacks, which are touched only as far as they are used.
 pub(crate) const STACK_BYTES: usize = 8 << 20;
@@ -55,6 +55,7 @@ struct Worker {
     desk: Arc<Desk>,
     runtime: Handle,
     thread: JoinHandle<()>,
+    meter: io::Result<Meter>,
 }
 
 /// A client on its way to its worker.
@@ -120,11 +121,23 @@ impl Workers {
         self.0.iter().map(|worker| worker.desk.load()).collect()
     }
 
-    /// Has clients go to other workers when they had better. Never returns.
+    /// Has clients go to other workers when they had better. Never returns, unless nobody can tell.
     pub(crate) async fn balance(&self) {
+        if let Err(error) = self.watch().await {
+            tracing::warn!(%error, "it is not known how busy threads are: the first one serves all clients that come");
+        }
+    }
+
+    async fn watch(&self) -> io::Result<()> {
+        let meters = self.0.iter().map(|worker| worker.meter.as_ref());
+        let watches = meters.map(|meter| meter.map_err(|error| error.kind().into()).and_then(Watch::begin));
+        let mut watches = watches.collect::<io::Result<Vec<_>>>()?;
         let mut number = 0_u32;
         loop {
             sleep(balance::LOOK).await;
+            for (worker, watch) in self.0.iter().zip(&mut watches) {
+                watch.note(&worker.desk)?;
+            }
             number = number.wrapping_add(1);
             let wanted = balance::plan(&self.loads());
             for (worker, own) in self.0.iter().zip(0..) {
@@ -150,8 +163,13 @@ impl Worker {
         let desk = Arc::<Desk>::default();
         let thread = thread::Builder::new().name(format!("worker-{}", post.number)).stack_size(STACK_BYTES);
         let (own, handle) = (desk.clone(), runtime.handle().clone());
-        let thread = thread.spawn(move || post.work(runtime, own))?;
-        Ok(Self { queue, desk, runtime: handle, thread })
+        let (tells, told) = std::sync::mpsc::sync_channel(1);
+        let thread = thread.spawn(move || {
+            drop(tells.send(Meter::of_this_thread()));
+            post.work(runtime, own);
+        })?;
+        let meter = told.recv().map_err(io::Error::other).flatten();
+        Ok(Self { queue, desk, runtime: handle, thread, meter })
     }
 }
 
@@ -168,26 +186,14 @@ impl Post {
     fn work(self, runtime: Runtime, desk: Arc<Desk>) {
         let Self { number, shared, doors, mut arrivals } = self;
         NUMBER.with(|own| own.set(number));
-        DESK.with_borrow_mut(|own| own.clone_from(&desk));
+        DESK.set(desk);
         runtime.block_on(async move {
-            if doors.len() > 1 {
-                tokio::spawn(watch(desk));
-            }
             while let Some(arrival) = arrivals.recv().await {
                 tokio::spawn(serve(shared.clone(), arrival, doors.clone()));
             }
         });
         // Nobody waits for a name that is still being resolved.
         runtime.shutdown_background();
-    }
-}
-
-/// Tells the load of this thread. Never returns.
-async fn watch(desk: Arc<Desk>) {
-    let mut watch = Watch::begin();
-    loop {
-        sleep(balance::LOOK).await;
-        watch.note(&desk);
     }
 }
 

@@ -1,11 +1,14 @@
 //! What a worker and whoever balances them tell each other.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, MonoTime};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::param::clock_ticks_per_second;
 
 use super::balance::Move;
 
@@ -67,35 +70,81 @@ impl Desk {
     }
 }
 
+/// Where the kernel tells how much of a processor's time a thread has had. Whoever wants to know looks there: a thread
+/// that had to tell would have to be woken for it, and to arm a timer each time it goes to sleep.
+#[derive(Debug)]
+pub(super) struct Meter {
+    file: File,
+    unit: Unit,
+}
+
+/// What the kernel tells it in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// Nanoseconds, the first number of `schedstat`.
+    Nanos,
+    /// Ticks, of which there are so many in a second, as two numbers of `stat`.
+    Ticks(u64),
+}
+
+impl Meter {
+    /// Of this thread.
+    pub(super) fn of_this_thread() -> io::Result<Self> {
+        match File::open("/proc/thread-self/schedstat") {
+            Ok(file) => Ok(Self { file, unit: Unit::Nanos }),
+            // Not every kernel is built with it.
+            Err(_) => {
+                let file = File::open("/proc/thread-self/stat")?;
+                Ok(Self { file, unit: Unit::Ticks(clock_ticks_per_second()) })
+            }
+        }
+    }
+
+    /// What it has had so far.
+    fn used(&self) -> io::Result<Duration> {
+        let mut told = [0; 1024];
+        let count = self.file.read_at(&mut told, 0)?;
+        let told = String::from_utf8_lossy(told.get(..count).unwrap_or_default());
+        parse(&told, self.unit).ok_or_else(|| io::Error::other("it is told in another way than known"))
+    }
+}
+
+fn parse(told: &str, unit: Unit) -> Option<Duration> {
+    let number = |word: Option<&str>| word?.parse::<u64>().ok();
+    match unit {
+        Unit::Nanos => number(told.split_ascii_whitespace().next()).map(Duration::from_nanos),
+        Unit::Ticks(per_second) => {
+            // The name may have anything in it; those of user and kernel are the 14th and 15th field.
+            let mut behind_name = told.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+            let ticks = number(behind_name.next())? + number(behind_name.next())?;
+            Some(Duration::from_nanos(ticks.checked_mul(1_000_000_000)?.checked_div(per_second)?))
+        }
+    }
+}
+
 /// How much of a processor's time a thread takes.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Watch<'a> {
+    meter: &'a Meter,
     at: MonoTime,
     used: Duration,
 }
 
-impl Watch {
-    /// Over this thread.
-    pub(super) fn begin() -> Self {
-        Self { at: RealClock.now(), used: used() }
+impl<'a> Watch<'a> {
+    pub(super) fn begin(meter: &'a Meter) -> io::Result<Self> {
+        Ok(Self { meter, at: RealClock.now(), used: meter.used()? })
     }
 
     /// Notes the load since the last call.
-    pub(super) fn note(&mut self, desk: &Desk) {
-        let now = Self::begin();
+    pub(super) fn note(&mut self, desk: &Desk) -> io::Result<()> {
+        let now = Self::begin(self.meter)?;
         let (took, used) =
             (now.at.since(self.at).as_micros(), now.used.saturating_sub(self.used).as_micros());
         let load = (used * 1000).checked_div(took).unwrap_or(0);
         desk.load.store(u32::try_from(load).unwrap_or(u32::MAX), Ordering::Relaxed);
         *self = now;
+        Ok(())
     }
-}
-
-/// What this thread has used so far.
-fn used() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
-    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -118,16 +167,25 @@ mod tests {
 
     #[test]
     fn a_load_is_what_the_thread_itself_did() {
-        let (desk, mut watch) = (Desk::default(), Watch::begin());
-        let work = || {
-            let begun = used();
-            while used() - begun < Duration::from_millis(20) {}
+        let (desk, meter) = (Desk::default(), Meter::of_this_thread().unwrap());
+        let mut watch = Watch::begin(&meter).unwrap();
+        let work = |meter: &Meter| {
+            let begun = meter.used().unwrap();
+            while meter.used().unwrap() - begun < Duration::from_millis(20) {}
         };
-        work();
-        watch.note(&desk);
-        assert!(desk.load() > 0 && desk.load() <= 1001, "{}", desk.load());
-        std::thread::spawn(work).join().unwrap();
-        watch.note(&desk);
+        work(&meter);
+        std::thread::scope(|scope| scope.spawn(|| watch.note(&desk).unwrap()).join().unwrap());
+        assert!(desk.load() > 0 && desk.load() <= 1100, "{}", desk.load());
+        std::thread::spawn(move || work(&Meter::of_this_thread().unwrap())).join().unwrap();
+        watch.note(&desk).unwrap();
         assert!(desk.load() < 500, "{}", desk.load());
+    }
+
+    #[test]
+    fn both_ways_of_telling_are_understood() {
+        let nanos = parse("20000000 123 4\n", Unit::Nanos);
+        let ticks = parse("7 (a) b) R 1 2 3 4 5 6 7 8 9 10 1 1 20 21 22", Unit::Ticks(100));
+        assert_eq!((nanos, ticks), (Some(Duration::from_millis(20)), Some(Duration::from_millis(20))));
+        assert_eq!((parse("", Unit::Nanos), parse("7 (a) R 1", Unit::Ticks(100))), (None, None));
     }
 }

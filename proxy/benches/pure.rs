@@ -157,7 +157,7 @@ fn routing(criterion: &mut Criterion) {
     let (shares, lags, avoided) = (Shares::default(), BTreeMap::new(), BTreeSet::new());
     let load = BTreeMap::new();
     let (topology, shares, lags, avoided, load) = (&topology, &shares, &lags, &avoided, &load);
-    let view = View { topology, shares, lags, avoided, load, backed: true };
+    let view = View { topology, shares, lags: Some(lags), avoided, load, backed: true };
     let mut group = criterion.benchmark_group("routing");
     let mut draw = 0_u64;
     group.bench_function("read", |bencher| {

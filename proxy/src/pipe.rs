@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
+
+use crate::wire::frame;
 
 /// Room for one read. Whoever sends that much in one is expected to send more.
 const CHUNK: usize = 16 << 10;
@@ -272,8 +274,29 @@ impl Pipe {
         }
         self.sent += u64::try_from(written).unwrap_or(0);
         let own = written.min(self.output.len());
-        self.output.advance(own);
+        frame::consume(&mut self.output, own);
         Poll::Ready(Ok(written - own))
+    }
+
+    /// Writes what the socket takes at once. Whether that was all: otherwise nobody is woken yet when it takes more.
+    pub(crate) fn flush_now(&mut self) -> io::Result<bool> {
+        while !self.output.is_empty() {
+            let written = match &self.stream {
+                Stream::Plain(stream) => stream.try_write(&self.output),
+                Stream::Local(stream) => stream.try_write(&self.output),
+                Stream::Tls(_) | Stream::Away => return Ok(false),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.sent += u64::try_from(count).unwrap_or(0);
+                    frame::consume(&mut self.output, count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(!self.unflushed)
     }
 
     /// Writes all of `output`.

@@ -246,6 +246,8 @@ pub(crate) struct Pool {
     epoch: AtomicU64,
     /// Statements that run and want no connection to databases of these names.
     evictions: Mutex<Vec<Arc<[String]>>>,
+    /// So many are there.
+    evicting: AtomicUsize,
 }
 
 /// A statement that wants no connection to databases that it names, while it runs.
@@ -258,6 +260,7 @@ pub(crate) struct Eviction {
 impl Drop for Eviction {
     fn drop(&mut self) {
         lock(&self.pool.evictions).retain(|names| !Arc::ptr_eq(names, &self.names));
+        self.pool.evicting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -270,6 +273,7 @@ impl Pool {
             servers: Arc::default(),
             epoch: AtomicU64::new(0),
             evictions: Mutex::default(),
+            evicting: AtomicUsize::new(0),
         }
     }
 
@@ -400,7 +404,9 @@ impl Pool {
         let (permit, place) = (server.lease.permit.take(), server.lease.place.clone());
         let (kind, born) = ((server.role, server.lease.account.clone()), server.lease.born);
         let mut shelf = lock(&place.shelf);
-        if lock(&self.evictions).iter().any(|names| names_one(names, kind.1.database())) {
+        // Who evicts looks through the shelves behind counting: it is seen here, or sees what is put here.
+        let evicting = self.evicting.load(Ordering::Relaxed) > 0;
+        if evicting && lock(&self.evictions).iter().any(|names| names_one(names, kind.1.database())) {
             return server.close();
         }
         let (owner, worker) = (server.owner, server.worker);
@@ -471,6 +477,7 @@ impl Pool {
     /// at rest are closed, whoever claims them.
     pub(crate) fn evict(self: &Arc<Self>, names: Vec<String>) -> Eviction {
         let eviction = Eviction { pool: self.clone(), names: names.into() };
+        self.evicting.fetch_add(1, Ordering::Relaxed);
         lock(&self.evictions).push(eviction.names.clone());
         for ((_, _, database), place) in lock(&self.places).iter() {
             if names_one(&eviction.names, database) {

@@ -53,7 +53,8 @@ impl Shares {
         Some(format!("gets no reads: behind for {ms} ms, more than the {max} of routing.max_lag_time"))
     }
 
-    fn limits_lag(&self) -> bool {
+    /// Whether lags matter at all.
+    pub fn limits_lag(&self) -> bool {
         self.lag_bytes_max.is_some() || self.lag_time_max.is_some()
     }
 
@@ -83,8 +84,8 @@ pub struct View<'a> {
     pub topology: &'a Topology,
     /// How reads are shared out.
     pub shares: &'a Shares,
-    /// Known lags.
-    pub lags: &'a BTreeMap<NodeId, Lag>,
+    /// Known lags, where they matter.
+    pub lags: Option<&'a BTreeMap<NodeId, Lag>>,
     /// Nodes that just now could not be reached.
     pub avoided: &'a BTreeSet<NodeId>,
     /// What nodes have to do.
@@ -134,50 +135,61 @@ fn choose_reader<'a>(view: &View<'a>, draw: u64) -> Option<Choice<'a>> {
         if Some(backend.id) == primary { Choice::Primary(backend) } else { Choice::Standby(backend) }
     };
     let lag_matters = view.shares.limits_lag();
-    let healthy = |backend: &&Backend| {
-        let lag = || view.lags.get(&backend.id).copied().unwrap_or_default();
+    let is_healthy = |backend: &Backend| {
+        let lag = || view.lags.and_then(|lags| lags.get(&backend.id)).copied().unwrap_or_default();
         let lags = lag_matters && Some(backend.id) != primary && !view.shares.allows(lag());
-        !view.avoided.contains(&backend.id) && !lags
+        !lags && (view.avoided.is_empty() || !view.avoided.contains(&backend.id))
     };
-    let usable = |backend: &&Backend| {
+    let is_usable = |backend: &Backend| {
         let settled = Some(backend.id) != primary || writable;
-        backend.in_rotation() && settled
+        settled && backend.in_rotation()
     };
-    // Looked through over and over: they are few, and this is done for every read.
-    let pool = || view.topology.backends().iter().filter(usable);
-    let good = || pool().filter(healthy);
-    let weighed = || good().map(|backend| (u64::from(weight_of(view.shares, primary, backend)), backend));
-    if let Some(backend) = weighted(weighed, view.load, draw) {
+    let weight = |backend: &Backend| match weight_of(view.shares, primary, backend) {
+        weight if weight > 0 && is_usable(backend) && is_healthy(backend) => u64::from(weight),
+        _ => 0,
+    };
+    if let Some(backend) = weighted(view.topology.backends(), weight, view.load, draw) {
         return Some(as_choice(backend));
     }
     if writable {
         return None;
     }
-    good().next().or_else(|| pool().next()).map(as_choice)
+    let usable = || view.topology.backends().iter().filter(|backend| is_usable(backend));
+    usable().find(|backend| is_healthy(backend)).or_else(|| usable().next()).map(as_choice)
 }
+
+/// What makes one random number of another (Knuth, MMIX).
+const STEP: u64 = 6_364_136_223_846_793_005;
 
 /// One drawn by weight, unless it has more to do already than its share and a quarter of what all have: then the one
 /// that has least for its weight. Who hangs or is slow would otherwise have everybody wait there in the end.
-fn weighted<'a, B>(weighed: impl Fn() -> B, load: &dyn Load, draw: u64) -> Option<&'a Backend>
-where
-    B: Iterator<Item = (u64, &'a Backend)>,
-{
+fn weighted<'a>(
+    backends: &'a [Backend],
+    weight: impl Fn(&Backend) -> u64,
+    load: &dyn Load,
+    draw: u64,
+) -> Option<&'a Backend> {
     let busy = |backend: &Backend| u64::try_from(load.busy(backend.id)).unwrap_or(u64::MAX);
-    let (weights, all) = weighed().fold((0, 1_u64), |(weights, all), (weight, backend)| {
-        (weights + weight, all.saturating_add(if weight > 0 { busy(backend) } else { 0 }))
-    });
-    let mut left = draw.checked_rem(weights)?;
-    let (weight, drawn) = weighed().find(|(weight, _)| {
-        let here = left < *weight;
-        left = left.saturating_sub(*weight);
-        here
-    })?;
-    let share = all.saturating_mul(weight).saturating_mul(5).div_ceil(weights.saturating_mul(4));
+    let (mut weights, mut all, mut drawn, mut draw) = (0_u64, 1_u64, None, draw);
+    for backend in backends {
+        let weight = weight(backend);
+        if weight == 0 {
+            continue;
+        }
+        (weights, all) = (weights + weight, all.saturating_add(busy(backend)));
+        draw = draw.wrapping_mul(STEP).wrapping_add(1);
+        // It takes the place of those before with the probability of its share of the weights so far.
+        if (u128::from(draw) * u128::from(weights)) >> 64 < u128::from(weight) {
+            drawn = Some((weight, backend));
+        }
+    }
+    let (own, drawn) = drawn?;
+    let share = all.saturating_mul(own).saturating_mul(5).div_ceil(weights.saturating_mul(4));
     if busy(drawn) <= share {
         return Some(drawn);
     }
-    let eligible = weighed().filter(|(weight, _)| *weight > 0);
-    let least = eligible.min_by(|(one, a), (other, b)| {
+    let weighed = backends.iter().map(|backend| (weight(backend), backend)).filter(|(weight, _)| *weight > 0);
+    let least = weighed.min_by(|(one, a), (other, b)| {
         let (a, b) = (busy(a).saturating_add(1), busy(b).saturating_add(1));
         a.saturating_mul(*other).cmp(&b.saturating_mul(*one))
     });
@@ -188,6 +200,9 @@ where
 pub fn weight_of(shares: &Shares, primary: Option<NodeId>, backend: &Backend) -> u32 {
     if Some(backend.id) == primary {
         return shares.primary_weight;
+    }
+    if shares.weights.is_empty() {
+        return backend.weight;
     }
     shares.weights.get(&backend.name).copied().unwrap_or(backend.weight)
 }
@@ -248,7 +263,7 @@ pub(crate) mod tests {
     impl World {
         fn view<'a>(&'a self, topology: &'a Topology) -> View<'a> {
             let Self { shares, lags, avoided, load, backed } = self;
-            View { topology, shares, lags, avoided, load, backed: *backed }
+            View { topology, shares, lags: Some(lags), avoided, load, backed: *backed }
         }
 
         /// Node chosen for each of many draws, with its count; 0 stands for waiting.
@@ -258,7 +273,7 @@ pub(crate) mod tests {
             let mut draw = 0x9E37_79B9_7F4A_7C15_u64;
             for _ in 0..10_000 {
                 draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let node = match choose(Need::Read, &view, draw >> 33) {
+                let node = match choose(Need::Read, &view, draw) {
                     Choice::Primary(backend) | Choice::Standby(backend) => backend.id.0,
                     Choice::Wait => 0,
                 };

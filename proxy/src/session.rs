@@ -17,6 +17,7 @@ mod settings;
 mod statements;
 mod taken;
 mod temporary;
+mod told;
 mod transaction;
 
 use std::collections::BTreeSet;
@@ -123,7 +124,7 @@ impl Session {
             Route::Read | Route::Neutral if segment.leaves_portals() => Wanted::Writer,
             Route::Neutral => Wanted::Any,
             Route::Read if self.is_pinned() || (self.kept && segment.binds_named()) => Wanted::Writer,
-            Route::Read if segment.opens && !segment.suits_reader() => Wanted::Writer,
+            Route::Read if segment.told.opens && !segment.suits_reader() => Wanted::Writer,
             Route::Read => Wanted::Reader,
         }
     }
@@ -171,8 +172,10 @@ impl Session {
     /// transaction open for certain.
     pub fn settles(&self, segment: &Segment) -> bool {
         let in_block = self.tx.is_some();
-        let commits =
-            in_block || segment.may_commit || segment.route == Route::Primary || self.floor.is_doubtful();
+        let commits = in_block
+            || segment.told.may_commit
+            || segment.route == Route::Primary
+            || self.floor.is_doubtful();
         commits && segment.settles(in_block)
     }
 
@@ -310,7 +313,7 @@ impl Session {
                 Expected::Parse { name, .. } => drop(known.statements.insert(name, None)),
                 // There, the session's own has yet to be closed.
                 Expected::Close { name: Some(name), by: By::Client } => drop(known.statements.remove(&name)),
-                Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
+                Expected::Close { .. } | Expected::Barrier | Expected::Placeholder { .. } => {}
             }
         }
         known.restore_unconfirmed(reply);
@@ -359,7 +362,7 @@ impl Session {
     /// Writes `segment` for a connection, with the statements it lacks, and notes in `reply` which
     /// answers to expect.
     pub fn encode(&mut self, segment: &Segment, known: &mut Known, reply: &mut Reply, out: &mut BytesMut) {
-        known.soiled |= segment.soils;
+        known.soiled |= segment.told.soils;
         self.note_traces(segment, known);
         if segment.behind_reads {
             inject_read(reply, out);
@@ -426,7 +429,7 @@ impl Session {
                 known.statements.remove(&name);
                 self.statements.remove(&name);
             }
-            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => {}
+            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder { .. } => {}
         }
     }
 

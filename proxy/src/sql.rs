@@ -27,18 +27,19 @@ pub use defines::Defined;
 pub use facts::{Edition, Facts, FunctionRow, RelationRow, Standing};
 pub use settings::is_of_the_transaction;
 pub use settles::Settles;
-pub use shape::{is_shared, mask};
+pub use shape::{Masked, is_shared, mask};
 pub use show::Show;
 pub use traces::Traces;
 pub use way_out::way_out;
 pub use why::Why;
 
 /// Where a text may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Route {
     /// Anywhere: it reads, and gives the same on every node that has the same data.
     Read,
     /// It neither reads nor writes data (SET, COMMIT, an empty text): any server will do.
+    #[default]
     Neutral,
     /// Only where writes run.
     Primary,

@@ -5,6 +5,10 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+mod recent;
+
+use recent::Recent;
+
 use crate::control::lock;
 use crate::memory::Usage;
 use crate::sql::{Edition, Route, Verdict, classify, is_shared, mask};
@@ -75,6 +79,7 @@ enum Found {
 #[derive(Debug)]
 pub struct VerdictCache {
     entries: Halves<Entry>,
+    recent: Recent,
     key: Vec<u8>,
 }
 
@@ -90,16 +95,22 @@ const KEY_BYTES: usize = 32 << 10;
 impl VerdictCache {
     /// An empty cache of about `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
-        Self { entries: Halves::new(bytes_max, ENTRY_BYTES), key: Vec::new() }
+        Self { entries: Halves::new(bytes_max, ENTRY_BYTES), recent: Recent::default(), key: Vec::new() }
     }
 
     /// The verdict on a text that runs in `database`.
     pub fn verdict(&mut self, grounds: &impl Grounds, database: &str, sql: &[u8]) -> Arc<Verdict> {
         let version = grounds.version();
+        if let Some(verdict) = self.recent.find(version, database, sql) {
+            return verdict;
+        }
         let begin = begin(&mut self.key, database);
-        if mask(sql, &mut self.key)
+        if let Some(masked) = mask(sql, &mut self.key)
             && let Some(verdict) = self.by_key(grounds, version, database, sql)
         {
+            if masked.numbers() == Some(&[]) || self.is_shared() {
+                self.recent.note(version, database, sql, &masked, &verdict);
+            }
             return verdict;
         }
         self.key.truncate(begin);
@@ -112,6 +123,15 @@ impl VerdictCache {
         verdict.unwrap_or_else(|| Arc::new(Verdict::unknown()))
     }
 
+    fn usage(&self) -> Usage {
+        self.entries.usage().and(Usage { number: 0, bytes: self.recent.bytes() })
+    }
+
+    /// Whether the verdict by the key is that of all that have it.
+    fn is_shared(&self) -> bool {
+        self.entries.young.get(self.key.as_slice()).is_some_and(|entry| entry.shared == Some(true))
+    }
+
     /// `None` when there is none for all that have this key.
     fn by_key(
         &mut self,
@@ -120,7 +140,7 @@ impl VerdictCache {
         database: &str,
         sql: &[u8],
     ) -> Option<Arc<Verdict>> {
-        let Self { entries, key } = self;
+        let Self { entries, key, .. } = self;
         let text = key.get(database.len() + 1..).unwrap_or_default();
         let found = entries.with(key, |entry| {
             if entry.version != version {
@@ -183,7 +203,7 @@ impl Verdicts {
         Self {
             caches: (0..threads).map(cache).collect(),
             refusals: Refusals { keys, count: AtomicU64::new(0) },
-            bytes_max: bytes_max + bytes_max / threads,
+            bytes_max: bytes_max + bytes_max / threads + threads * Recent::BYTES_MAX,
         }
     }
 
@@ -198,7 +218,7 @@ impl Verdicts {
 
     /// What they take, those that tell of refusals among them, and the most that it can be.
     pub(crate) fn usage(&self) -> (Usage, usize) {
-        let verdicts = self.caches.iter().map(|cache| lock(cache).entries.usage());
+        let verdicts = self.caches.iter().map(|cache| lock(cache).usage());
         let usage = verdicts.fold(lock(&self.refusals.keys).usage(), Usage::and);
         (usage, self.bytes_max)
     }
@@ -214,7 +234,7 @@ impl Verdicts {
         let mut key = Vec::new();
         for text in texts {
             let begin = begin(&mut key, database);
-            if mask(text, &mut key) {
+            if mask(text, &mut key).is_some() {
                 keys.insert(key.as_slice().into(), ());
             }
             key.truncate(begin);

@@ -59,9 +59,6 @@ impl Client {
 
     /// Writes what the client has yet to get, unless it is sent away before it takes it.
     pub(super) async fn flush_or_go(&mut self) -> io::Result<()> {
-        if !self.pipe.has_output() {
-            return Ok(());
-        }
         unless_killed(&self.presence.badge, self.pipe.flush()).await
     }
 

@@ -73,7 +73,7 @@ impl Client {
                 && !segment.reaches_back()
                 && segment.route == Route::Read
                 && segment.ended);
-        let mut flow = Flow::new(&segment, again && repeatable, pipe::buffer());
+        let mut flow = Flow::new(&segment, again && repeatable);
         self.pipe.prepare();
         server.pipe.prepare();
         self.session.begin_batch();
@@ -87,10 +87,16 @@ impl Client {
         server.at_rest = false;
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
-        self.conclude(&mut flow, server, end).await
+        match end {
+            End::Ready(status) => self.on_ready(&mut flow, server, status).await,
+            other => Box::pin(self.conclude(&mut flow, server, other)).await,
+        }
     }
 
     async fn carry(&mut self, flow: &mut Flow, server: &mut Server) -> End {
+        if let Err(error) = server.pipe.flush_now() {
+            return End::Lost(format!("the connection broke: {error}"));
+        }
         loop {
             match self.on_server(flow, server) {
                 Ok(None) => {}
@@ -137,7 +143,11 @@ impl Client {
     /// Works through what the server sent.
     fn on_server(&mut self, flow: &mut Flow, server: &mut Server) -> Result<Option<End>, ReplyError> {
         loop {
-            let event = flow.reply.next(server.pipe.input.get(flow.cleared..).unwrap_or_default())?;
+            let came = server.pipe.input.get(flow.cleared..).unwrap_or_default();
+            if came.is_empty() {
+                return Ok(None);
+            }
+            let event = flow.reply.next(came)?;
             let out = &mut self.pipe.output;
             match event {
                 Event::Incomplete => return Ok(None),
@@ -196,8 +206,8 @@ impl Client {
         {
             tracing::debug!(server = %server.name, %error, "a standby could not run a read; asking the primary");
             if recovery_refused(&error.code) {
-                let texts = flow.segment.iter().flat_map(|segment| &segment.texts);
-                self.shared.refused_by_standby(self.login.database(), texts.map(|text| text.as_ref()));
+                let texts = flow.segment.iter().flat_map(|segment| segment.texts());
+                self.shared.refused_by_standby(self.login.database(), texts);
             }
             flow.withdrawn = true;
             flow.held.clear();
@@ -438,7 +448,9 @@ impl Client {
         if flow.asked {
             self.session.floor.doubt();
         } else {
-            self.note_writes(&flow.batch, was_open, &mut server).await;
+            if matches!(server.role, Role::Primary(_)) {
+                self.note_writes(&flow.batch, was_open, &mut server).await;
+            }
         }
         self.note_redefinitions();
         let heard = flushed.is_ok() && !server.pipe.input.is_empty();
@@ -456,8 +468,10 @@ impl Client {
         if let Some(segment) = flow.segment.take() {
             spare::give(segment);
         }
-        flow.held.clear();
-        pipe::give_back(std::mem::take(&mut flow.held));
+        if flow.held.capacity() > 0 {
+            flow.held.clear();
+            pipe::give_back(std::mem::take(&mut flow.held));
+        }
     }
 
     /// Asks for the position of what the batch may have committed.

@@ -3,10 +3,11 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 
-use crate::pipe::Pipe;
+use crate::pipe::{self, Pipe};
 use crate::session::{Batch, LARGE, Reply, Segment};
+use crate::wire::frame;
 
 /// What the client may send while the batch runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +59,12 @@ pub(super) enum Progress {
 }
 
 impl Flow {
-    /// `held`: memory for the beginning of its answer.
-    pub(super) fn new(segment: &Segment, repeatable: bool, held: BytesMut) -> Self {
+    pub(super) fn new(segment: &Segment, repeatable: bool) -> Self {
         Self {
             batch: Batch::of(segment),
             reply: Reply::new(repeatable),
             segment: None,
-            held,
+            held: BytesMut::new(),
             cleared: 0,
             input: if segment.ended { Input::Closed } else { Input::Open },
             streaming: segment.rest,
@@ -104,12 +104,15 @@ impl Flow {
     /// Keeps back what may have to be thrown away.
     pub(super) fn hold(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
         self.settle(input, out);
+        if self.held.capacity() == 0 {
+            self.held = pipe::buffer();
+        }
         carry_over(input, len, &mut self.held);
     }
 
     pub(super) fn swallow(&mut self, len: usize, input: &mut BytesMut, out: &mut BytesMut) {
         self.settle(input, out);
-        input.advance(len.min(input.len()));
+        frame::consume(input, len);
     }
 
     pub(super) fn release(&mut self, input: &mut BytesMut, out: &mut BytesMut) {
@@ -118,30 +121,31 @@ impl Flow {
         self.held.clear();
     }
 
-    /// Moves bytes between the sockets, wherever that is possible right now.
+    /// Moves bytes between the sockets, wherever that is possible right now. Ready when there is something to look at:
+    /// more came, or there is room for more than there was.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         client: &mut Pipe,
         server: &mut Pipe,
     ) -> Poll<Progress> {
-        let mut moved = false;
-        if server.has_output() {
+        let full = server.output.len() >= LARGE;
+        while server.has_output() {
             match server.poll_drain(cx, &[]) {
-                Poll::Ready(Ok(_)) => moved = true,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Progress::ServerGone(error)),
-                Poll::Pending => {}
+                Poll::Pending => break,
             }
         }
-        if self.cleared > 0 || client.has_output() {
+        let mut moved = full && server.output.len() < LARGE;
+        while self.cleared > 0 || client.has_output() {
             match client.poll_drain(cx, server.input.get(..self.cleared).unwrap_or_default()) {
                 Poll::Ready(Ok(written)) => {
-                    server.input.advance(written);
+                    frame::consume(&mut server.input, written);
                     self.cleared -= written;
-                    moved = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Progress::ClientGone(error)),
-                Poll::Pending => {}
+                Poll::Pending => break,
             }
         }
         if self.cleared + client.output.len() < LARGE {
@@ -167,7 +171,7 @@ impl Flow {
         while self.cleared > 0 {
             let more = server.input.get(..self.cleared).unwrap_or_default();
             let written = std::future::poll_fn(|cx| client.poll_drain(cx, more)).await?;
-            server.input.advance(written);
+            frame::consume(&mut server.input, written);
             self.cleared -= written;
         }
         client.flush().await
@@ -178,5 +182,5 @@ impl Flow {
 fn carry_over(from: &mut BytesMut, len: usize, to: &mut BytesMut) {
     let len = len.min(from.len());
     to.extend_from_slice(from.get(..len).unwrap_or_default());
-    from.advance(len);
+    frame::consume(from, len);
 }

@@ -210,7 +210,7 @@ impl Client {
         Ok(Waited::Done)
     }
 
-    fn generation(&self) -> Generation {
+    pub(super) fn generation(&self) -> Generation {
         self.topology.borrow().as_ref().map(|topology| topology.version().generation).unwrap_or_default()
     }
 }

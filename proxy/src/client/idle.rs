@@ -3,7 +3,6 @@
 use std::io;
 use std::task::Poll;
 
-use bytes::Buf;
 use pgherd_common::{NodeId, Topology};
 use tokio::time::Instant;
 
@@ -27,7 +26,9 @@ enum News {
 impl Client {
     /// Waits until something happens; what servers say on their own is passed on.
     pub(super) async fn idle(&mut self) -> Result<(), Gone> {
-        self.flush_or_go().await?;
+        if !self.pipe.flush_now()? {
+            self.flush_or_go().await?;
+        }
         if self.segment.is_empty() {
             self.segment.rest();
             self.pipe.shrink();
@@ -98,7 +99,7 @@ impl Client {
                     ) {
                         break Some(why);
                     }
-                    input.advance(header.len);
+                    frame::consume(&mut input, header.len);
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(error.to_string()),

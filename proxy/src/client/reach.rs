@@ -105,12 +105,14 @@ impl Client {
     /// Where to go by the newest topology, and rather not to a standby that is `closed` to this session.
     pub(super) fn goal(&mut self, wanted: Wanted, closed: &BTreeSet<NodeId>) -> Result<Goal, Trouble> {
         let Some(topology) = self.topology.borrow().clone() else { return Ok(Goal::Wait) };
-        let lags = self.shared.cluster.lags();
-        let mut avoided = self.shared.cluster.avoided();
-        avoided.extend(closed);
         let shares = &self.config.shares;
+        let lags = shares.limits_lag().then(|| self.shared.cluster.lags());
+        let mut avoided = self.shared.cluster.avoided();
+        if !closed.is_empty() {
+            avoided.extend(closed);
+        }
         let backed = self.shared.cluster.is_backed();
-        let (lags, avoided, load) = (&lags, &avoided, &self.places);
+        let (lags, avoided, load) = (lags.as_deref(), &avoided, &self.places);
         let view = View { topology: &topology, shares, lags, avoided, load, backed };
         let generation = topology.version().generation;
         let choose = |need: Need| routing::choose(need, &view, rand::random());

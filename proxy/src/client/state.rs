@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
 use pgherd_common::{NodeId, Topology};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -19,8 +18,8 @@ use crate::sql::Why;
 use crate::sqlstate::Trouble;
 use crate::upstream::{CancelSlot, Login, Reported};
 use crate::wire::backend::{self, Severity};
-use crate::wire::frontend;
 use crate::wire::startup::CancelKey;
+use crate::wire::{frame, frontend};
 use crate::workers;
 
 use super::Moving;
@@ -225,11 +224,14 @@ impl Client {
 
     /// Uses the client's bytes, or waits for more.
     async fn step(&mut self) -> Result<(), Gone> {
-        if self.settle_debts().await? {
+        if (self.discard > 0 || self.owed.is_some()) && self.settle_debts().await? {
             return self.idle().await;
         }
         if self.skipping {
             return if self.skip()? { Ok(()) } else { self.idle().await };
+        }
+        if self.pipe.input.is_empty() {
+            return self.idle().await;
         }
         let judge = self.shared.judge(self.account.database());
         self.segment.under_way = false;
@@ -251,7 +253,7 @@ impl Client {
     /// Gets rid of bytes that belong to a message already dealt with. Whether more of them must come.
     async fn settle_debts(&mut self) -> Result<bool, Gone> {
         let unwanted = self.discard.min(self.pipe.input.len());
-        self.pipe.input.advance(unwanted);
+        frame::consume(&mut self.pipe.input, unwanted);
         self.discard -= unwanted;
         if let Some((node, rest)) = self.owed.take() {
             let bytes = self.pipe.input.split_to(rest.min(self.pipe.input.len()));

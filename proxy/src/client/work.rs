@@ -19,7 +19,9 @@ const RUNS_MAX: u32 = 5;
 impl Client {
     /// Runs `segment`, and what belongs to its batch, to the end.
     pub(super) async fn work(&mut self, segment: Box<Segment>) -> Result<(), Gone> {
-        self.reap();
+        if self.topology.has_changed().unwrap_or(false) {
+            self.reap();
+        }
         self.begin_turn(&segment);
         if self.is_envied()
             && self.session.tx_node().is_none()
@@ -127,15 +129,14 @@ impl Client {
         segment: &Segment,
         wanted: Wanted,
     ) -> Result<Result<Option<(NodeId, Wanted)>, Trouble>, Gone> {
-        let wanted = match self.with_regard_to_writes(wanted).await? {
-            Ok(wanted) => wanted,
-            Err(trouble) => return Ok(Err(trouble)),
+        let (node, wanted) = match self.place_at_once(segment, wanted) {
+            Some(place) => place,
+            None => match Box::pin(self.place_by_and_by(segment, wanted)).await? {
+                Ok(place) => place,
+                Err(trouble) => return Ok(Err(trouble)),
+            },
         };
-        let node = match self.reach(segment, wanted).await? {
-            Ok(node) => node,
-            Err(trouble) => return Ok(Err(trouble)),
-        };
-        if wanted != Wanted::Reader {
+        if wanted != Wanted::Reader || self.is_fresh(node) {
             return Ok(Ok(Some((node, wanted))));
         }
         Ok(match self.look_for_writes(node).await? {
@@ -143,6 +144,18 @@ impl Client {
             Look::Behind => Ok(None),
             Look::Trouble(trouble) => Err(trouble),
         })
+    }
+
+    async fn place_by_and_by(
+        &mut self,
+        segment: &Segment,
+        wanted: Wanted,
+    ) -> Result<Result<(NodeId, Wanted), Trouble>, Gone> {
+        let wanted = match self.with_regard_to_writes(wanted).await? {
+            Ok(wanted) => wanted,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        Ok(self.reach(segment, wanted).await?.map(|node| (node, wanted)))
     }
 
     fn count(&mut self, node: NodeId, wanted: Wanted, route: Route) {

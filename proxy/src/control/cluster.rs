@@ -1,7 +1,7 @@
 //! What is known of the cluster, for every session to read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     /// Where the primary was seen.
     positions: Mutex<Positions>,
     avoided: Mutex<BTreeMap<NodeId, MonoTime>>,
+    /// There may be some.
+    avoids: AtomicBool,
     links: Mutex<BTreeMap<HostPort, LinkState>>,
     counts: Mutex<BTreeMap<NodeId, Arc<Counts>>>,
     refused: AtomicU64,
@@ -78,6 +80,7 @@ impl Cluster {
             lags: Mutex::default(),
             positions: Mutex::default(),
             avoided: Mutex::default(),
+            avoids: AtomicBool::new(false),
             links: Mutex::default(),
             counts: Mutex::default(),
             refused: AtomicU64::new(0),
@@ -187,17 +190,20 @@ impl Cluster {
 
     /// A node could not be reached.
     pub(crate) fn avoid(&self, node: NodeId) {
-        lock(&self.avoided).insert(node, self.clock.now() + AVOID);
+        let mut avoided = lock(&self.avoided);
+        avoided.insert(node, self.clock.now() + AVOID);
+        self.avoids.store(true, Ordering::Relaxed);
     }
 
     /// Nodes that could not be reached a moment ago.
     pub(crate) fn avoided(&self) -> BTreeSet<NodeId> {
-        let mut avoided = lock(&self.avoided);
-        if avoided.is_empty() {
+        // Asked for every statement.
+        if !self.avoids.load(Ordering::Relaxed) {
             return BTreeSet::new();
         }
-        let now = self.clock.now();
+        let (mut avoided, now) = (lock(&self.avoided), self.clock.now());
         avoided.retain(|_, until| *until > now);
+        self.avoids.store(!avoided.is_empty(), Ordering::Relaxed);
         avoided.keys().copied().collect()
     }
 

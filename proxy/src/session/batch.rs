@@ -36,18 +36,18 @@ impl Batch {
     pub fn of(segment: &Segment) -> Self {
         Self {
             route: segment.route,
-            opens: segment.opens,
+            opens: segment.told.opens,
             begin: segment.beginning(),
-            redefines: segment.redefines,
+            redefines: segment.told.redefines,
             effects: segment.effects.clone(),
             traces: segment.traces.clone(),
-            statements: segment.statements,
+            statements: segment.told.statements,
             prepares: segment.prepares_named(),
-            portal: segment.portal,
-            runs: segment.runs,
-            frees_at: segment.frees_at,
-            may_commit: segment.may_commit,
-            ends_tx: segment.ends_tx,
+            portal: segment.told.portal,
+            runs: segment.told.runs,
+            frees_at: segment.told.frees_at,
+            may_commit: segment.told.may_commit,
+            ends_tx: segment.told.ends_tx,
         }
     }
 
@@ -64,17 +64,17 @@ impl Batch {
     /// The batch goes on.
     pub fn extend(&mut self, segment: &Segment) {
         self.route = self.route.together(segment.route);
-        self.opens |= segment.opens;
+        self.opens |= segment.told.opens;
         self.begin = self.begin.take().filter(|_| !segment.has_statements());
-        self.redefines |= segment.redefines;
+        self.redefines |= segment.told.redefines;
         self.effects.extend(segment.effects.iter().cloned());
         self.traces.add(&segment.traces);
-        self.frees_at = self.frees_at.or(segment.frees_at.map(|at| at + self.runs));
-        self.portal = segment.portal.or(self.portal);
-        self.runs += segment.runs;
-        self.statements += segment.statements;
+        self.frees_at = self.frees_at.or(segment.told.frees_at.map(|at| at + self.runs));
+        self.portal = segment.told.portal.or(self.portal);
+        self.runs += segment.told.runs;
+        self.statements += segment.told.statements;
         self.prepares |= segment.prepares_named();
-        self.may_commit |= segment.may_commit || self.ends_tx || segment.ends_tx;
-        self.ends_tx |= segment.ends_tx;
+        self.may_commit |= segment.told.may_commit || self.ends_tx || segment.told.ends_tx;
+        self.ends_tx |= segment.told.ends_tx;
     }
 }

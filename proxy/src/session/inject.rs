@@ -23,13 +23,8 @@ pub(super) fn inject_close(name: &str, before: Option<Identity>, reply: &mut Rep
 /// On one server, a transaction that has read is too old to be told its isolation.
 pub(super) fn inject_read(reply: &mut Reply, out: &mut BytesMut) {
     frontend::put_parse(out, NOTHING, b"SELECT\0\0\0");
-    reply.expect(Expected::Placeholder);
+    reply.expect(Expected::Placeholder { name: NOTHING.to_owned(), before: None });
     inject_close(NOTHING, None, reply, out);
-}
-
-pub(super) fn put_placeholder(name: &str, reply: &mut Reply, out: &mut BytesMut) {
-    frontend::put_parse(out, name, NO_QUERY);
-    reply.expect(Expected::Placeholder);
 }
 
 impl Session {
@@ -38,17 +33,16 @@ impl Session {
         if name.is_empty() || self.statements.is_sent(name) {
             return;
         }
-        match self.statements.confirmed(name) {
-            // What it is does not matter: it is there, and that is an error.
-            Some(_) => match known.statements.insert(name.to_owned(), None) {
-                None => put_placeholder(name, reply, out),
-                Some(None) => {
-                    inject_close(name, None, reply, out);
-                    put_placeholder(name, reply, out);
-                }
-                Some(id) => drop(known.statements.insert(name.to_owned(), id)),
-            },
-            None => self.close_anothers(name, known, reply, out),
+        if self.statements.confirmed(name).is_none() {
+            return self.close_anothers(name, known, reply, out);
+        }
+        // What it is does not matter: it is there, and that is an error.
+        if known.statements.get(name).copied().flatten().is_none() {
+            self.close_anothers(name, known, reply, out);
+            frontend::put_parse(out, name, NO_QUERY);
+            // It is nobody's.
+            let before = known.statements.insert(name.to_owned(), Some(self.statements.identities.unique()));
+            reply.expect(Expected::Placeholder { name: name.to_owned(), before });
         }
     }
 

@@ -99,9 +99,13 @@ impl Known {
 
     /// What the server was told by the proxy and did not come to, or refused, is as it was, and not as was noted already.
     pub(super) fn restore_unconfirmed(&mut self, reply: &mut Reply) {
+        if !reply.is_owed() {
+            return;
+        }
         for expected in reply.unconfirmed().into_iter().rev() {
             if let Expected::Parse { name, by: By::Proxy(before), .. }
-            | Expected::Close { name: Some(name), by: By::Proxy(before) } = expected
+            | Expected::Close { name: Some(name), by: By::Proxy(before) }
+            | Expected::Placeholder { name, before } = expected
             {
                 match before {
                     // What refused it did away with the unnamed statement, or did not.
@@ -186,7 +190,7 @@ impl Introductions {
 /// The text of the simple query that it begins with.
 fn simple_text(segment: &Segment) -> Option<&str> {
     let is_simple = segment.parts.first().is_some_and(|part| part.tag == b'Q');
-    segment.texts.first().filter(|_| is_simple).and_then(|text| std::str::from_utf8(text).ok())
+    segment.texts().next().filter(|_| is_simple).and_then(|text| std::str::from_utf8(text).ok())
 }
 
 impl Session {
@@ -196,7 +200,7 @@ impl Session {
         known.seen == self.settings.newest()
             && !segment.traces.uses_all
             && segment.uses.is_empty()
-            && !(segment.opens && segment.uses_from_before().next().is_some())
+            && !(segment.told.opens && segment.uses_from_before().next().is_some())
             && !segment.names().any(by_sql)
     }
 
@@ -212,7 +216,7 @@ impl Session {
         } else {
             let by_sql = segment.names().filter(by_sql);
             // Preparing takes a snapshot, and a transaction's isolation is told before that.
-            let early = segment.uses_from_before().filter(|_| segment.opens && self.tx.is_none());
+            let early = segment.uses_from_before().filter(|_| segment.told.opens && self.tx.is_none());
             let early = early.filter(|name| self.statements.confirmed(name).is_some());
             segment.uses.iter().chain(by_sql).chain(early).cloned().collect()
         };

@@ -121,6 +121,11 @@ impl Reply {
         std::mem::take(&mut self.confirmed)
     }
 
+    /// Whether an answer to a message about a prepared statement, or to the proxy's own, is due.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.expected.is_empty()
+    }
+
     pub(super) fn unconfirmed(&mut self) -> VecDeque<Expected> {
         std::mem::take(&mut self.expected)
     }
@@ -137,7 +142,7 @@ impl Reply {
             Expected::Parse { name, by, at, .. } => {
                 name.is_empty() && *by == By::Client && *at == self.answered
             }
-            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder => false,
+            Expected::Close { .. } | Expected::Barrier | Expected::Placeholder { .. } => false,
         };
         (self.queries && !self.skips_to_sync()) || (self.failed && self.expected.iter().any(failed))
     }
@@ -169,6 +174,12 @@ impl Reply {
 
     /// Looks at what comes next in `bytes`.
     pub fn next(&mut self, bytes: &[u8]) -> Result<Event, ReplyError> {
+        if self.holding && is_decided(bytes)? {
+            if self.held > 0 {
+                return Ok(self.release());
+            }
+            self.holding = false;
+        }
         let rows = self.pass_rows(bytes)?;
         if rows > 0 {
             return Ok(Event::Forward(rows));
@@ -261,7 +272,7 @@ impl Reply {
     fn confirm(&mut self, tag: u8) -> Result<bool, ReplyError> {
         let expected = self.expected.pop_front().ok_or(ReplyError::Unasked(tag))?;
         let fits = match expected {
-            Expected::Parse { .. } | Expected::Placeholder => tag == b'1',
+            Expected::Parse { .. } | Expected::Placeholder { .. } => tag == b'1',
             Expected::Close { .. } | Expected::Barrier => tag == b'3',
         };
         if !fits {
@@ -271,6 +282,18 @@ impl Reply {
         self.confirmed.push(expected);
         Ok(injected)
     }
+}
+
+/// Whether the answer goes on to a row or an end without an error: it comes from this server.
+fn is_decided(mut bytes: &[u8]) -> Result<bool, BadFrame> {
+    while let Some(header) = frame::header(bytes)? {
+        match header.tag {
+            b'D' | b'C' => return Ok(bytes.len() >= header.len),
+            b'1' | b'2' | b'3' | b'T' | b't' | b'n' => bytes = bytes.get(header.len..).unwrap_or_default(),
+            _ => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether with this message a message of the client's in the extended protocol is answered, apart from those whose

@@ -2,8 +2,10 @@
 //! `Flush` or a full buffer.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 
 use crate::sql::{Effect, Route, Settles, Show, Traces, Verdict, Why};
 use crate::wire::frame::{self, HEADER_LEN, Header, Malformed};
@@ -11,6 +13,7 @@ use crate::wire::frontend::{self, Parse, Subject};
 
 use super::statements::Definition;
 use super::taken::{TakeError, Taken};
+use super::told::Told;
 use super::{Judge, Session};
 
 /// Messages above this are passed on while they come in, and never held whole.
@@ -48,57 +51,32 @@ pub(super) struct Part {
     pub(super) what: What,
 }
 
+/// The text of a statement.
+#[derive(Debug, Clone)]
+enum Text {
+    /// It stands in the messages.
+    Here(Range<usize>),
+    /// It came before.
+    Before(Bytes),
+}
+
 /// Messages that go to one server together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Segment {
     pub(super) bytes: BytesMut,
     pub(super) parts: Vec<Part>,
+    pub(super) told: Told,
     /// Where all of them may run.
     pub route: Route,
-    /// Functions, views or the like get another meaning.
-    pub(super) redefines: bool,
     pub(super) effects: Vec<Effect>,
     pub(super) uses: Vec<String>,
     pub(super) traces: Traces,
-    /// How many statements were judged.
-    pub(super) statements: usize,
-    /// The same, those of one text counted one by one.
-    pub(super) runs: usize,
-    /// So many of these come before the first that frees names of prepared statements.
-    pub(super) frees_at: Option<usize>,
-    /// More than a read, or the beginning or end of a transaction, may be left behind on the connection.
-    pub(super) soils: bool,
-    pub(super) may_commit: bool,
-    /// Whether a rollback is among the statements.
-    pub(super) ends_tx: bool,
-    /// A transaction block is opened in it.
-    pub(super) opens: bool,
-    /// So many portals were bound and have yet to give rows.
-    portals: u32,
-    /// A named portal is bound in it, which is there until its transaction ends.
-    binds_named: bool,
-    /// Whether the unnamed portal is there behind it; `None`: as before.
-    pub(super) portal: Option<bool>,
-    /// It uses the unnamed portal of the batch before.
-    reaches_back: bool,
-    /// Something in it is neither a read nor the end of a transaction, or leaves something behind in it.
-    impure: bool,
-    /// Whether all statements so far only open a transaction block; `None` before the first.
-    begins: Option<bool>,
-    /// Whether all statements so far only roll back; `None` before the first.
-    rolls_back: Option<bool>,
-    /// What the statements so far settle; `None` before the first.
-    settles: Option<Settles>,
-    /// Whether the last statement tells the transaction block to only read, and is alone.
-    turns_read_only: bool,
     /// The proxy's own answer that is asked for.
     pub show: Option<Show>,
-    /// Whether any statement was judged yet.
-    judged: bool,
     /// Whether only some of the statements are for the proxy to answer.
     pub mixed: bool,
     /// Texts of the statements, to remember them by.
-    pub texts: Vec<Bytes>,
+    texts: Vec<Text>,
     /// Bytes of the last message that have yet to come from the client.
     pub rest: usize,
     /// The server answers `ReadyForQuery` to the last message.
@@ -109,64 +87,37 @@ pub struct Segment {
     pub behind_reads: bool,
 }
 
-impl Default for Segment {
-    fn default() -> Self {
-        Self {
-            bytes: BytesMut::new(),
-            parts: vec![],
-            route: Route::Neutral,
-            redefines: false,
-            effects: vec![],
-            uses: vec![],
-            traces: Traces::default(),
-            statements: 0,
-            runs: 0,
-            frees_at: None,
-            soils: false,
-            may_commit: false,
-            ends_tx: false,
-            opens: false,
-            portals: 0,
-            binds_named: false,
-            portal: None,
-            reaches_back: false,
-            impure: false,
-            begins: None,
-            rolls_back: None,
-            settles: None,
-            turns_read_only: false,
-            show: None,
-            judged: false,
-            mixed: false,
-            texts: vec![],
-            rest: 0,
-            ended: false,
-            under_way: false,
-            behind_reads: false,
-        }
-    }
-}
-
 impl Segment {
     /// Empties it; its memory is for the next.
     pub fn clear(&mut self) {
-        let mut kept = Self {
-            bytes: std::mem::take(&mut self.bytes),
-            parts: std::mem::take(&mut self.parts),
-            effects: std::mem::take(&mut self.effects),
-            uses: std::mem::take(&mut self.uses),
-            texts: std::mem::take(&mut self.texts),
-            ..Self::default()
-        };
-        kept.bytes.clear();
-        if kept.bytes.capacity() > KEEP {
-            kept.bytes = BytesMut::new();
+        // Each by itself: to put a new one in the place of all would be to move all of it, for every statement.
+        let Self {
+            bytes,
+            parts,
+            told,
+            route,
+            effects,
+            uses,
+            traces,
+            show,
+            mixed,
+            texts,
+            rest,
+            ended,
+            under_way,
+            behind_reads,
+        } = self;
+        bytes.clear();
+        if bytes.capacity() > KEEP {
+            *bytes = BytesMut::new();
         }
-        kept.parts.clear();
-        kept.effects.clear();
-        kept.uses.clear();
-        kept.texts.clear();
-        *self = kept;
+        parts.clear();
+        effects.clear();
+        uses.clear();
+        texts.clear();
+        (*told, *route, *traces) = (Told::default(), Route::default(), Traces::default());
+        (*show, *mixed) = (None, false);
+        (*rest, *ended, *under_way, *behind_reads) = (0, false, false, false);
     }
 
     /// What its messages take, in bytes.
@@ -202,47 +153,47 @@ impl Segment {
 
     /// Whether a transaction on a standby can hold it, and still go on elsewhere behind it.
     pub fn suits_reader(&self) -> bool {
-        !self.impure && self.route != Route::Primary
+        !self.told.impure && self.route != Route::Primary
     }
 
     /// Whether something for the primary stands beside the end of a transaction in it. In a text that the
     /// parser does not know, any of several statements may be such an end.
     pub fn goes_on_behind_its_end(&self) -> bool {
         let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
-        let may_end = self.effects.iter().any(ends) || self.runs > self.statements;
-        (self.impure || self.route == Route::Primary) && may_end
+        let may_end = self.effects.iter().any(ends) || self.told.runs > self.told.statements;
+        (self.told.impure || self.route == Route::Primary) && may_end
     }
 
     /// Whether what follows it in its batch may use a portal that is bound in it, and is with that
     /// portal's server for better or worse.
     pub fn leaves_portals(&self) -> bool {
-        (self.portals > 0 || self.binds_named) && !self.ended
+        (self.told.portals > 0 || self.told.binds_named) && !self.ended
     }
 
     /// Whether it uses the unnamed portal that was bound before it, which only its server has.
     pub fn reaches_back(&self) -> bool {
-        self.reaches_back
+        self.told.reaches_back
     }
 
     /// Whether something in it may be prepared under other settings than those of the login.
     pub(super) fn is_disturbed(&self) -> bool {
-        self.route != Route::Read || self.statements > 1 || self.under_way
+        self.route != Route::Read || self.told.statements > 1 || self.under_way
     }
 
     /// Whether a transaction block is opened in it.
     pub fn opens(&self) -> bool {
-        self.opens
+        self.told.opens
     }
 
     /// Whether all it does is to open a transaction block.
     pub(super) fn only_begins(&self) -> bool {
-        self.begins == Some(true)
+        self.told.begins == Some(true)
     }
 
     /// Whether no transaction is open behind it for certain, and it takes no more from the client: the
     /// server may be asked something in one go with it. `in_block`: a transaction is open before it.
     pub(super) fn settles(&self, in_block: bool) -> bool {
-        let known = match self.settles {
+        let known = match self.told.settles {
             Some(Settles::Always) => true,
             Some(Settles::Alone) => !in_block,
             Some(Settles::Unknown) | None => false,
@@ -253,63 +204,81 @@ impl Segment {
 
     /// The text that opens a transaction block, or tells it to only read, if that is all it does.
     pub(super) fn beginning(&self) -> Option<Bytes> {
-        let text = self.texts.first().filter(|_| self.only_begins() || self.turns_read_only)?;
-        self.texts.iter().all(|other| other == text).then(|| text.clone())
+        if !self.only_begins() && !self.told.turns_read_only {
+            return None;
+        }
+        let text = self.texts().next()?;
+        self.texts().all(|other| other == text).then(|| Bytes::copy_from_slice(text))
+    }
+
+    /// Texts of the statements.
+    pub fn texts(&self) -> impl Iterator<Item = &[u8]> {
+        self.texts.iter().map(|text| match text {
+            Text::Here(range) => self.bytes.get(range.clone()).unwrap_or_default(),
+            Text::Before(text) => text,
+        })
+    }
+
+    /// A text stands so far behind the beginning of the next message.
+    fn note_text(&mut self, behind: usize, len: usize) {
+        let begin = self.bytes.len() + behind;
+        self.texts.push(Text::Here(begin..begin + len));
     }
 
     /// Whether there is any statement in it.
     pub(super) fn has_statements(&self) -> bool {
-        !self.texts.is_empty() || self.begins.is_some()
+        !self.texts.is_empty() || self.told.begins.is_some()
     }
 
     /// Whether all it does is to tell an open transaction block to only read.
     pub fn turns_read_only(&self) -> bool {
-        self.turns_read_only
+        self.told.turns_read_only
     }
 
     /// Whether all it does is to roll back.
     pub(super) fn only_rolls_back(&self) -> bool {
-        self.rolls_back == Some(true)
+        self.told.rolls_back == Some(true)
     }
 
     /// `route`: where it may run in this session.
     fn add(&mut self, verdict: &Verdict, route: Route) {
         // What stands beside a rollback is not undone by it.
-        self.may_commit |= self.rolls_back.is_some() && (self.ends_tx || verdict.rolls_back);
-        self.ends_tx |= verdict.rolls_back;
-        self.opens |= verdict.begins;
+        self.told.may_commit |= self.told.rolls_back.is_some() && (self.told.ends_tx || verdict.rolls_back);
+        self.told.ends_tx |= verdict.rolls_back;
+        self.told.opens |= verdict.begins;
         let ends = |effect: &Effect| matches!(effect, Effect::Commit | Effect::Rollback);
         let reads = (route == Route::Read && verdict.effects.is_empty()) || verdict.turns_read_only;
-        self.impure |= !reads && (verdict.effects.is_empty() || !verdict.effects.iter().all(ends));
-        self.turns_read_only = verdict.turns_read_only && self.begins.is_none();
-        self.begins = Some(verdict.begins && self.begins.unwrap_or(true));
-        self.rolls_back = Some(verdict.rolls_back && self.rolls_back.unwrap_or(true));
+        self.told.impure |= !reads && (verdict.effects.is_empty() || !verdict.effects.iter().all(ends));
+        self.told.turns_read_only = verdict.turns_read_only && self.told.begins.is_none();
+        self.told.begins = Some(verdict.begins && self.told.begins.unwrap_or(true));
+        self.told.rolls_back = Some(verdict.rolls_back && self.told.rolls_back.unwrap_or(true));
         self.route = self.route.together(route);
         self.effects.extend(verdict.effects.iter().cloned());
         self.uses.extend(verdict.uses.iter().cloned());
         self.traces.add(&verdict.traces);
         let frees = verdict.effects.iter().any(|effect| effect.frees().is_some());
-        self.frees_at = self.frees_at.or(frees.then(|| self.runs + verdict.frees_at.unwrap_or(0)));
-        self.runs += verdict.count;
-        self.statements += 1;
-        self.soils |= soils(verdict);
-        self.settles = Some(match (self.settles, verdict.settles) {
+        self.told.frees_at =
+            self.told.frees_at.or(frees.then(|| self.told.runs + verdict.frees_at.unwrap_or(0)));
+        self.told.runs += verdict.count;
+        self.told.statements += 1;
+        self.told.soils |= soils(verdict);
+        self.told.settles = Some(match (self.told.settles, verdict.settles) {
             (Some(Settles::Unknown), _) | (_, Settles::Unknown) => Settles::Unknown,
             (_, last) => last,
         });
-        self.redefines |= verdict.defines.is_some();
-        self.may_commit |= verdict.may_commit;
+        self.told.redefines |= verdict.defines.is_some();
+        self.told.may_commit |= verdict.may_commit;
         self.note_show(verdict.show);
     }
 
     fn note_portal(&mut self, name: &str, is_there: bool) {
-        self.portal = if name.is_empty() { Some(is_there) } else { self.portal };
+        self.told.portal = if name.is_empty() { Some(is_there) } else { self.told.portal };
     }
 
     fn note_portal_use(&mut self, name: &[u8]) {
         if name.is_empty() {
-            self.reaches_back |= self.portal.is_none();
-        } else if !self.binds_named {
+            self.told.reaches_back |= self.told.portal.is_none();
+        } else if !self.told.binds_named {
             // A cursor, on the primary if anywhere.
             self.route = Route::Primary;
         }
@@ -317,12 +286,12 @@ impl Segment {
 
     /// Whether it may meet a cursor of the session by its name.
     pub(super) fn binds_named(&self) -> bool {
-        self.binds_named
+        self.told.binds_named
     }
 
     fn note_show(&mut self, show: Option<Show>) {
-        self.mixed |= self.judged && self.show != show;
-        self.judged = true;
+        self.mixed |= self.told.judged && self.show != show;
+        self.told.judged = true;
         self.show = self.show.or(show);
     }
 }
@@ -347,7 +316,7 @@ impl Session {
             // Left over from a COPY that failed: servers ignore them too. Behind something that may begin one
             // they are the server's to judge.
             if is_copied(header.tag) && segment.is_empty() && !segment.under_way {
-                input.advance(have);
+                frame::consume(input, have);
                 if !whole {
                     return Ok(Taken::Ignored(header.len - have));
                 }
@@ -355,7 +324,7 @@ impl Session {
             }
             // There is nothing to flush yet.
             if header.tag == b'H' && header.len == HEADER_LEN && segment.is_empty() && !segment.under_way {
-                input.advance(have);
+                frame::consume(input, have);
                 continue;
             }
             let payload = input.get(HEADER_LEN..have).unwrap_or_default();
@@ -382,16 +351,16 @@ impl Session {
         let malformed = |_: Malformed| TakeError::Content(header.tag);
         match header.tag {
             b'Q' => {
-                let text = payload.strip_suffix(b"\0").filter(|text| whole && !text.contains(&0));
+                let text = payload.strip_suffix(b"\0").filter(|text| whole && memchr(0, text).is_none());
                 if whole && text.is_none() {
                     return Err(TakeError::Content(header.tag));
                 }
-                segment.portal = Some(false);
+                segment.told.portal = Some(false);
                 match text {
                     Some(text) => {
                         let verdict = judge.verdict(text);
                         segment.add(&verdict, self.route(&verdict, Some(text)));
-                        segment.texts.push(Bytes::copy_from_slice(text));
+                        segment.note_text(HEADER_LEN, text.len());
                     }
                     None => segment.add_unknown(),
                 }
@@ -409,7 +378,7 @@ impl Session {
                 }
                 (b'C', Subject::Statement(name)) => Ok(What::CloseStatement(name.to_owned())),
                 (b'C', Subject::Portal(name)) => {
-                    segment.portals = segment.portals.saturating_sub(1);
+                    segment.told.portals = segment.told.portals.saturating_sub(1);
                     segment.note_portal(name, false);
                     Ok(What::ClosePortal)
                 }
@@ -424,9 +393,9 @@ impl Session {
                 segment.note_portal_use(payload.split(|byte| *byte == 0).next().unwrap_or_default());
                 // All rows at once: nobody comes back for more.
                 if payload.ends_with(&[0; 4]) {
-                    segment.portals = segment.portals.saturating_sub(1);
+                    segment.told.portals = segment.told.portals.saturating_sub(1);
                 } else {
-                    segment.impure = true;
+                    segment.told.impure = true;
                 }
                 Ok(What::Other)
             }
@@ -441,17 +410,17 @@ impl Session {
 
     fn read_bind(&self, payload: &[u8], segment: &mut Segment, judge: &dyn Judge) -> Result<What, Malformed> {
         let (portal, name) = frontend::bind(payload)?;
-        segment.portals += 1;
+        segment.told.portals += 1;
         segment.note_portal(portal, true);
-        segment.binds_named |= !portal.is_empty();
+        segment.told.binds_named |= !portal.is_empty();
         // It may be asked for more rows later.
-        segment.impure |= !portal.is_empty();
+        segment.told.impure |= !portal.is_empty();
         let mut frees = vec![];
         match self.statements.find(name) {
             Some(definition) => {
                 let (verdict, text) = (definition.verdict_now(judge), definition.text());
                 segment.add(&verdict, self.route(&verdict, text.map(|text| &**text)));
-                segment.texts.extend(text.cloned());
+                segment.texts.extend(text.cloned().map(Text::Before));
                 frees.extend(verdict.effects.iter().filter_map(Effect::frees));
             }
             // Prepared by SQL, or an error.
@@ -480,20 +449,21 @@ impl Session {
             let name = frame::Reader(payload).text()?;
             let verdict = std::sync::Arc::new(Verdict::unknown());
             segment.add(&verdict, Route::Primary);
-            let definition = self.statements.announce(name, None, verdict, None, false);
+            let definition = self.statements.announce(name, None, (verdict, None), None, false);
             return Ok(What::Parse { name: name.to_owned(), definition });
         }
         let parse = Parse::read(payload)?;
-        let verdict = judge.verdict(parse.sql);
+        let (version, verdict) = (judge.version(), judge.verdict(parse.sql));
         // What it does to the session it does when it is bound; preparing it only needs the right place.
         segment.route = segment.route.together(self.route(&verdict, Some(parse.sql)));
         segment.note_show(verdict.show);
         // It may be run behind a flush, when it is too late to tell its connection of them.
         segment.uses.extend(verdict.uses.iter().cloned());
-        segment.texts.push(Bytes::copy_from_slice(parse.sql));
+        segment.note_text(HEADER_LEN + parse.name.len() + 1, parse.sql.len());
         let body = Some(Bytes::copy_from_slice(parse.body));
         let common = self.prepares_commonly(parse.name, parse.sql, segment);
-        let definition = self.statements.announce(parse.name, body, verdict, self.settings.path(), common);
+        let judged = (verdict, version);
+        let definition = self.statements.announce(parse.name, body, judged, self.settings.path(), common);
         Ok(What::Parse { name: parse.name.to_owned(), definition })
     }
 }
@@ -507,7 +477,7 @@ impl Segment {
         });
         // It may be prepared for a transaction to come.
         let mut prepared = prepared.flatten().filter(|why| **why != Why::Sequence);
-        let in_tx = in_tx || self.opens;
+        let in_tx = in_tx || self.told.opens;
         let run = self.traces.holds.iter().find(|why| !(in_tx && **why == Why::Sequence));
         run.or_else(|| prepared.next()).copied()
     }
@@ -531,7 +501,7 @@ impl Segment {
     /// Whether all it does is to free this name of a prepared statement.
     pub(super) fn only_frees(&self, name: &str) -> bool {
         let frees = |effect: &Effect| matches!(effect, Effect::Deallocate(freed) if freed == name);
-        self.runs == 1 && self.effects.iter().any(frees)
+        self.told.runs == 1 && self.effects.iter().any(frees)
     }
 
     /// Names of statements that it uses and that were prepared before it.
@@ -594,6 +564,6 @@ fn append(to: &mut BytesMut, from: &mut BytesMut, count: usize) {
         *to = from.split_to(count);
     } else {
         to.extend_from_slice(from.get(..count).unwrap_or_default());
-        from.advance(count);
+        frame::consume(from, count);
     }
 }

@@ -63,10 +63,15 @@ impl Definition {
         }
         let Some(text) = self.text() else { return self.verdict.clone() };
         let verdict = judge.verdict(text);
-        // Each time one is asked for that redefines something, what it redefines is doubted.
-        *latest = version.filter(|_| verdict.defines.is_none()).map(|version| (version, verdict.clone()));
+        *latest = latest_of(version, &verdict);
         verdict
     }
+}
+
+/// `version`: of before it was judged.
+fn latest_of(version: Option<u64>, verdict: &Arc<Verdict>) -> Option<(u64, Arc<Verdict>)> {
+    // Each time one is asked for that redefines something, what it redefines is doubted.
+    version.filter(|_| verdict.defines.is_none()).map(|version| (version, verdict.clone()))
 }
 
 /// An answer that a server owes.
@@ -79,8 +84,8 @@ pub(super) enum Expected {
     /// `CloseComplete` for nothing, in front of a simple query that has messages without a `Sync` before
     /// it: while it is owed, an error is one of theirs, and the query is not run.
     Barrier,
-    /// `ParseComplete` for a name that the client prepares once more.
-    Placeholder,
+    /// `ParseComplete` for a name that the client prepares once more, and what was known of it until then.
+    Placeholder { name: String, before: Option<Option<Identity>> },
 }
 
 /// Whose message it is that a server answers.
@@ -95,7 +100,7 @@ impl Expected {
     pub(super) fn is_injected(&self) -> bool {
         match self {
             Self::Parse { by, .. } | Self::Close { by, .. } => *by != By::Client,
-            Self::Barrier | Self::Placeholder => true,
+            Self::Barrier | Self::Placeholder { .. } => true,
         }
     }
 }
@@ -158,12 +163,13 @@ impl Statements {
         self.sent.contains(name)
     }
 
-    /// The client prepares a statement. `common`: the same is the same one in other sessions.
+    /// The client prepares a statement, judged on grounds of that version. `common`: the same is the same one in other
+    /// sessions.
     pub(super) fn announce(
         &mut self,
         name: &str,
         body: Option<Bytes>,
-        verdict: Arc<Verdict>,
+        (verdict, version): (Arc<Verdict>, Option<u64>),
         path: Option<Arc<str>>,
         common: bool,
     ) -> Arc<Definition> {
@@ -172,7 +178,9 @@ impl Statements {
             Some(body) if common => self.identities.of(body),
             _ => self.identities.unique(),
         };
-        let definition = Arc::new(Definition::by_protocol(id, body, verdict, path, counted));
+        let latest = Mutex::new(latest_of(version, &verdict));
+        let definition = Definition { latest, ..Definition::by_protocol(id, body, verdict, path, counted) };
+        let definition = Arc::new(definition);
         self.pending.insert(name.to_owned(), definition.clone());
         definition
     }
@@ -211,13 +219,18 @@ impl Statements {
     }
 
     pub(super) fn forget_pending(&mut self) {
-        self.pending.clear();
-        self.sent.clear();
+        // To clear an empty map is not for nothing.
+        if !self.pending.is_empty() {
+            self.pending.clear();
+        }
+        self.forget_sent();
     }
 
     /// The batch goes on, or begins again, on another server.
     pub(super) fn forget_sent(&mut self) {
-        self.sent.clear();
+        if !self.sent.is_empty() {
+            self.sent.clear();
+        }
     }
 
     /// These names are no more; `None`: all.
@@ -245,7 +258,7 @@ impl Session {
     /// Whether a statement that `segment` prepares is the same one as in any other session that prepares its text: it
     /// is made of nothing but that and the login's settings.
     pub(super) fn prepares_commonly(&self, name: &str, sql: &[u8], segment: &Segment) -> bool {
-        let undisturbed = segment.statements == 0 && !segment.under_way;
+        let undisturbed = segment.told.statements == 0 && !segment.under_way;
         let as_at_login = self.settings.are_untouched() && !self.has_local_settings && !self.altered;
         let as_at_login = as_at_login && !self.is_kept();
         !name.is_empty() && undisturbed && as_at_login && !is_timely(sql)
@@ -262,7 +275,7 @@ mod tests {
         let verdict = Arc::new(Verdict::plain(Route::Read));
         let mut prepare = |name: &str, bytes: usize| {
             let body = Some(Bytes::from(vec![b' '; bytes]));
-            let definition = statements.announce(name, body, verdict.clone(), None, false);
+            let definition = statements.announce(name, body, (verdict.clone(), None), None, false);
             statements.confirm(name.to_owned(), definition);
             statements.forget_pending();
             (statements.gauge.usage(), statements.are_too_many())

@@ -324,10 +324,16 @@ fn a_lost_connection_is_told_by_what_was_at_stake() {
 fn a_beginning_is_held_while_the_answer_could_come_from_elsewhere() {
     let mut reply = Reply::new(true);
     let bytes = replies("2C", TxStatus::Idle);
-    assert_eq!(reply.next(&bytes).unwrap(), Event::Hold(5));
+    assert_eq!(reply.next(&bytes[..5]).unwrap(), Event::Hold(5));
     assert!(reply.is_replaceable());
     assert_eq!(reply.next(&bytes[5..]).unwrap(), Event::Release);
     assert!(!reply.is_replaceable());
+    let mut reply = Reply::new(true);
+    assert_eq!(reply.next(&bytes).unwrap(), Event::Forward(bytes.len() - 6), "all of it is there");
+    assert!(!reply.is_replaceable());
+    let mut reply = Reply::new(true);
+    assert_eq!(reply.next(&replies("2E", TxStatus::Idle)).unwrap(), Event::Hold(5));
+    assert!(reply.is_replaceable(), "it may be an error that another server does not have");
 }
 
 #[test]
@@ -553,7 +559,7 @@ fn nobody_runs_what_another_client_prepared() {
     // Too large to be prepared elsewhere: it is no more, and nothing else is in its place.
     let mut fixture = beside_another("SELECT 1");
     let verdict = Arc::new(Verdict::plain(Route::Read));
-    let large = fixture.session.statements.announce("s", None, verdict, None, false);
+    let large = fixture.session.statements.announce("s", None, (verdict, None), None, false);
     fixture.session.statements.confirm("s".to_owned(), large);
     fixture.session.statements.forget_pending();
     let (sent, _) = fixture.run(OTHER, extended(&[BIND_S, SYNC]), &replies("3E", TxStatus::Idle));
@@ -825,6 +831,18 @@ fn the_unnamed_statement_goes_when_its_successor_fails_and_with_a_query() {
 fn a_query_that_is_passed_over_takes_no_statement_with_it() {
     let fails: &[(u8, &[u8])] = &[(b'E', b"\0\0\0\0\0"), (b'Q', b"SELECT 3\0")];
     assert_eq!(before_bind(fails, b"E"), "PBS", "it was not run");
+}
+
+#[test]
+fn what_stood_in_for_a_name_gives_way_to_the_statement_behind_the_end_of_the_transaction() {
+    let mut fixture = with_p0();
+    fixture.run(OTHER, query("BEGIN"), &done("BEGIN", TxStatus::Open));
+    let again = extended(&[(b'P', b"p0\0SELECT b FROM t\0\0\0"), SYNC]);
+    assert_eq!(fixture.run(OTHER, again, &replies("1E", TxStatus::Failed)).0, "PPS");
+    let commit = [(b'P', &b"\0COMMIT\0\0\0"[..]), (b'B', b"\0\0\0\0\0\0\0\0"), EXECUTE];
+    let bind = (b'B', &b"\0p0\0\0\0\0\0\0\0"[..]);
+    let batch = extended(&[&commit[..], &[bind, EXECUTE, SYNC]].concat());
+    assert_eq!(fixture.run(OTHER, batch, &replies("12C312C", TxStatus::Idle)).0, "PBECPBES");
 }
 
 /// A session that has prepared `p0` on one of its connections.

@@ -104,7 +104,7 @@ impl Session {
             reply.expect(Expected::Close { name: None, by: By::Proxy(None) });
             self.portal = Portal::Missing;
         }
-        self.portal_touched |= segment.portal.is_some();
+        self.portal_touched |= segment.told.portal.is_some();
     }
 
     /// The text that opened the open transaction block, if nothing else ran in it.

@@ -8,16 +8,45 @@
 use super::Verdict;
 use super::classify::{TEXT_MAX, words_of};
 
-/// Appends the text with its inert literals masked. `false`, and nothing is appended, when the text is not to be
+/// Appends the text with its inert literals masked. `None`, and nothing is appended, when the text is not to be
 /// shared with any other: it is too long, is none of the statements that come in great numbers, holds
 /// comments, backslashes, dollar quotes or a second statement, or is not understood.
-pub fn mask(sql: &[u8], out: &mut Vec<u8>) -> bool {
+pub fn mask(sql: &[u8], out: &mut Vec<u8>) -> Option<Masked> {
     let before = out.len();
-    let masked = Scan::new(sql).run(out).is_some();
-    if !masked {
+    let masked = Scan::new(sql).run(out);
+    if masked.is_none() {
         out.truncate(before);
     }
     masked
+}
+
+/// What was masked of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Masked {
+    numbers: [(usize, usize); NUMBERS_MAX],
+    count: usize,
+    /// Nothing but numbers, in digits alone, and no more of them than are noted.
+    plain: bool,
+}
+
+/// Texts with more of them are rarely sent again and again.
+const NUMBERS_MAX: usize = 6;
+
+impl Masked {
+    const NOTHING: Self = Self { numbers: [(0, 0); NUMBERS_MAX], count: 0, plain: true };
+
+    fn note(&mut self, literal: &[u8], start: usize) {
+        let number = Some((start, start + literal.len())).filter(|_| literal.iter().all(u8::is_ascii_digit));
+        match self.numbers.get_mut(self.count).zip(number) {
+            Some((place, number)) => (*place, self.count) = (number, self.count + 1),
+            None => self.plain = false,
+        }
+    }
+
+    /// Where the numbers stood, when the text has the same mask with other digits in their places, whatever they are.
+    pub fn numbers(&self) -> Option<&[(usize, usize)]> {
+        self.numbers.get(..self.count).filter(|_| self.plain)
+    }
 }
 
 /// Whether the verdict on a masked text may hold for all that look like it: only what says no more than where a text may
@@ -176,6 +205,7 @@ struct Scan<'a> {
     levels: [Level; DEPTH_MAX],
     depth: usize,
     ascii: bool,
+    masked: Masked,
 }
 
 impl<'a> Scan<'a> {
@@ -188,11 +218,12 @@ impl<'a> Scan<'a> {
             levels: [Level::Plain; DEPTH_MAX],
             depth: 0,
             ascii: true,
+            masked: Masked::NOTHING,
         }
     }
 
     /// `None`: the text is to be taken as it is.
-    fn run(mut self, out: &mut Vec<u8>) -> Option<()> {
+    fn run(mut self, out: &mut Vec<u8>) -> Option<Masked> {
         if self.sql.len() > TEXT_MAX {
             return None;
         }
@@ -235,7 +266,7 @@ impl<'a> Scan<'a> {
             return None;
         }
         out.extend_from_slice(self.sql.get(self.copied..)?);
-        Some(())
+        Some(self.masked)
     }
 
     fn step(&mut self, len: usize, before: Before) {
@@ -372,6 +403,7 @@ impl<'a> Scan<'a> {
     fn mask(&mut self, start: usize, end: usize, with: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(self.sql.get(self.copied..start).unwrap_or_default());
         out.extend_from_slice(with);
+        self.masked.note(self.sql.get(start..end).unwrap_or_default(), start);
         (self.at, self.copied) = (end, end);
     }
 

@@ -151,7 +151,9 @@ fn set_by_words(text: &str) -> Vec<String> {
             "set" | "reset" => behind = true,
             "session" | "local" => {}
             _ => {
-                if behind && word.contains('.') && !word.contains('\'') {
+                // Numbers have dots, too, and texts that are no statement have them anywhere.
+                let name = word.starts_with(|c: char| c.is_alphabetic() || c == '_');
+                if behind && name && word.contains('.') && !word.contains('\'') {
                     found.push(word);
                 }
                 behind = false;

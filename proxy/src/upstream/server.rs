@@ -6,7 +6,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
 use pgherd_common::{Lsn, NodeId, NodeName};
 use tokio::time::{Instant, timeout};
 
@@ -105,7 +104,7 @@ impl Server {
                     _ => {}
                 }
                 let fatal = refused.as_ref().is_some_and(|error| error.severity == Severity::Fatal);
-                self.pipe.input.advance(header.len);
+                frame::consume(&mut self.pipe.input, header.len);
                 match refused {
                     Some(error) if fatal || header.tag == b'Z' => return Err(QueryError::Refused(error)),
                     None if header.tag == b'Z' => return Ok(row),
@@ -139,7 +138,7 @@ impl Server {
             {
                 return Err(QueryError::Refused(ServerError::read(payload)?));
             }
-            self.pipe.input.advance(header.len);
+            frame::consume(&mut self.pipe.input, header.len);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Where a message begins and ends.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
+use memchr::memchr;
 
 /// Tag and length word of every message but the startup packets.
 pub const HEADER_LEN: usize = 5;
@@ -41,6 +42,16 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, BadFrame> {
 pub fn message(bytes: &[u8]) -> Result<Option<(Header, &[u8])>, BadFrame> {
     let Some(header) = header(bytes)? else { return Ok(None) };
     Ok(bytes.get(HEADER_LEN..header.len).map(|payload| (header, payload)))
+}
+
+/// Takes bytes away from the front, `count` at most. What becomes empty keeps its memory, which is not to be looked for
+/// again by whoever writes there next.
+pub fn consume(from: &mut BytesMut, count: usize) {
+    if count >= from.len() {
+        from.clear();
+    } else {
+        from.advance(count);
+    }
 }
 
 /// Appends a message; `body` writes its payload.
@@ -98,7 +109,7 @@ impl<'a> Reader<'a> {
 
     /// Bytes up to a zero, which is consumed too.
     pub fn raw_text(&mut self) -> Result<&'a [u8], Malformed> {
-        let end = self.0.iter().position(|byte| *byte == 0).ok_or(Malformed)?;
+        let end = memchr(0, self.0).ok_or(Malformed)?;
         let text = self.bytes(end)?;
         self.byte()?;
         Ok(text)

@@ -124,6 +124,7 @@ impl Workers {
     /// Has clients go to other workers when they had better. Never returns, unless nobody can tell.
     pub(crate) async fn balance(&self) {
         if let Err(error) = self.watch().await {
+            self.0.iter().for_each(|worker| worker.desk.close());
             tracing::warn!(%error, "it is not known how busy threads are: the first one serves all clients that come");
         }
     }

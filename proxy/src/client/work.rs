@@ -151,6 +151,8 @@ impl Client {
         segment: &Segment,
         wanted: Wanted,
     ) -> Result<Result<(NodeId, Wanted), Trouble>, Gone> {
+        // A topology that came while something ran was only looked at for where that ran.
+        self.reap();
         let wanted = match self.with_regard_to_writes(wanted).await? {
             Ok(wanted) => wanted,
             Err(trouble) => return Ok(Err(trouble)),

@@ -174,10 +174,8 @@ impl Reply {
 
     /// Looks at what comes next in `bytes`.
     pub fn next(&mut self, bytes: &[u8]) -> Result<Event, ReplyError> {
-        if self.holding && is_decided(bytes)? {
-            if self.held > 0 {
-                return Ok(self.release());
-            }
+        // Only at its beginning: who looked ahead at each of many messages would look at all of them over and over.
+        if self.holding && self.held == 0 && is_decided(bytes)? {
             self.holding = false;
         }
         let rows = self.pass_rows(bytes)?;

@@ -52,6 +52,12 @@ impl Order {
 }
 
 impl Desk {
+    /// It is not known any more, and nobody goes anywhere.
+    pub(super) fn close(&self) {
+        self.load.store(0, Ordering::Relaxed);
+        self.order.store(0, Ordering::Relaxed);
+    }
+
     pub(super) fn load(&self) -> u32 {
         self.load.load(Ordering::Relaxed)
     }
@@ -90,14 +96,16 @@ enum Unit {
 impl Meter {
     /// Of this thread.
     pub(super) fn of_this_thread() -> io::Result<Self> {
-        match File::open("/proc/thread-self/schedstat") {
-            Ok(file) => Ok(Self { file, unit: Unit::Nanos }),
-            // Not every kernel is built with it.
-            Err(_) => {
-                let file = File::open("/proc/thread-self/stat")?;
-                Ok(Self { file, unit: Unit::Ticks(clock_ticks_per_second()) })
+        // Not every kernel has it, and some that have it do not count. What was used up to here is counted then.
+        std::thread::yield_now();
+        if let Ok(file) = File::open("/proc/thread-self/schedstat") {
+            let meter = Self { file, unit: Unit::Nanos };
+            if meter.used()? > Duration::ZERO {
+                return Ok(meter);
             }
         }
+        let file = File::open("/proc/thread-self/stat")?;
+        Ok(Self { file, unit: Unit::Ticks(clock_ticks_per_second()) })
     }
 
     /// What it has had so far.

@@ -268,7 +268,8 @@ async fn a_failover_and_all_ways_back() {
     // The primary fails over: recruit, promote, repoint.
     let error = n2.instance.promote().await.unwrap_err();
     assert!(matches!(error, PromoteError::NotRecruited(_)), "{error}");
-    for standby in [&n2, &n3] {
+    // n3 first: a primary writes WAL of its own accord, and n3 is to have none that n2 has not.
+    for standby in [&n3, &n2] {
         let begun = now();
         standby.instance.recruit().await.unwrap();
         took("recruit", begun);

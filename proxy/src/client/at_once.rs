@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use pgherd_common::NodeId;
 
-use crate::session::{Consistency, Freshness, Segment, Wanted};
+use crate::session::{Consistency, Segment, Wanted};
 use crate::topology::Role;
 use crate::upstream::Server;
 
@@ -18,29 +18,20 @@ impl Client {
     /// A connection where `segment` can run now, with regard to what the session has written. Whether it sees all that
     /// has yet to be told.
     pub(super) fn place_at_once(&mut self, segment: &Segment, wanted: Wanted) -> Option<(NodeId, Wanted)> {
-        let wanted = match (wanted, self.consistency()) {
-            (Wanted::Reader, Consistency::Global) => return None,
-            (Wanted::Reader, Consistency::Session) => {
-                let is_asked =
-                    |server: &Server| matches!(server.role, Role::Primary(_)) && server.questions.are_due();
-                if self.servers.values().any(is_asked) {
-                    return None;
-                }
-                if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted }
-            }
-            _ => wanted,
+        let is_asked =
+            |server: &Server| matches!(server.role, Role::Primary(_)) && server.questions.are_due();
+        let has_to_wait = || match self.consistency() {
+            Consistency::Global => true,
+            Consistency::Session => self.servers.values().any(is_asked),
+            Consistency::Eventual => false,
         };
+        if wanted == Wanted::Reader && has_to_wait() {
+            return None;
+        }
+        let wanted = self.as_written(wanted);
         self.session.expect(segment);
         let node = self.reach_at_once(segment, self.session.as_pinned(wanted))?;
         Some((node, wanted))
-    }
-
-    /// Whether `node` has all that the session must see, as far as that is known without asking.
-    pub(super) fn is_fresh(&self, node: NodeId) -> bool {
-        let Some(server) = self.servers.get(node) else { return false };
-        server.role != Role::Standby
-            || self.consistency() == Consistency::Eventual
-            || self.session.floor.judge(server.replayed, self.generation()) == Freshness::Fresh
     }
 
     /// A connection where `segment` can run now.

@@ -7,7 +7,7 @@ use pgherd_common::NodeId;
 
 use crate::pipe;
 use crate::routing;
-use crate::session::{Batch, Event, LARGE, ReplyError, Segment, TakeError, Taken};
+use crate::session::{Batch, Event, LARGE, Segment, TakeError, Taken};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
@@ -33,9 +33,8 @@ pub(super) enum Outcome {
     OnPrimary(Box<Segment>),
 }
 
-/// How the exchange ended.
+/// How the exchange ended, if not as usual.
 enum End {
-    Ready(TxStatus),
     /// The standby would not run it, and is ready for something else.
     Withdrawn,
     /// The standby was told that the batch ends here; the rest goes to the primary.
@@ -88,23 +87,22 @@ impl Client {
         let end = self.carry(&mut flow, &mut server).await;
         self.slot.rests();
         match end {
-            End::Ready(status) => self.on_ready(&mut flow, server, status).await,
-            other => Box::pin(self.conclude(&mut flow, server, other)).await,
+            Ok(status) => self.on_ready(&mut flow, server, status).await,
+            Err(end) => Box::pin(self.conclude(&mut flow, server, end)).await,
         }
     }
 
-    async fn carry(&mut self, flow: &mut Flow, server: &mut Server) -> End {
+    /// Until the server is ready for the next batch, or whatever else comes of it.
+    async fn carry(&mut self, flow: &mut Flow, server: &mut Server) -> Result<TxStatus, End> {
         if let Err(error) = server.pipe.flush_now() {
-            return End::Lost(format!("the connection broke: {error}"));
+            return Err(End::Lost(format!("the connection broke: {error}")));
         }
         loop {
-            match self.on_server(flow, server) {
-                Ok(None) => {}
-                Ok(Some(end)) => return end,
-                Err(error) => return End::Lost(error.to_string()),
+            if let Some(status) = self.on_server(flow, server)? {
+                return Ok(status);
             }
             if let Some(end) = self.on_client(flow, server) {
-                return end;
+                return Err(end);
             }
             // Large answers and COPY stay here for long.
             self.note_memory();
@@ -114,11 +112,11 @@ impl Client {
             if topology.has_changed().unwrap_or(false) {
                 let current = topology.borrow_and_update().clone();
                 if self.presence.badge.is_killed() {
-                    return End::Killed;
+                    return Err(End::Killed);
                 }
                 // A host that vanished never says so: the topology has to be enough.
                 if current.is_some_and(|current| fate(&current, server.node, server.role) == Fate::Cut) {
-                    return End::Lost("the cluster declared the server out of service".to_owned());
+                    return Err(End::Lost("the cluster declared the server out of service".to_owned()));
                 }
             }
             let badge = &self.presence.badge;
@@ -133,28 +131,28 @@ impl Client {
             match progress.await {
                 Some(Progress::Moved) | None => {}
                 Some(Progress::ServerGone(error)) => {
-                    return End::Lost(format!("the connection broke: {error}"));
+                    return Err(End::Lost(format!("the connection broke: {error}")));
                 }
-                Some(Progress::ClientGone(error)) => return End::ClientGone(error),
+                Some(Progress::ClientGone(error)) => return Err(End::ClientGone(error)),
             }
         }
     }
 
     /// Works through what the server sent.
-    fn on_server(&mut self, flow: &mut Flow, server: &mut Server) -> Result<Option<End>, ReplyError> {
+    fn on_server(&mut self, flow: &mut Flow, server: &mut Server) -> Result<Option<TxStatus>, End> {
         loop {
             let came = server.pipe.input.get(flow.cleared..).unwrap_or_default();
             if came.is_empty() {
                 return Ok(None);
             }
-            let event = flow.reply.next(came)?;
+            let event = flow.reply.next(came).map_err(|error| End::Lost(error.to_string()))?;
             let out = &mut self.pipe.output;
             match event {
                 Event::Incomplete => return Ok(None),
                 Event::Ready { status, len } if flow.withdrawn || flow.switching.is_some() => {
                     flow.swallow(len, &mut server.pipe.input, out);
                     server.at_rest = status == TxStatus::Idle;
-                    return Ok(Some(if flow.withdrawn { End::Withdrawn } else { End::Switched(status) }));
+                    return Err(if flow.withdrawn { End::Withdrawn } else { End::Switched(status) });
                 }
                 Event::Forward(len) | Event::Swallow(len) | Event::Hold(len) if flow.withdrawn => {
                     flow.swallow(len, &mut server.pipe.input, out);
@@ -174,12 +172,12 @@ impl Client {
                 Event::Error { len, error } => {
                     if error.severity == Severity::Fatal {
                         flow.settle(&mut server.pipe.input, out);
-                        return Ok(Some(End::Fatal(Box::new(error))));
+                        return Err(End::Fatal(Box::new(error)));
                     }
                     self.on_error(flow, server, len, &error);
                 }
                 Event::CopyIn(_) if flow.asked => {
-                    return Ok(Some(End::Lost("it takes a question for data".to_owned())));
+                    return Err(End::Lost("it takes a question for data".to_owned()));
                 }
                 Event::CopyIn(len) => {
                     flow.clear(len, &mut server.pipe.input, out);
@@ -188,7 +186,7 @@ impl Client {
                 Event::Ready { len, status } => {
                     flow.clear(len, &mut server.pipe.input, out);
                     server.at_rest = status == TxStatus::Idle;
-                    return Ok(Some(End::Ready(status)));
+                    return Ok(Some(status));
                 }
             }
         }
@@ -348,7 +346,6 @@ impl Client {
     ) -> Result<Outcome, Gone> {
         let node = server.node;
         match end {
-            End::Ready(status) => self.on_ready(flow, server, status).await,
             End::Switched(status) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
                 let (failed, was_open) = (flow.reply.failed(), self.session.tx_node().is_some());

@@ -143,24 +143,36 @@ impl Client {
         {
             return Ok(Err(trouble));
         }
-        Ok(Ok(if self.session.floor.is_doubtful() { Wanted::Writer } else { wanted }))
+        Ok(Ok(self.as_written(wanted)))
+    }
+
+    /// Where a read goes, by what is known of the session's last commit: no standby can be told to have it as long as
+    /// its position is not known.
+    pub(super) fn as_written(&self, wanted: Wanted) -> Wanted {
+        let blind = self.consistency() != Consistency::Eventual && self.session.floor.is_doubtful();
+        if wanted == Wanted::Reader && blind { Wanted::Writer } else { wanted }
+    }
+
+    /// Whether `node` has all that the session must see, as far as that is known without asking; `None` without a
+    /// connection there.
+    pub(super) fn freshness(&self, node: NodeId) -> Option<Freshness> {
+        let server = self.servers.get(node)?;
+        Some(if server.role != Role::Standby || self.consistency() == Consistency::Eventual {
+            Freshness::Fresh
+        } else {
+            self.session.floor.judge(server.replayed, self.generation())
+        })
     }
 
     /// Whether `node` has all that the session must see; a standby that has not is given some time.
     pub(super) async fn look_for_writes(&mut self, node: NodeId) -> Result<Look, Gone> {
         let (patience, mut begun, mut pause) = (self.config.causal_wait, None, PAUSE_MIN);
         loop {
-            let generation = self.generation();
-            let eventual = self.consistency() == Consistency::Eventual;
-            let Some(server) = self.servers.get_mut(node) else { return Ok(Look::Behind) };
-            if server.role != Role::Standby || eventual {
-                return Ok(Look::Fresh);
-            }
-            let judged = self.session.floor.judge(server.replayed, generation);
-            match judged {
-                Freshness::Fresh => return Ok(Look::Fresh),
-                Freshness::Unknown if begun.is_some() => return Ok(Look::Behind),
-                Freshness::Unknown | Freshness::Behind => {}
+            match self.freshness(node) {
+                None => return Ok(Look::Behind),
+                Some(Freshness::Fresh) => return Ok(Look::Fresh),
+                Some(Freshness::Unknown) if begun.is_some() => return Ok(Look::Behind),
+                Some(Freshness::Unknown | Freshness::Behind) => {}
             }
             match begun {
                 None => begun = Some(Instant::now()),

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use pgherd_common::NodeId;
 
-use crate::session::{Consistency, Segment, Wanted};
+use crate::session::{Consistency, Freshness, Segment, Wanted};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
 use crate::topology::Role;
@@ -136,7 +136,7 @@ impl Client {
                 Err(trouble) => return Ok(Err(trouble)),
             },
         };
-        if wanted != Wanted::Reader || self.is_fresh(node) {
+        if wanted != Wanted::Reader || self.freshness(node) == Some(Freshness::Fresh) {
             return Ok(Ok(Some((node, wanted))));
         }
         Ok(match self.look_for_writes(node).await? {

@@ -125,6 +125,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         instance,
         memory,
         peers,
+        link: link.clone(),
         hub,
         guardian,
         adopted_until: hand_over.adopted_until(),

@@ -10,8 +10,9 @@ mod postgres;
 mod watchdog;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use pgherd_common::config::{ByteSize, KnownKey, Problems, Reader, Section};
+use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Section};
 use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
 
 pub use load::{LoadError, load, load_text};
@@ -69,6 +70,8 @@ pub struct Failover {
     pub auto: bool,
     /// A standby further behind than this is not promoted without being asked.
     pub max_lag: ByteSize,
+    /// How long a failover waits for the WAL that only the disk of the old primary has; zero: not at all.
+    pub salvage_wait: Duration,
 }
 
 impl Config {
@@ -131,6 +134,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let mut failover = root.table(r, "failover");
     let auto = failover.or(r, "auto", "true");
     let max_lag = failover.or(r, "max_lag", "\"16MB\"");
+    let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
     failover.finish(r);
     root.finish(r);
 
@@ -140,7 +144,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         members,
         postgres,
         timings: timings?,
-        failover: Failover { auto: auto?, max_lag: max_lag? },
+        failover: Failover { auto: auto?, max_lag: max_lag?, salvage_wait: salvage_wait?.0 },
         watchdog: watchdog?,
     })
 }

@@ -21,15 +21,17 @@ use tokio::task::JoinHandle;
 use crate::api::types::PromoteRequest;
 use crate::beat::{Beat, BeatAnswer};
 use crate::cluster::{Applied, ClusterState, Command};
-use crate::config::Config;
+use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
 use crate::coordinator::{Action, SwitchoverRefused};
 use crate::guardian::{Channel, GuardianLost};
 use crate::memory::Memory;
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
-use crate::peers::{Peers, knock_unauthenticated};
+use crate::peers::{Link, Peers, knock_unauthenticated};
 use crate::postgres::Instance;
 use crate::publish::Hub;
+
+use actions::Hands;
 
 /// Between a proposal that failed and the next one.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -107,6 +109,8 @@ pub struct Parts {
     pub memory: Memory,
     /// The other agents.
     pub peers: Peers,
+    /// Calls to them.
+    pub link: Link,
     /// The proxies.
     pub hub: Hub,
     /// Told what there is to guard.
@@ -147,6 +151,7 @@ impl Driver {
                 timings: config.timings,
                 auto_failover: config.failover.auto,
                 max_lag: config.failover.max_lag.0,
+                salvage_wait: config.failover.salvage_wait,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
                 adopted_until: parts.adopted_until,
@@ -351,7 +356,9 @@ impl Driver {
         tracing::info!("{}", actions::describe(&begun.action));
         let stop_timeout =
             self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
-        let task = actions::perform(instance, begun.action, begun.before, stop_timeout, self.ended.clone());
+        let secret = self.parts.config.postgres.as_ref().and_then(Postgres::shared_secret).cloned();
+        let hands = Hands { instance, stop_timeout, link: self.parts.link.clone(), secret };
+        let task = hands.perform(begun.action, begun.before, self.ended.clone());
         let events = self.parts.events.clone();
         self.acting = Some(tokio::spawn(async move {
             let done = task.await;

@@ -19,8 +19,9 @@ mod logging;
 mod memory;
 pub mod peers;
 pub mod postgres;
+mod proof;
 pub mod publish;
 mod sole;
 pub mod worker;
 
-pub use pgherd_core::{beat, cluster, coordinator, observation, reconcile};
+pub use pgherd_core::{beat, cluster, coordinator, observation, reconcile, salvage};

@@ -5,8 +5,9 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgherd_common::config::Secret;
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, ClusterName, HostPort, NodeId};
+use pgherd_common::{Clock, ClusterName, HostPort, Lsn, NodeId, Timeline};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -14,6 +15,10 @@ use tokio::sync::{mpsc, watch};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome};
 use crate::driver::Event;
 use crate::observation::RemoteDatabase;
+use crate::proof;
+
+/// Where an agent gives away the WAL that its dead PostgreSQL has left.
+pub(crate) const LEFT_WAL: &str = "/v1/left-wal";
 
 /// Carries the sender's cluster on every request between agents.
 pub const CLUSTER_HEADER: &str = "x-pgherd-cluster";
@@ -123,16 +128,44 @@ impl Link {
         self.call(agent, self.client.get(format!("http://{agent}{path}"))).await
     }
 
+    /// Gets bytes of the WAL that a dead primary has left, from its agent.
+    pub async fn left_wal(
+        &self,
+        agent: &HostPort,
+        secret: &Secret,
+        timeline: Timeline,
+        from: Lsn,
+        length: u64,
+    ) -> Result<Vec<u8>, CallError> {
+        let path = format!("{LEFT_WAL}?timeline={timeline}&from={from}&length={length}");
+        let request = self
+            .client
+            .get(format!("http://{agent}{path}"))
+            .header(proof::HEADER, proof::prove(secret, &path));
+        let unreachable = |error| CallError::Unreachable(agent.clone(), error);
+        Ok(self.answer(agent, request).await?.bytes().await.map_err(unreachable)?.to_vec())
+    }
+
     async fn call<A: serde::de::DeserializeOwned>(
         &self,
         agent: &HostPort,
         request: reqwest::RequestBuilder,
     ) -> Result<A, CallError> {
         let unreachable = |error| CallError::Unreachable(agent.clone(), error);
+        self.answer(agent, request).await?.json().await.map_err(unreachable)
+    }
+
+    /// An answer that is no refusal.
+    async fn answer(
+        &self,
+        agent: &HostPort,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, CallError> {
+        let unreachable = |error| CallError::Unreachable(agent.clone(), error);
         let request = request.header(CLUSTER_HEADER, self.cluster.as_str()).timeout(self.timeout);
         let response = request.send().await.map_err(unreachable)?;
         if response.status().is_success() {
-            return response.json().await.map_err(unreachable);
+            return Ok(response);
         }
         let status = response.status();
         let text = response.text().await.map_err(unreachable)?;

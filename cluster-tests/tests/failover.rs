@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster_tests::process::{self, Signal};
 use pgherd_cluster_tests::workload::{Outcome, Writer};
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
 
@@ -38,6 +39,36 @@ async fn a_switchover_costs_no_client_an_error() -> TestResult {
     Ok(cluster.finish(&[])?)
 }
 
+/// Commits that no standby has received are on the old primary's disk, and are fetched from there.
+#[tokio::test]
+async fn what_only_the_killed_primary_had_is_not_lost() -> TestResult {
+    let mut cluster = Cluster::for_test("salvage").start().await?;
+    let writer = Writer::start(&cluster, "salvage").await?;
+    writer.until_written(100, SOON).await?;
+    let postmaster = cluster.node("server1").postmaster();
+    let postmaster = postmaster.ok_or_else(|| Failure::new("server1 does not run"))?;
+    let sends = |child: &u32| process::title(*child).contains("walsender");
+    let senders: Vec<u32> = process::children(postmaster).into_iter().filter(sends).collect();
+    assert_eq!(senders.len(), 2);
+    senders.iter().for_each(|sender| process::signal(*sender, Signal::STOP));
+    writer.until_written(100, SOON).await?;
+    cluster.kill_postmaster("server1").ok_or_else(|| Failure::new("server1 does not run"))?;
+    writer.until_written(100, SOON).await?;
+    cluster.until_healthy(SOON).await?;
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "nothing was sent");
+    assert!(outcome.lost.is_empty(), "{outcome:?}");
+    let history = cluster.cli("server4", &["history"]).await?;
+    let change = history.out.lines().find(|line| line.contains("failover")).unwrap_or_default();
+    assert!(change.contains("  nothing  "), "{history:?}");
+
+    // It is the data of all databases.
+    let agent = cluster.node("server1").agent_url();
+    let refused = reqwest::get(format!("{agent}/v1/left-wal?timeline=1&from=0/3000000&length=10")).await?;
+    assert_eq!(refused.status(), 403);
+    Ok(cluster.finish(&[])?)
+}
+
 #[tokio::test]
 async fn a_killed_primary_is_replaced_under_a_writer() -> TestResult {
     let mut cluster = Cluster::for_test("killed-primary").start().await?;
@@ -55,6 +86,7 @@ async fn a_killed_primary_is_replaced_under_a_writer() -> TestResult {
     writer.until_written(50, SOON).await?;
     let outcome = writer.finish(&cluster).await?;
     assert_undisturbed(&outcome, "killed primary");
+    assert!(outcome.lost.is_empty(), "its disk is there: {outcome:?}");
     let after = cluster.status().await?;
     assert_eq!(after.generation, before.generation + 1, "one failover, no flapping: {}", after.summary());
     assert!(after.standbys().contains(&"server1"), "the old primary follows: {}", after.summary());

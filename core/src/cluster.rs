@@ -11,7 +11,7 @@ mod voters;
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
 pub use state::{
-    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, Outcome,
+    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,
     Primary, PrimaryPhase, Service,
 };
 pub use voters::{LeaseVoters, VoterPlan, majority};

@@ -45,6 +45,8 @@ pub struct Policy {
     pub node_timeout: Duration,
     /// Silence of a voter's agent after which it loses its vote.
     pub node_lost_after: Duration,
+    /// How long to wait for what the old primary has left on its disk.
+    pub salvage_wait: Duration,
     /// How long to wait for standbys to be recruited once one is.
     pub recruit_timeout: Duration,
     /// Bound of a switchover until the new primary is chosen.

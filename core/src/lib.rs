@@ -18,4 +18,5 @@ pub mod node;
 pub mod observation;
 pub mod quorum;
 pub mod reconcile;
+pub mod salvage;
 pub mod timings;

@@ -25,6 +25,7 @@ use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
+use crate::salvage;
 use crate::timings::Timings;
 
 pub use crate::quorum::{Admission, Quorum};
@@ -54,6 +55,8 @@ pub struct Setup {
     pub auto_failover: bool,
     /// A standby further behind is not promoted without being asked; 0 means no limit.
     pub max_lag: u64,
+    /// How long a failover waits for what the old primary has left on its disk; zero: not at all.
+    pub salvage_wait: Duration,
     /// Drawn at random when the agent starts.
     pub incarnation: u64,
     /// The highest generation that this node has ever heard of, from its disk.
@@ -113,6 +116,7 @@ impl Node {
         let policy = Policy {
             auto_failover: setup.auto_failover,
             max_lag: setup.max_lag,
+            salvage_wait: setup.salvage_wait,
             lease: timings.lease,
             node_timeout: timings.node_timeout,
             node_lost_after: timings.node_lost_after,
@@ -403,12 +407,15 @@ impl Node {
         let own = observation.postgres.as_ref()?;
         let own_age = now.since(*self.own_at.get_or_insert(now));
         let primary = self.state.serving().and_then(|id| self.heard(id, now));
+        let from = self.state.change.as_ref().and_then(|change| self.heard(change.from, now));
+        let offer = from.and_then(|seen| salvage::offer(&self.state, &seen.observation));
         let situation = Situation {
             me: self.id(),
             state: &self.state,
             own,
             own_age,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
+            offer: offer.as_ref().filter(|_| !self.setup.salvage_wait.is_zero()),
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,
             highest: self.highest,

@@ -11,6 +11,7 @@ use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
+use crate::salvage::LeftWal;
 
 pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
 
@@ -76,6 +77,9 @@ pub struct PostgresObservation {
     /// The generation this server was recruited for: its walreceiver is gone and stays away until a
     /// primary of that generation serves. Set together with a position read afterwards.
     pub recruited: Option<Generation>,
+    /// The generation for which this server has fetched what the old primary had left on its disk, as far as it could be
+    /// replayed. Set together with a position read afterwards.
+    pub salvaged: Option<Generation>,
     /// The switchover this primary has checkpointed for.
     pub prepared: Option<Generation>,
     /// The newest generation of which this node gave up the primary role: every process of the
@@ -131,6 +135,8 @@ pub struct Stopped {
     pub found_down: bool,
     /// Milliseconds since this was first seen.
     pub for_ms: u64,
+    /// How far the WAL goes that a primary which did not end in order has left here; `None` where it cannot be read.
+    pub left: Option<LeftWal>,
 }
 
 /// A server that answers.

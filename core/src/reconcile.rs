@@ -18,6 +18,7 @@ use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName};
 use crate::cluster::{Change, ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
+use crate::salvage::Offer;
 
 /// Something to do to the local PostgreSQL. Idempotent; carries all that was decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,14 @@ pub enum LocalAction {
     Checkpoint,
     /// Cut the walreceiver off for good, for the change of primary to this generation.
     Recruit(Generation),
+    /// Fetch what the old primary has left on its disk and this standby lacks, and replay it, for the change of primary to
+    /// this generation.
+    Salvage {
+        /// Of the change.
+        generation: Generation,
+        /// Where it is.
+        offer: Offer,
+    },
     /// Leave recovery as primary of this generation.
     Promote(Generation),
     /// Stream from this server from now on.
@@ -80,6 +89,7 @@ impl LocalAction {
             | Self::Prepare(_)
             | Self::Checkpoint
             | Self::Recruit(_)
+            | Self::Salvage { .. }
             | Self::Promote(_)
             | Self::Follow(_)
             | Self::AlignSlots { .. } => false,
@@ -115,6 +125,8 @@ pub struct Situation<'a> {
     pub own_age: Duration,
     /// The serving primary's PostgreSQL, as its agent recently described it.
     pub primary: Option<&'a Running>,
+    /// What the primary that is being replaced has left on its disk.
+    pub offer: Option<&'a Offer>,
     /// When fencing must begin; `None` when this node holds no lease.
     pub fence_at: Option<MonoTime>,
     /// Until when a primary that was found running when the agent started may do without a lease.
@@ -391,6 +403,11 @@ impl Reconciler {
             let cut = running.follows.is_none() && running.receiver.is_none();
             if recruiting && !(cut && s.own.recruited == Some(change.generation)) {
                 return Reconciliation::act(LocalAction::Recruit(change.generation));
+            }
+            let wanted = s.offer.filter(|offer| recruiting && offer.wal.lacking(running) > 0);
+            if let Some(offer) = wanted.filter(|_| s.own.salvaged != Some(change.generation)) {
+                let (generation, offer) = (change.generation, offer.clone());
+                return Reconciliation::act(LocalAction::Salvage { generation, offer });
             }
             return Reconciliation::default();
         }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Query, Request, State, WebSocketUpgrade};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, Lsn, push};
+use pgherd_common::{Clock, Lsn, Timeline, push};
 use pgherd_core::quorum::Admission;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
@@ -22,8 +22,9 @@ use crate::config::Config;
 use crate::consensus::Consensus;
 use crate::driver::{Event, Picture};
 use crate::observation::PostgresObservation;
-use crate::peers::{CLUSTER_HEADER, Link};
+use crate::peers::{CLUSTER_HEADER, LEFT_WAL, Link};
 use crate::postgres::Instance;
+use crate::proof;
 use crate::publish::Hub;
 
 /// What the handlers need.
@@ -53,6 +54,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/hello", post(hello))
         .route("/v1/observe", get(observe))
         .route("/v1/report", get(report))
+        .route(LEFT_WAL, get(left_wal))
         .route("/v1/status", get(status::cluster))
         .route("/v1/node", get(status::node))
         .route("/v1/history", get(status::history))
@@ -165,6 +167,46 @@ async fn observe(
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// What `GET /v1/left-wal` is asked for.
+#[derive(Debug, Deserialize)]
+struct LeftWalPart {
+    timeline: u32,
+    from: Lsn,
+    length: u64,
+}
+
+/// WAL that nobody has but the disk of a primary that died, for the standby that is to take over.
+async fn left_wal(
+    State(api): State<Api>,
+    uri: Uri,
+    headers: HeaderMap,
+    Query(part): Query<LeftWalPart>,
+) -> Result<Vec<u8>, Refused> {
+    let node = &api.config.node.name;
+    let (Some(instance), Some(postgres)) = (&api.instance, &api.config.postgres) else {
+        let error = format!("{node} is a witness: it has no WAL");
+        return Err(Refused::new(StatusCode::NOT_FOUND, error, "ask the agent of a database node"));
+    };
+    let Some(secret) = postgres.shared_secret() else {
+        let error = format!("{node} gives WAL only to who knows postgres.password, and has none itself");
+        return Err(Refused::new(StatusCode::FORBIDDEN, error, "set postgres.password on all nodes"));
+    };
+    let request = uri.path_and_query().map_or("", |request| request.as_str());
+    let proof = headers.get(proof::HEADER).and_then(|value| value.to_str().ok());
+    if !proof.is_some_and(|proof| proof::holds(secret, request, proof)) {
+        let error = format!("{node} gives WAL to agents of its cluster only");
+        return Err(Refused::new(
+            StatusCode::FORBIDDEN,
+            error,
+            "postgres.password must be the same on all nodes",
+        ));
+    }
+    instance.read_left_wal(Timeline(part.timeline), part.from, part.length).await.map_err(|error| {
+        let error = format!("{node} cannot give WAL from {} on: {error}", part.from);
+        Refused::new(StatusCode::CONFLICT, error, "a standby streams it, if PostgreSQL runs")
+    })
 }
 
 async fn report(State(api): State<Api>) -> Result<Json<Vec<String>>, Refused> {

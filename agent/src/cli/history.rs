@@ -4,12 +4,22 @@ use pgherd_common::NodeName;
 
 use super::table::Table;
 use super::units::between;
-use crate::cluster::HistoryEntry;
+use crate::cluster::{HistoryEntry, OldEnd};
 
 /// One row for each change of primary, oldest first.
 pub(super) fn render(entries: &[HistoryEntry]) -> String {
-    let mut table =
-        Table::new(&["Begun", "Change", "From", "To", "Generation", "Timeline", "Took", "Outcome", "Reason"]);
+    let mut table = Table::new(&[
+        "Begun",
+        "Change",
+        "From",
+        "To",
+        "Generation",
+        "Timeline",
+        "Took",
+        "Lost",
+        "Outcome",
+        "Reason",
+    ]);
     for entry in entries {
         table.row(vec![
             entry.begun.to_string(),
@@ -19,6 +29,7 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
             entry.generation.to_string(),
             entry.timeline.map_or("-".to_owned(), |timeline| timeline.to_string()),
             entry.serving.map_or("-".to_owned(), |serving| between(entry.begun, serving)),
+            lost(entry),
             entry.outcome.to_string(),
             entry.reason.clone(),
         ]);
@@ -27,6 +38,16 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
         "The cluster has not formed yet: there is no history.\n".to_owned()
     } else {
         table.render()
+    }
+}
+
+/// What of the old primary's WAL the new one does not have.
+fn lost(entry: &HistoryEntry) -> String {
+    let Some(OldEnd { at, exact }) = entry.old_end else { return "-".to_owned() };
+    let more = if exact { "" } else { " known" };
+    match at.bytes_since(entry.received) {
+        0 => format!("nothing{more}"),
+        bytes => format!("{bytes} bytes{more} ({} to {at})", entry.received),
     }
 }
 
@@ -51,6 +72,7 @@ mod tests {
             serving: Some(WallTime(1_795_422_667_323)),
             timeline: Some(Timeline(1)),
             received: Lsn(0),
+            old_end: None,
             outcome: Outcome::Completed,
         };
         let failover = HistoryEntry {
@@ -64,15 +86,22 @@ mod tests {
             serving: None,
             timeline: None,
             received: Lsn(7),
+            old_end: Some(OldEnd { at: Lsn(7), exact: true }),
             outcome: Outcome::InFlight,
         };
+        let known = |at, exact| {
+            lost(&HistoryEntry { old_end: Some(OldEnd { at: Lsn(at), exact }), ..failover.clone() })
+        };
+        assert_eq!(known(0x107, true), "256 bytes (0/7 to 0/107)");
+        assert_eq!(known(0x107, false), "256 bytes known (0/7 to 0/107)");
+        assert_eq!(known(3, false), "nothing known");
         assert_eq!(
             render(&[formed, failover]),
             "\
-Begun                     Change    From     To       Generation  Timeline  Took    Outcome    Reason
------------------------------------------------------------------------------------------------------------------------------
-2026-11-23 08:31:07.123Z  formed    -        server1  1           1         200 ms  completed  the cluster formed
-2026-11-23 08:31:40.000Z  failover  server1  server2  2           -         -       in flight  the postmaster of server1 died
+Begun                     Change    From     To       Generation  Timeline  Took    Lost     Outcome    Reason
+--------------------------------------------------------------------------------------------------------------------------------------
+2026-11-23 08:31:07.123Z  formed    -        server1  1           1         200 ms  -        completed  the cluster formed
+2026-11-23 08:31:40.000Z  failover  server1  server2  2           -         -       nothing  in flight  the postmaster of server1 died
 "
         );
         assert_eq!(render(&[]), "The cluster has not formed yet: there is no history.\n");

@@ -88,6 +88,7 @@ mod tests {
             serving: Some(WallTime(1412)),
             timeline: Some(Timeline(5)),
             received: Lsn(7),
+            old_end: None,
             outcome,
         }
     }

@@ -49,7 +49,10 @@ fn a_database_node_needs_little() {
     assert_eq!(postgres.stop_timeout, Duration::from_secs(10));
     assert_eq!(config.node.kind, NodeKind::Database);
     assert_eq!(config.timings, Timings::default());
-    assert_eq!(config.failover, Failover { auto: true, max_lag: ByteSize(16 << 20) });
+    assert_eq!(
+        config.failover,
+        Failover { auto: true, max_lag: ByteSize(16 << 20), salvage_wait: Duration::from_secs(5) }
+    );
     assert_eq!(config.descriptor().postgres.unwrap().to_string(), "10.0.0.1:5432");
     assert!(!format!("{config:?}").contains("hunter2"));
 }
@@ -152,5 +155,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 14 + 2 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 14 + 3 + 3);
 }

@@ -4,61 +4,89 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use pgherd_common::Lsn;
+use pgherd_common::config::Secret;
 use pgherd_common::errors::Chain;
 use pgherd_core::node::{Before, Done};
 use tokio::sync::{mpsc, watch};
 
 use super::Event;
+use crate::peers::Link;
 use crate::postgres::Instance;
 use crate::reconcile::LocalAction;
+use crate::salvage::Offer;
 
 /// How long running transactions may take to end before a switchover ends them.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Does it, then looks.
-pub(super) async fn perform(
-    instance: Instance,
-    action: LocalAction,
-    before: Before,
-    stop_timeout: Duration,
-    ended: Arc<AtomicU64>,
-) -> Done {
-    let result = act(&instance, &action, stop_timeout).await;
-    // Whatever was observed until now may show the time before.
-    ended.fetch_add(1, Ordering::AcqRel);
-    let observation = instance.observe().await;
-    Done { action, before, result, observation }
+/// What actions are carried out with.
+pub(super) struct Hands {
+    pub(super) instance: Instance,
+    pub(super) stop_timeout: Duration,
+    /// For what another agent has.
+    pub(super) link: Link,
+    /// What shows that this is an agent of the cluster.
+    pub(super) secret: Option<Secret>,
 }
 
-async fn act(instance: &Instance, action: &LocalAction, stop_timeout: Duration) -> Result<(), String> {
-    fn text<T, E: std::error::Error>(result: Result<T, E>) -> Result<(), String> {
-        result.map(|_| ()).map_err(|error| Chain(&error).to_string())
+impl Hands {
+    /// Does it, then looks.
+    pub(super) async fn perform(self, action: LocalAction, before: Before, ended: Arc<AtomicU64>) -> Done {
+        let result = self.act(&action).await;
+        // Whatever was observed until now may show the time before.
+        ended.fetch_add(1, Ordering::AcqRel);
+        let observation = self.instance.observe().await;
+        Done { action, before, result, observation }
     }
-    match action {
-        LocalAction::Fence { .. } => text(instance.fence().await),
-        LocalAction::StartPrimary(_) => text(instance.start_primary().await),
-        LocalAction::StartStandby => text(instance.start_standby(None).await),
-        LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
-        LocalAction::StopFast { .. } => text(instance.stop_fast(stop_timeout).await),
-        LocalAction::DrainAndStop => {
-            // With new work held, what runs ends in milliseconds, unless it is long.
-            if let Err(error) = instance.drain(DRAIN).await {
-                tracing::warn!("stopping without waiting for transactions: {}", Chain(&error));
+
+    async fn act(&self, action: &LocalAction) -> Result<(), String> {
+        let instance = &self.instance;
+        match action {
+            LocalAction::Fence { .. } => text(instance.fence().await),
+            LocalAction::StartPrimary(_) => text(instance.start_primary().await),
+            LocalAction::StartStandby => text(instance.start_standby(None).await),
+            LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
+            LocalAction::StopFast { .. } => text(instance.stop_fast(self.stop_timeout).await),
+            LocalAction::DrainAndStop => {
+                // With new work held, what runs ends in milliseconds, unless it is long.
+                if let Err(error) = instance.drain(DRAIN).await {
+                    tracing::warn!("stopping without waiting for transactions: {}", Chain(&error));
+                }
+                text(instance.stop_fast(self.stop_timeout).await)
             }
-            text(instance.stop_fast(stop_timeout).await)
-        }
-        LocalAction::Prepare(_) | LocalAction::Checkpoint => text(instance.checkpoint().await),
-        LocalAction::Recruit(_) => text(instance.recruit().await),
-        // After a clean switchover the walreceiver still looks for the old primary.
-        LocalAction::Promote(_) => match text(instance.recruit().await) {
-            Ok(()) => text(instance.promote().await),
-            refused => refused,
-        },
-        LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
-        LocalAction::AlignSlots { members, in_recovery } => {
-            text(instance.align_slots(members, *in_recovery).await)
+            LocalAction::Prepare(_) | LocalAction::Checkpoint => text(instance.checkpoint().await),
+            LocalAction::Recruit(_) => text(instance.recruit().await),
+            LocalAction::Salvage { offer, .. } => self.salvage(offer).await,
+            // After a clean switchover the walreceiver still looks for the old primary.
+            LocalAction::Promote(_) => match text(instance.recruit().await) {
+                Ok(()) => text(instance.promote().await),
+                refused => refused,
+            },
+            LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
+            LocalAction::AlignSlots { members, in_recovery } => {
+                text(instance.align_slots(members, *in_recovery).await)
+            }
         }
     }
+
+    async fn salvage(&self, offer: &Offer) -> Result<(), String> {
+        let Some(secret) = &self.secret else {
+            return Err(
+                "agents give WAL to each other only with a password: set postgres.password on all nodes"
+                    .to_owned(),
+            );
+        };
+        let timeline = offer.wal.timeline;
+        let fetch = |from: Lsn, length: u64| self.link.left_wal(&offer.agent, secret, timeline, from, length);
+        let replayed =
+            self.instance.salvage(offer.wal, fetch).await.map_err(|error| Chain(&error).to_string())?;
+        tracing::info!(from = %offer.node, %replayed, end = %offer.wal.end, "took over the WAL that the old primary left");
+        Ok(())
+    }
+}
+
+fn text<T, E: std::error::Error>(result: Result<T, E>) -> Result<(), String> {
+    result.map(|_| ()).map_err(|error| Chain(&error).to_string())
 }
 
 /// One line for the log.
@@ -80,6 +108,9 @@ pub(super) fn describe(action: &LocalAction) -> String {
         LocalAction::Checkpoint => "checkpoint after the promotion".to_owned(),
         LocalAction::Recruit(generation) => {
             format!("recruited for generation {generation}: cutting the walreceiver")
+        }
+        LocalAction::Salvage { offer, .. } => {
+            format!("fetching the WAL that {} has left (to {})", offer.node, offer.wal.end)
         }
         LocalAction::Promote(generation) => {
             format!("promoting PostgreSQL to primary of generation {generation}")

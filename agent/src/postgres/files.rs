@@ -137,7 +137,7 @@ pub(super) fn remove_durably(path: &Path) -> Result<(), FileError> {
     }
 }
 
-fn sync_parent(path: &Path) -> Result<(), FileError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), FileError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed("sync", parent))
 }

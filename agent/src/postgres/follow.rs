@@ -253,7 +253,7 @@ impl Instance {
         }
     }
 
-    fn reload(&self) -> Result<(), FollowError> {
+    pub(super) fn reload(&self) -> Result<(), FollowError> {
         let postmaster = self.postmaster().map_err(FollowError::Reload)?.ok_or(FollowError::NotRunning)?;
         postmaster.signal(Signal::HUP).map_err(FollowError::Reload)
     }

@@ -22,6 +22,7 @@ use super::session::{Session, SessionError};
 use super::timelines;
 use super::{conninfo, files};
 use crate::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
+use crate::salvage::LeftWal;
 
 /// How old the last proof may be that new connections are served.
 const FRESH: Duration = NEW_CONNECTION_EVERY;
@@ -54,6 +55,8 @@ pub(super) struct Memory {
     history: Option<(Timeline, TimelineHistory)>,
     /// `pg_control` as it was at this modification time.
     control: Option<(SystemTime, ControlData)>,
+    /// Where the WAL ends that a killed primary has left.
+    left: Option<LeftWal>,
     pub(super) pulse: Pulse,
 }
 
@@ -70,7 +73,7 @@ impl Memory {
         self.down_since = if postmaster.is_some() { None } else { self.down_since.or(Some(now)) };
         self.met = postmaster.is_some().then_some(now);
         self.postmaster = postmaster;
-        (self.session, self.answered, self.fresh) = (None, None, None);
+        (self.session, self.answered, self.fresh, self.left) = (None, None, None, None);
         (self.starting_since, self.blind_since, self.highest) = (None, None, None);
         self.pulse.meet();
     }
@@ -125,6 +128,7 @@ impl Instance {
             pid,
             state,
             recruited: None,
+            salvaged: None,
             prepared: None,
             released: None,
             fenced: None,
@@ -177,16 +181,31 @@ impl Instance {
         }
         // A half rewound directory is in no state at all, whatever pg_control says.
         let whole = !rewind::is_pending(self.settings());
+        let clean = whole && control.is_clean();
+        let standby = whole && files::standby_signal(self.data_dir()).exists();
+        let left = if whole && !clean && !standby { self.left_wal_once().await } else { None };
         let memory = self.memory();
         PostgresState::Down(Stopped {
-            clean: whole && control.is_clean(),
-            standby: whole && files::standby_signal(self.data_dir()).exists(),
+            clean,
+            standby,
             timeline: control.timeline(),
             checkpoint: control.checkpoint,
             // What was stopped in order may have been stopped by the predecessor, just before it died.
             found_down: !memory.seen_up && (control.is_clean() || !memory.inherited),
             for_ms: age_ms(memory.down_since),
+            left,
         })
+    }
+
+    /// Where the WAL ends does not change while nothing runs.
+    async fn left_wal_once(&self) -> Option<LeftWal> {
+        let known = self.memory().left;
+        if known.is_some() {
+            return known;
+        }
+        let left = self.left_wal().await;
+        self.memory().left = left;
+        left
     }
 
     /// `pg_control`, read only when it has changed: the death of a postmaster is told some

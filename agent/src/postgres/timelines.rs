@@ -86,6 +86,6 @@ fn timeline_of(name: &str) -> Option<Timeline> {
     u32::from_str_radix(number, 16).ok().map(Timeline)
 }
 
-fn wal_dir(data_dir: &Path) -> PathBuf {
+pub(super) fn wal_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("pg_wal")
 }

@@ -12,6 +12,7 @@
 mod health;
 mod open;
 mod recruit;
+mod salvage;
 mod server;
 
 use std::collections::BTreeSet;

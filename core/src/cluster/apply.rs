@@ -7,7 +7,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
 use super::state::{
-    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, Outcome, Primary,
+    Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
     PrimaryPhase, Service,
 };
 use super::voters::{LeaseVoters, VoterPlan};
@@ -53,7 +53,9 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             begin(state, change)
         }
         Command::Stop { generation } => stop(state, *generation),
-        Command::Grant { generation, node, received, at } => grant(state, *generation, *node, *received, *at),
+        Command::Grant { generation, node, received, old_end, at } => {
+            grant(state, *generation, *node, (*received, *old_end), *at)
+        }
         Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
         Command::Abandon { generation, reason, at } => abandon(state, *generation, reason, *at),
         Command::SetAttached { node, attached } => {
@@ -110,6 +112,7 @@ fn form(
         serving: None,
         timeline: None,
         received: Lsn::default(),
+        old_end: None,
         outcome: Outcome::InFlight,
     });
     Ok(true)
@@ -228,7 +231,7 @@ fn grant(
     state: &mut ClusterState,
     generation: Generation,
     node: NodeId,
-    received: Lsn,
+    (received, old_end): (Lsn, Option<OldEnd>),
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let to = database(state, node)?.descriptor.name.clone();
@@ -258,6 +261,7 @@ fn grant(
         serving: None,
         timeline: None,
         received,
+        old_end,
         outcome: Outcome::InFlight,
     });
     let excess = state.history.len().saturating_sub(ClusterState::HISTORY_MAX);
@@ -318,6 +322,7 @@ fn abandon(
             serving: None,
             timeline: None,
             received: Lsn::default(),
+            old_end: None,
             outcome: Outcome::RolledBack,
         });
     }

@@ -7,7 +7,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
-use super::state::{Descriptor, Identity, Service};
+use super::state::{Descriptor, Identity, OldEnd, Service};
 
 /// A proposal to the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub enum Command {
         node: NodeId,
         /// Up to where it has received.
         received: Lsn,
+        /// Failover: how far the WAL of the primary before goes.
+        #[serde(default)]
+        old_end: Option<OldEnd>,
         /// Now.
         at: WallTime,
     },

@@ -212,8 +212,20 @@ pub struct HistoryEntry {
     pub timeline: Option<Timeline>,
     /// The position up to which the new primary had received when it was chosen.
     pub received: Lsn,
+    /// Failover: how far the WAL of the primary before goes. What lies behind `received` is lost.
+    #[serde(default)]
+    pub old_end: Option<OldEnd>,
     /// How it went.
     pub outcome: Outcome,
+}
+
+/// The end of the WAL of a primary that was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldEnd {
+    /// Where.
+    pub at: Lsn,
+    /// Read from its disk; otherwise it is what was last heard, and there may be more.
+    pub exact: bool,
 }
 
 /// How a change of primary went.

@@ -53,7 +53,7 @@ fn commands() -> Vec<Command> {
                     at,
                 });
             }
-            commands.push(Command::Grant { generation, node, received: Lsn(1), at });
+            commands.push(Command::Grant { generation, node, received: Lsn(1), old_end: None, at });
             commands.push(Command::Serve { generation, timeline: Timeline(1), at });
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, reason: reason(), at });
@@ -163,8 +163,13 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
     let again = apply(&mut state, &begin(generation(1)), 11);
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(2) };
     assert_eq!(again, Applied::Rejected(in_flight));
-    let grant =
-        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), at: WallTime(4) };
+    let grant = Command::Grant {
+        generation: generation(2),
+        node: NodeId(2),
+        received: Lsn(1),
+        old_end: None,
+        at: WallTime(4),
+    };
     assert_eq!(apply(&mut state, &grant, 12), Applied::Changed);
     let stale = Rejected::Stale { decided: generation(1), current: generation(2) };
     assert_eq!(apply(&mut state, &begin(generation(1)), 13), Applied::Rejected(stale));
@@ -214,7 +219,7 @@ fn the_history_is_bounded() {
         let kind = ChangeKind::Failover;
         let begin =
             Command::Begin { generation: decided, kind, from, to: None, reason, allow_data_loss: false, at };
-        let grant = Command::Grant { generation: next, node: to, received: Lsn(round), at };
+        let grant = Command::Grant { generation: next, node: to, received: Lsn(round), old_end: None, at };
         let serve = Command::Serve { generation: next, timeline: Timeline(2), at };
         for command in [begin, grant, serve] {
             let revision = state.revision + 1;
@@ -270,7 +275,13 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
-    let grant = |node| Command::Grant { generation: generation(2), node, received: Lsn(1), at: WallTime(4) };
+    let grant = |node| Command::Grant {
+        generation: generation(2),
+        node,
+        received: Lsn(1),
+        old_end: None,
+        at: WallTime(4),
+    };
     assert_eq!(apply(&mut state, &grant(NodeId(3)), 12), Applied::Rejected(Rejected::NotAVoter(NodeId(3))));
     // A plan that was made before is settled all the same: the successor may depend on it.
     let settle = Command::SettleVoters { generation: generation(1), planned: 10 };
@@ -297,7 +308,7 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
         Command::Form { identity, primary: NodeId(1), members, at },
         Command::Serve { generation: generation(1), timeline: Timeline(1), at },
         begin(generation(1), NodeId(1), false),
-        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), at },
+        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), old_end: None, at },
         begin(generation(2), NodeId(2), true),
     ];
     let mut state = ClusterState::default();

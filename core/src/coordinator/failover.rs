@@ -6,11 +6,13 @@ use std::time::Duration;
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Lsn, NodeId};
 
+use super::candidate::Rank;
 use super::report::{NotYet, Report};
 use super::view::View;
-use crate::cluster::{Change, ChangePhase, Command, PrimaryPhase, Service, majority};
+use crate::cluster::{Change, ChangePhase, Command, OldEnd, PrimaryPhase, Service, majority};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
+use crate::salvage;
 
 /// A primary in trouble.
 struct Trouble {
@@ -252,6 +254,13 @@ impl View<'_> {
             report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected });
             return None;
         }
+        if let Some((rank, bytes)) =
+            recruited.first().and_then(|rank| Some((rank, self.yet_to_fetch(*rank, change)?)))
+        {
+            let (node, from) = (self.name(rank.node()), self.name(from));
+            report.waiting.push(NotYet::Salvaging { node, from, bytes, since: self.step_age });
+            return None;
+        }
         for rank in recruited {
             match self.within_lag(rank, from) {
                 Err(reason) if !change.allow_data_loss => rejected.push(reason),
@@ -265,6 +274,15 @@ impl View<'_> {
         // Better the old primary, restarted with all it has, than nobody.
         let last_resort = released && self.step_age >= self.policy.recruit_timeout;
         last_resort.then(|| self.grant(change, from, Lsn::default(), report))
+    }
+
+    /// How many bytes a recruited standby is about to fetch from the disk of the old primary.
+    fn yet_to_fetch(&self, rank: Rank, change: &Change) -> Option<u64> {
+        let postgres = self.postgres(rank.node())?;
+        let offer = self.fresh(change.from).and_then(|said| salvage::offer(self.state, said))?;
+        let bytes = offer.wal.lacking(postgres.running()?);
+        let due = postgres.salvaged != Some(change.generation) && self.step_age < self.policy.salvage_wait;
+        (due && bytes > 0).then_some(bytes)
     }
 
     /// Standbys that were in service and whose agents are there, whatever their PostgreSQL does now.
@@ -312,7 +330,18 @@ impl View<'_> {
 
     pub(super) fn grant(&self, change: &Change, node: NodeId, received: Lsn, report: &mut Report) -> Command {
         report.doing.push(format!("{}: {} becomes primary", change.kind, self.name(node)));
-        Command::Grant { generation: change.generation, node, received, at: self.wall }
+        let replaced = change.kind == ChangeKind::Failover && change.from != node;
+        let old_end = replaced.then(|| self.old_end(change.from)).flatten();
+        Command::Grant { generation: change.generation, node, received, old_end, at: self.wall }
+    }
+
+    /// How far the WAL of a primary that is replaced goes, for the record.
+    fn old_end(&self, from: NodeId) -> Option<OldEnd> {
+        let read = self.postgres(from).and_then(|postgres| postgres.stopped()?.left);
+        match read {
+            Some(left) => Some(OldEnd { at: left.end, exact: true }),
+            None => self.last_primary_position(from).map(|at| OldEnd { at, exact: false }),
+        }
     }
 
     /// The chosen primary accepts writes: say so to everybody.

@@ -111,6 +111,17 @@ pub enum NotYet {
         /// Those that are expected to.
         expected: usize,
     },
+    /// The best standby fetches what the old primary has left on its disk.
+    Salvaging {
+        /// The standby.
+        node: NodeName,
+        /// The old primary.
+        from: NodeName,
+        /// What it lacks.
+        bytes: u64,
+        /// For how long the change has waited.
+        since: Duration,
+    },
     /// The voters stay as they are.
     Voters(VotersStay),
     /// A step of a change takes its time.
@@ -187,6 +198,7 @@ impl fmt::Display for NotYet {
             Self::Recruiting { done, expected } => {
                 write!(f, "{done} of {expected} standbys have cut their walreceivers")
             }
+            Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
                 write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())
@@ -201,6 +213,17 @@ fn unguarded(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
         "the agent of primary {name} is silent but its database is in service: no failover; \
          the primary runs unguarded until its agent is started again"
     )
+}
+
+fn salvaging(
+    f: &mut fmt::Formatter<'_>,
+    node: &NodeName,
+    from: &NodeName,
+    bytes: u64,
+    since: Duration,
+) -> fmt::Result {
+    let since = since.as_millis();
+    write!(f, "{node} fetches {bytes} bytes of WAL that only the disk of {from} has ({since} ms so far)")
 }
 
 fn unverified(f: &mut fmt::Formatter<'_>, node: &NodeName, missing: &str) -> fmt::Result {

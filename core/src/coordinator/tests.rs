@@ -11,12 +11,14 @@ use pgherd_common::{Generation, Lsn, MonoTime, NodeId, Timeline, WallTime};
 
 use super::*;
 use crate::cluster::{
-    Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, Outcome, PrimaryPhase, Service, apply,
+    Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, OldEnd, Outcome, PrimaryPhase,
+    Service, apply,
 };
 use crate::observation::{
     Disk, Health, NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
     WriteFailure, WriteProbe,
 };
+use crate::salvage::LeftWal;
 
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -41,6 +43,7 @@ impl Rig {
         let mut policy = Policy {
             auto_failover: true,
             max_lag: 16 << 20,
+            salvage_wait: Duration::from_secs(5),
             lease: LEASE,
             node_timeout: Duration::from_secs(3),
             node_lost_after: Duration::from_secs(10),
@@ -201,6 +204,7 @@ fn observation(id: u64) -> NodeObservation {
             pid: Some(1),
             state: PostgresState::Running(running(id != 1)),
             recruited: None,
+            salvaged: None,
             prepared: None,
             released: None,
             fenced: None,
@@ -234,6 +238,7 @@ pub(super) fn down(clean: bool) -> PostgresState {
         checkpoint: Lsn(1000),
         found_down: false,
         for_ms: 0,
+        left: None,
     })
 }
 
@@ -380,6 +385,67 @@ fn what_was_overtaken_on_its_way_is_not_believed() {
     assert_eq!((known(&rig).serial, known(&rig).postgres), (2, None));
     rig.coordinator.observe(NodeObservation { incarnation: 99, ..late }, rig.now);
     assert_eq!(known(&rig).serial, 0, "a new process begins anew");
+}
+
+/// Server 1 has crashed and has WAL up to 3000; the standbys have received less.
+fn left_behind() -> Rig {
+    let mut rig = Rig::formed();
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    let PostgresState::Down(stopped) = &mut rig.postgres(1).state else { unreachable!() };
+    stopped.left = Some(LeftWal { timeline: Timeline(1), end: Lsn(3000) });
+    rig.recruited(2, 2000);
+    rig.recruited(3, 2500);
+    rig
+}
+
+#[test]
+fn nobody_is_chosen_before_the_best_standby_has_fetched_what_the_old_primary_left() {
+    let mut rig = left_behind();
+    let decision = rig.step(&[]);
+    let expected = NotYet::Salvaging {
+        node: "server3".parse().unwrap(),
+        from: "server1".parse().unwrap(),
+        bytes: 500,
+        since: Duration::from_millis(100),
+    };
+    assert_eq!((decision.action, decision.report.waiting.as_slice()), (None, [expected].as_slice()));
+    // Whoever is first to have it all is the best from then on.
+    rig.recruited(2, 3000);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+    let entry = rig.state.history.last().unwrap();
+    assert_eq!((entry.received, entry.old_end), (Lsn(3000), Some(OldEnd { at: Lsn(3000), exact: true })));
+}
+
+#[test]
+fn what_cannot_be_had_is_waited_for_in_vain_for_a_bounded_time_and_told() {
+    let chosen_after = |rig: &mut Rig, silent: &[u64]| {
+        (1..200).find(|_| {
+            rig.pass(silent);
+            granted_to(&rig.state).is_some()
+        })
+    };
+    let mut rig = left_behind();
+    let passes = chosen_after(&mut rig, &[]).unwrap();
+    assert!((40..=60).contains(&passes), "salvage_wait is 5 s, a pass takes 100 ms: {passes}");
+    let entry = rig.state.history.last().unwrap();
+    assert_eq!((entry.received, entry.old_end), (Lsn(2500), Some(OldEnd { at: Lsn(3000), exact: true })));
+
+    // The last of it cannot be replayed: there is nothing more to wait for.
+    let mut rig = left_behind();
+    rig.postgres(3).salvaged = rig.state.change.as_ref().map(|change| change.generation);
+    assert_eq!(chosen_after(&mut rig, &[]), Some(1));
+    assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+
+    // Its agent is gone, too. Its word is believed for the length of a lease.
+    let mut rig = left_behind();
+    rig.knocked(2, RemoteDatabase::Refused);
+    rig.knocked(3, RemoteDatabase::Refused);
+    rig.knocked(4, RemoteDatabase::Refused);
+    let passes = chosen_after(&mut rig, &[1]).unwrap();
+    assert!(passes <= 21, "{passes}");
 }
 
 #[test]
@@ -823,6 +889,7 @@ fn a_full_standby_is_better_than_none_when_the_primary_is_gone() {
         checkpoint: running.position,
         found_down: false,
         for_ms: 0,
+        left: None,
     });
     rig.pass(&[]);
     let change = rig.state.change.clone().unwrap();
@@ -868,6 +935,7 @@ fn a_recruit_that_receives_again_is_none() {
         checkpoint: Lsn(500),
         found_down: false,
         for_ms: 0,
+        left: None,
     });
     rig.postgres(1).released = Some(rig.state.generation);
     rig.pass(&[]);

@@ -110,6 +110,7 @@ fn state(rig: &mut Rig, state: State) {
         generation: next,
         node: NodeId(node),
         received: Lsn(0),
+        old_end: None,
         at: WallTime(0),
     };
     match state {

@@ -31,6 +31,7 @@ pub struct Before {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Duty {
     pub(super) recruited: Option<Generation>,
+    pub(super) salvaged: Option<Generation>,
     pub(super) prepared: Option<Generation>,
     pub(super) released: Option<Generation>,
     pub(super) fenced: Option<String>,
@@ -49,6 +50,7 @@ impl Duty {
         self.trouble = None;
         match &done.action {
             LocalAction::Recruit(generation) => self.recruited = Some(*generation),
+            LocalAction::Salvage { generation, .. } => self.salvaged = Some(*generation),
             LocalAction::Prepare(generation) => self.prepared = Some(*generation),
             LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop => {
                 self.released = done.before.primary_of.or(self.released);
@@ -73,6 +75,7 @@ impl Duty {
     pub(super) fn told(&self, own: &PostgresObservation) -> PostgresObservation {
         PostgresObservation {
             recruited: self.recruited,
+            salvaged: self.salvaged,
             prepared: self.prepared,
             released: self.released,
             fenced: self.fenced.clone(),

@@ -43,6 +43,7 @@ impl Rig {
             timings,
             auto_failover: true,
             max_lag: 0,
+            salvage_wait: Duration::from_secs(5),
             incarnation: 1,
             remembered,
             adopted_until: now + Duration::from_millis(500),
@@ -114,6 +115,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
             slots: Vec::new(),
         }),
         recruited: None,
+        salvaged: None,
         prepared: None,
         released: None,
         fenced: None,
@@ -185,7 +187,13 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
     });
     let next = generation.next();
     rig.commit(&Command::Stop { generation: next });
-    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    rig.commit(&Command::Grant {
+        generation: next,
+        node: from,
+        received: Lsn(0),
+        old_end: None,
+        at: WallTime(0),
+    });
     assert_eq!(rig.node.fence_at(rig.now), fence_at, "not prolonged, not lost");
 }
 
@@ -242,7 +250,13 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         at: WallTime(0),
     };
     rig.commit(&begin);
-    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    rig.commit(&Command::Grant {
+        generation: next,
+        node: from,
+        received: Lsn(0),
+        old_end: None,
+        at: WallTime(0),
+    });
     rig.node.look(postgres(true));
     rig.answered(rig.now);
     let newer = rig.beat_of(2, next.next(), None);
@@ -260,6 +274,7 @@ fn down(clean: bool) -> PostgresObservation {
         checkpoint: Lsn(1000),
         found_down: false,
         for_ms: 5,
+        left: None,
     };
     PostgresObservation { pid: None, state: PostgresState::Down(stopped), ..postgres(false) }
 }
@@ -437,7 +452,13 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         at: WallTime(0),
     };
     rig.commit(&begin(first));
-    rig.commit(&Command::Grant { generation: next, node: from, received: Lsn(0), at: WallTime(0) });
+    rig.commit(&Command::Grant {
+        generation: next,
+        node: from,
+        received: Lsn(0),
+        old_end: None,
+        at: WallTime(0),
+    });
     rig.answered(rig.now);
     // Its lease ends, and it fences itself.
     rig.now = at(12_000);

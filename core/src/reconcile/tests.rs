@@ -9,6 +9,7 @@ use pgherd_common::{Lsn, MonoTime, NodeId, Timeline, WallTime};
 use super::*;
 use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
 use crate::observation::{Health, PostgresObservation, PostgresState, Running, Stopped};
+use crate::salvage::LeftWal;
 
 const RULES: Rules =
     Rules { local_timeout: Duration::from_secs(10), restart_standby_after: Duration::from_secs(5) };
@@ -19,6 +20,7 @@ struct Rig {
     own: PostgresObservation,
     own_age: Duration,
     primary: Option<Running>,
+    offer: Option<Offer>,
     fence_at: Option<MonoTime>,
     now: MonoTime,
     adopted_until: MonoTime,
@@ -60,7 +62,15 @@ fn running(in_recovery: bool) -> Running {
 }
 
 fn stopped(clean: bool, standby: bool) -> Stopped {
-    Stopped { clean, standby, timeline: Timeline(1), checkpoint: Lsn(900), found_down: false, for_ms: 0 }
+    Stopped {
+        clean,
+        standby,
+        timeline: Timeline(1),
+        checkpoint: Lsn(900),
+        found_down: false,
+        for_ms: 0,
+        left: None,
+    }
 }
 
 impl Rig {
@@ -73,6 +83,7 @@ impl Rig {
                 pid: Some(1),
                 state: own,
                 recruited: None,
+                salvaged: None,
                 prepared: None,
                 released: None,
                 fenced: None,
@@ -81,6 +92,7 @@ impl Rig {
             },
             own_age: Duration::ZERO,
             primary: Some(running(false)),
+            offer: None,
             fence_at: Some(at(102)),
             now: at(100),
             adopted_until: at(51),
@@ -119,7 +131,13 @@ impl Rig {
 
     fn grant(&mut self, node: u64) {
         let generation = self.state.generation.next();
-        self.commit(&Command::Grant { generation, node: NodeId(node), received: Lsn(1000), at: WallTime(0) });
+        self.commit(&Command::Grant {
+            generation,
+            node: NodeId(node),
+            received: Lsn(1000),
+            old_end: None,
+            at: WallTime(0),
+        });
     }
 
     fn serve(&mut self) {
@@ -137,6 +155,7 @@ impl Rig {
             own: &self.own,
             own_age: self.own_age,
             primary: self.primary.as_ref(),
+            offer: self.offer.as_ref(),
             fence_at: self.fence_at,
             adopted_until: self.adopted_until,
             highest: self.highest,
@@ -276,6 +295,38 @@ fn a_standby_is_recruited_once_and_stays_cut_off_until_the_new_primary_serves() 
     let history = TimelineHistory(vec![(Timeline(1), Lsn(1000))]);
     rig.primary = Some(Running { timeline: Timeline(2), history, ..running(false) });
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+}
+
+#[test]
+fn a_recruited_standby_fetches_what_only_the_old_primary_has() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.begin(ChangeKind::Failover);
+    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    let generation = rig.state.generation.next();
+    let offer = |timeline, end| Offer {
+        node: "server1".parse().unwrap(),
+        agent: "10.0.0.1:7800".parse().unwrap(),
+        wal: LeftWal { timeline: Timeline(timeline), end: Lsn(end) },
+    };
+    let more = offer(1, 1001);
+    rig.offer = Some(more.clone());
+    assert_eq!(
+        rig.decide(3).action,
+        Some(LocalAction::Recruit(generation)),
+        "cut off from the old primary first"
+    );
+    rig.own.recruited = Some(generation);
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Salvage { generation, offer: more.clone() }));
+    for nothing_new in [None, Some(offer(1, 1000)), Some(offer(2, 9000))] {
+        rig.offer = nothing_new;
+        assert_eq!(rig.decide(3).action, None, "{:?}", rig.offer);
+    }
+    rig.offer = Some(more);
+    rig.own.salvaged = Some(generation);
+    assert_eq!(rig.decide(3).action, None, "once is enough, even if the last of it could not be replayed");
+    rig.own.salvaged = None;
+    rig.grant(2);
+    assert_eq!(rig.decide(3).action, None, "another one was chosen");
 }
 
 #[test]
@@ -461,7 +512,13 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
     };
     rig.commit(&begin);
     let generation = rig.state.change.as_ref().unwrap().generation;
-    rig.commit(&Command::Grant { generation, node: NodeId(1), received: Lsn(0), at: WallTime(0) });
+    rig.commit(&Command::Grant {
+        generation,
+        node: NodeId(1),
+        received: Lsn(0),
+        old_end: None,
+        at: WallTime(0),
+    });
     rig.fence_at = Some(at(1_000));
     let start = LocalAction::StartPrimary(rig.state.generation);
     assert_eq!(rig.decide(1).action, Some(start.clone()));

@@ -4,10 +4,11 @@ use pgherd_core::defect::{Defect, planted};
 use pgherd_core::node::{Begun, Done};
 use pgherd_core::observation::Running;
 use pgherd_core::reconcile::{LocalAction, Upstream};
+use pgherd_core::salvage::Offer;
 
 use crate::clock::{MS, Micros, SECOND, Time};
 use crate::network::Class;
-use crate::postgres::{ControlState, Kinship, Phase, kinship};
+use crate::postgres::{ControlState, Kinship, Phase, Wal, kinship};
 
 use super::{Event, ServerEvent, Work, World};
 
@@ -134,6 +135,7 @@ impl World {
             LocalAction::DrainAndStop => self.drain_and_stop(index, stage),
             LocalAction::Prepare(_) | LocalAction::Checkpoint => self.checkpoint(index, stage),
             LocalAction::Recruit(_) => self.recruit(index, stage, since),
+            LocalAction::Salvage { offer, .. } => self.salvage(index, stage, offer),
             LocalAction::Promote(generation) => self.promote(index, stage, since, *generation),
             LocalAction::Follow(upstream) => self.follow(index, stage, upstream),
             LocalAction::AlignSlots { members, .. } => {
@@ -292,6 +294,40 @@ impl World {
         }
     }
 
+    /// What the disk of a dead primary has beyond what this standby received.
+    fn salvage(&mut self, index: usize, stage: u32, offer: &Offer) -> Next {
+        let from = self.machines.iter().position(|machine| machine.descriptor.name == offer.node);
+        let Some(from) = from else { return failed("unknown") };
+        let answers = self.network.connects(index, from, Class::Agent)
+            && self.machines[from].up
+            && !self.machines[from].frozen
+            && self.machines[from].worker.is_some();
+        if !answers {
+            return failed("no answer from the agent of the old primary");
+        }
+        if stage == 0 {
+            return Next::Step(1, self.rng.tailed(15 * MS, 2 * SECOND) + self.flush(index));
+        }
+        if self.phase(index) != Some(Phase::Recovery) || self.hangs(index) {
+            return failed("PostgreSQL does not answer as a standby");
+        }
+        let (Some(own), Some(old)) = self.two_servers(index, from) else { return failed("no database") };
+        if old.process.is_some() {
+            return failed("PostgreSQL runs there again");
+        }
+        if own.timeline != old.timeline || !own.wal.agrees(&old.wal, own.wal.len()) {
+            return failed("the WAL there is not the continuation of what is here");
+        }
+        own.wal.extend_from(&old.wal, Wal::count_until(offer.wal.end));
+        own.half = false;
+        if let Some(process) = &mut own.process {
+            process.replayed = own.wal.len();
+        }
+        let (name, other) = (self.name(index), self.name(from));
+        self.note(|| format!("{name}: has what {other} had left"));
+        ok()
+    }
+
     fn promote(
         &mut self,
         index: usize,
@@ -440,6 +476,7 @@ impl World {
                 checkpoint: pgherd_common::Lsn::default(),
                 found_down: false,
                 for_ms: 0,
+                left: None,
             });
         let done = Done { action: begun.action.clone(), before: begun.before, result: Ok(()), observation };
         if let Some(node) = self.node_mut(index) {
@@ -467,6 +504,7 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::Recruit(generation) => {
             format!("recruited for generation {generation}: cuts the walreceiver")
         }
+        LocalAction::Salvage { offer, .. } => format!("fetches what {} has left", offer.node),
         LocalAction::Promote(generation) => {
             format!("promotes PostgreSQL to primary of generation {generation}")
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgherd_common::{MonoTime, Timeline};
 use pgherd_core::observation::{Downstream, Health, PostgresObservation, PostgresState, Running, Stopped};
+use pgherd_core::salvage::LeftWal;
 
 use crate::clock::{MS, micros};
 use crate::postgres::{Phase, lsn};
@@ -122,6 +123,8 @@ impl World {
                 checkpoint: server.control.checkpoint,
                 found_down: !memory.seen_up && (server.control.is_clean() || !memory.inherited),
                 for_ms: age(memory.down_since),
+                left: (!server.rewinding && !server.standby_signal && !server.control.is_clean())
+                    .then(|| LeftWal { timeline: Timeline(server.timeline), end: server.wal.end() }),
             }),
             Some(process) => {
                 let facts = match process.phase {
@@ -155,6 +158,7 @@ impl World {
             pid: pid.map(|process| u32::try_from(process.life).unwrap_or(u32::MAX) + 1000),
             state,
             recruited: None,
+            salvaged: None,
             prepared: None,
             released: None,
             fenced: None,

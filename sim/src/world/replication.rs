@@ -72,7 +72,7 @@ impl World {
         self.after(KEEPALIVE, Event::Keepalive { standby: index, connection, misses: 0 });
     }
 
-    fn two_servers(
+    pub(super) fn two_servers(
         &mut self,
         index: usize,
         upstream: usize,

@@ -167,6 +167,7 @@ impl World {
             timings,
             auto_failover: true,
             max_lag: 0,
+            salvage_wait: std::time::Duration::from_secs(5),
             incarnation,
             remembered: disk.remembered,
             adopted_until: worker.adopted_until,

@@ -158,8 +158,13 @@ impl Instance {
             Kinship::Ancestor if killed_primary && timeline == running.timeline => {
                 Err(RejoinError::SameTimeline { upstream: upstream.clone(), timeline })
             }
-            // Where the WAL of a killed primary ends, pg_control does not tell.
-            Kinship::Ancestor => Ok(killed_primary),
+            // Where the WAL of a killed primary ends, pg_control does not tell. Nothing reached the data files
+            // that is not in the WAL: if the upstream has all of that, recovery is enough.
+            Kinship::Ancestor if killed_primary => {
+                let left = self.left_wal().await;
+                Ok(!left.is_some_and(|left| timelines::is_shared(self.data_dir(), left, running)))
+            }
+            Kinship::Ancestor => Ok(false),
             Kinship::Diverged => Ok(true),
         }
     }

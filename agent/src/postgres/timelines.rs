@@ -9,6 +9,7 @@ use pgherd_common::wal::TimelineHistory;
 use super::controldata::ControlData;
 use super::files::{FileError, remove_durably};
 use crate::observation::Running;
+use crate::salvage::LeftWal;
 
 /// The forks behind `timeline` as this data directory has them. Timeline 1 has none; `None` when the
 /// file is not here.
@@ -41,6 +42,13 @@ pub(super) fn kinship(data_dir: &Path, control: &ControlData, upstream: &Running
         }
         (true | false, _) => Kinship::Diverged,
     }
+}
+
+/// Whether the WAL that a killed primary has left is part of the upstream's past, to its end.
+pub(super) fn is_shared(data_dir: &Path, left: LeftWal, upstream: &Running) -> bool {
+    left.timeline != upstream.timeline
+        && is_branch_of(upstream, left.timeline, history(data_dir, left.timeline).as_ref())
+        && upstream.history.contains(upstream.timeline, left.timeline, left.end)
 }
 
 /// Whether `timeline` with this history is the upstream's timeline of that number. A history we do not

@@ -1,6 +1,7 @@
 //! What a killed primary has left goes to a standby that never received it.
 
-use pgherd_agent::postgres::SalvageError;
+use pgherd_agent::observation::PostgresState;
+use pgherd_agent::postgres::{Rejoined, SalvageError};
 use pgherd_agent::salvage::LeftWal;
 use pgherd_common::{Lsn, Timeline};
 
@@ -44,8 +45,15 @@ async fn what_a_killed_primary_left_is_taken_over_to_the_last_record() {
     n2.sql("INSERT INTO t VALUES (-1)").await;
     n2.instance.checkpoint().await.unwrap();
     n2.instance.align_slots(&["n1".parse().unwrap()].into(), false).await.unwrap();
-    n1.instance.rejoin(&n2.upstream(), &n2.running().await).await.unwrap();
+    // What it has, the new primary has as well: there is nothing to rewind.
+    let begun = super::now();
+    let rejoined = n1.instance.rejoin(&n2.upstream(), &n2.running().await).await.unwrap();
     n1.streams().await;
+    took("rejoin after a crash, nothing to rewind", begun);
+    assert_eq!(rejoined, Rejoined::AsWas);
+    let position = n2.running().await.position;
+    n1.until("replay", |state| matches!(state, PostgresState::Running(r) if r.position >= position)).await;
+    assert_eq!(n1.text("SELECT count(*)::text FROM t").await, "150002");
 }
 
 #[tokio::test]

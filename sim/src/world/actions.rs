@@ -442,7 +442,18 @@ impl World {
             Kinship::Ancestor if killed_primary && same => Err(
                 "SameTimeline: it was killed as primary of the timeline the upstream writes; clone this node",
             ),
-            Kinship::Ancestor => Ok(killed_primary),
+            Kinship::Ancestor if killed_primary => {
+                let (timeline, end) = (pgherd_common::Timeline(server.timeline), server.wal.end());
+                let shared = timeline != running.timeline
+                    && running.history.contains(running.timeline, timeline, end)
+                    && server.history_of(server.timeline).0.iter().eq(running
+                        .history
+                        .0
+                        .iter()
+                        .take_while(|(parent, _)| *parent != timeline));
+                Ok(!shared)
+            }
+            Kinship::Ancestor => Ok(false),
             Kinship::Diverged => Ok(true),
         }
     }

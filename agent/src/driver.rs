@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId};
+use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, NodeName};
 use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -78,6 +78,8 @@ pub enum Event {
     Regrouped(Result<(), RegroupError>),
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
+    /// An operator wants to know what a switchover, to this node if one is named, would do.
+    Explain(Option<NodeName>, oneshot::Sender<Result<Vec<String>, SwitchoverRefused>>),
     /// Somebody wants to know everything.
     Describe(oneshot::Sender<Box<Picture>>),
 }
@@ -264,11 +266,14 @@ impl Driver {
             Event::Plan(request, answer) => {
                 let (to, wall) = (request.to.as_ref(), RealClock.wall());
                 let plan = if request.switchover {
-                    self.node.plan_switchover(to, now, wall)
+                    self.node.plan_switchover(to, request.end_transactions, now, wall)
                 } else {
                     self.node.plan_forced(to, now, wall)
                 };
                 let _ = answer.send(plan);
+            }
+            Event::Explain(to, answer) => {
+                let _ = answer.send(self.node.explain_switchover(to.as_ref(), now, RealClock.wall()));
             }
             Event::Describe(answer) => {
                 let _ = answer.send(Box::new(self.picture(now)));
@@ -357,7 +362,8 @@ impl Driver {
         let stop_timeout =
             self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
         let secret = self.parts.config.postgres.as_ref().and_then(Postgres::shared_secret).cloned();
-        let hands = Hands { instance, stop_timeout, link: self.parts.link.clone(), secret };
+        let drain_timeout = self.parts.config.timings.drain_timeout;
+        let hands = Hands { instance, stop_timeout, drain_timeout, link: self.parts.link.clone(), secret };
         let task = hands.perform(begun.action, begun.before, self.ended.clone());
         let events = self.parts.events.clone();
         self.acting = Some(tokio::spawn(async move {

@@ -32,7 +32,7 @@ mod settings;
 mod slots;
 mod timelines;
 
-pub use control::{CheckpointError, StartError, StopError};
+pub use control::{CheckpointError, DrainError, StartError, StopError};
 pub use controldata::ControlDataError;
 pub use fence::{FenceError, kill_instance};
 pub use files::FileError;

@@ -39,6 +39,44 @@ async fn a_switchover_costs_no_client_an_error() -> TestResult {
     Ok(cluster.finish(&[])?)
 }
 
+#[tokio::test]
+async fn a_switchover_does_not_end_a_transaction_unless_that_was_asked_for() -> TestResult {
+    let settings = "[timings]\ndrain_timeout = '300ms'\n";
+    let mut cluster = Cluster::for_test("undrained").agent_settings(settings).start().await?;
+    let writer = Writer::start(&cluster, "undrained").await?;
+    writer.until_written(50, SOON).await?;
+    let client = cluster.connect().await?;
+    client.batch_execute("CREATE TABLE kept (i int); BEGIN; INSERT INTO kept VALUES (1)").await?;
+    let answer = cluster.cli("server4", &["promote", "--switchover", "--explain"]).await?;
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let told = [
+        "server2 would become the primary instead of server1",
+        "and would be waited for, up to 300ms",
+        "priority 3",
+    ];
+    assert!(told.iter().all(|part| answer.out.contains(part)), "{answer:?}");
+    let answer = cluster.cli("server4", &["promote", "--switchover"]).await?;
+    assert_ne!(answer.code, 0, "{answer:?}");
+    assert!(answer.out.contains("Rolled back: server1 is still the primary"), "{answer:?}");
+    let why = "transactions or statements still run after 0.3 s, 1 in all; the oldest is pid ";
+    assert!(answer.out.contains(why) && answer.out.contains("INSERT INTO kept VALUES (1)"), "{answer:?}");
+    client.batch_execute("INSERT INTO kept VALUES (2); COMMIT; BEGIN; INSERT INTO kept VALUES (3)").await?;
+
+    let answer = cluster.cli("server4", &["promote", "--switchover", "--end-transactions"]).await?;
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let error = client.batch_execute("COMMIT").await.err().and_then(|error| error.code().cloned());
+    assert_eq!(error.map(|code| code.code().to_owned()).as_deref(), Some("40001"));
+    let kept: i64 = client.query_one("SELECT count(*) FROM kept", &[]).await?.get(0);
+    assert_eq!(kept, 2);
+    writer.until_written(50, SOON).await?;
+    cluster.until_healthy(SOON).await?;
+    assert_ne!(cluster.writable().await, ["server1"]);
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "undrained");
+    assert!(outcome.errors.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
+    Ok(cluster.finish(&["still run after"])?)
+}
+
 /// Commits that no standby has received are on the old primary's disk, and are fetched from there.
 #[tokio::test]
 async fn what_only_the_killed_primary_had_is_not_lost() -> TestResult {

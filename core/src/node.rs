@@ -239,7 +239,7 @@ impl Node {
         // A later switchover may have the same generation.
         let begun = |state: &ClusterState| state.change.as_ref().map(|change| change.begun);
         if begun(&self.state) != begun(&before) {
-            self.duty.prepared = None;
+            (self.duty.prepared, self.duty.undrained) = (None, None);
         }
     }
 
@@ -317,10 +317,21 @@ impl Node {
     pub fn plan_switchover(
         &self,
         to: Option<&NodeName>,
+        end_transactions: bool,
         now: MonoTime,
         wall: WallTime,
     ) -> Result<Command, SwitchoverRefused> {
-        self.coordinator.view(now, wall).plan_switchover(to)
+        self.coordinator.view(now, wall).plan_switchover(to, end_transactions)
+    }
+
+    /// An operator wants to know what a switchover would do.
+    pub fn explain_switchover(
+        &self,
+        to: Option<&NodeName>,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> Result<Vec<String>, SwitchoverRefused> {
+        self.coordinator.view(now, wall).explain_switchover(to)
     }
 
     /// An operator wants a promotion come what may: what would be proposed for it.

@@ -80,6 +80,8 @@ pub struct PostgresObservation {
     /// The generation for which this server has fetched what the old primary had left on its disk, as far as it could be
     /// replayed. Set together with a position read afterwards.
     pub salvaged: Option<Generation>,
+    /// The switchover for which the transactions of this primary did not end in time; `trouble` says which.
+    pub undrained: Option<Generation>,
     /// The switchover this primary has checkpointed for.
     pub prepared: Option<Generation>,
     /// The newest generation of which this node gave up the primary role: every process of the

@@ -44,8 +44,13 @@ pub enum LocalAction {
         /// Why.
         reason: String,
     },
-    /// Let running transactions end, for a moment, then stop it cleanly: a switchover.
-    DrainAndStop,
+    /// Wait for running transactions to end, then stop it cleanly. If they do not end in time it goes on as it is.
+    DrainAndStop {
+        /// Of the switchover.
+        generation: Generation,
+        /// End those that do not end in time, rather than give up.
+        end_transactions: bool,
+    },
     /// Checkpoint ahead of the switchover to a generation.
     Prepare(Generation),
     /// Checkpoint after a promotion, so that others can rewind to this server.
@@ -82,7 +87,7 @@ impl LocalAction {
     /// Whether PostgreSQL is down once it has succeeded.
     pub fn stops(&self) -> bool {
         match self {
-            Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop => true,
+            Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop { .. } => true,
             Self::StartPrimary(_)
             | Self::StartStandby
             | Self::Rejoin { .. }
@@ -552,8 +557,14 @@ fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
         (ChangePhase::Stopping, PostgresState::Running(_)) if !s.work_is_held => {
             Reconciliation::wait("waiting for the proxies to hold new work")
         }
+        (ChangePhase::Stopping, PostgresState::Running(_)) if s.own.undrained == Some(change.generation) => {
+            Reconciliation::wait(
+                "transactions did not end in time: waiting for the switchover to be rolled back",
+            )
+        }
         (ChangePhase::Stopping, PostgresState::Running(_) | PostgresState::Starting { .. }) => {
-            Reconciliation::act(LocalAction::DrainAndStop)
+            let (generation, end_transactions) = (change.generation, change.end_transactions);
+            Reconciliation::act(LocalAction::DrainAndStop { generation, end_transactions })
         }
         (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
         (_, _) => Reconciliation::default(),

@@ -42,6 +42,8 @@ pub struct Timings {
     pub change_timeout: Duration,
     /// How long a switchover may take to stop the old primary before it is rolled back.
     pub switchover_timeout: Duration,
+    /// How long a switchover waits, with new work held, for running transactions to end.
+    pub drain_timeout: Duration,
     /// A standby that crashed is started again after so long; zero: never.
     pub restart_standby_after: Duration,
 }
@@ -173,9 +175,9 @@ pub const RULES: &[Rule] = &[
         |s| s.timings.change_timeout,
     ),
     Rule::below(
-        "postgres.stop_timeout < switchover_timeout",
+        "drain_timeout + postgres.stop_timeout < switchover_timeout",
         "a primary that is stopped in time must not be rolled back to for having been slow",
-        |s| s.others.stop_timeout,
+        |s| s.timings.drain_timeout + s.others.stop_timeout,
         |s| s.timings.switchover_timeout,
     ),
 ];
@@ -196,7 +198,8 @@ impl Timings {
         let node_lost_after = span("node_lost_after", "\"10s\"");
         let recruit_timeout = span("recruit_timeout", "\"1s\"");
         let change_timeout = span("change_timeout", "\"30s\"");
-        let switchover_timeout = span("switchover_timeout", "\"15s\"");
+        let switchover_timeout = span("switchover_timeout", "\"20s\"");
+        let drain_timeout = span("drain_timeout", "\"5s\"");
         let restart = section.or::<Millis>(r, "restart_standby_after", "\"5s\"");
         section.finish(r);
         Some(Self {
@@ -213,6 +216,7 @@ impl Timings {
             recruit_timeout: recruit_timeout?,
             change_timeout: change_timeout?,
             switchover_timeout: switchover_timeout?,
+            drain_timeout: drain_timeout?,
             restart_standby_after: restart?.0,
         })
     }
@@ -284,7 +288,7 @@ mod tests {
             ("probe_interval * 3 < local_timeout", Timings { probe_interval: day, ..good }, ms(1)),
             ("remote_timeout + 1s < local_timeout", Timings { local_timeout: ms(2000), ..good }, ms(1)),
             ("lease + recruit_timeout < change_timeout", Timings { change_timeout: ms(3000), ..good }, ms(1)),
-            ("postgres.stop_timeout < switchover_timeout", good, ms(15_000)),
+            ("drain_timeout + postgres.stop_timeout < switchover_timeout", good, ms(15_000)),
         ];
         assert_eq!(breaks.len(), RULES.len());
         for (text, timings, stop_timeout) in breaks {

@@ -6,14 +6,16 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
+use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Clock, HostPort, NodeName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server::{Api, Refused};
-use super::types::{Accepted, NodeRequest, PriorityRequest, PromoteRequest};
-use crate::cluster::{Applied, ClusterState, Command, Member, Rejected};
+use super::types::{Accepted, Busy, NodeRequest, PriorityRequest, PromoteRequest};
+use crate::cluster::{Applied, ClusterState, Command, HistoryEntry, Member, Outcome, Rejected};
 use crate::consensus::ProposeError;
 use crate::coordinator::SwitchoverRefused;
 use crate::driver::Event;
@@ -32,10 +34,16 @@ fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
     serde_json::from_slice(bytes).map_err(refuse)
 }
 
+/// What runs on an agent's PostgreSQL.
+pub(super) const BUSY: &str = "/v1/busy";
+
 pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: Bytes) -> Answer {
     let request: PromoteRequest = body(&bytes)?;
     if let Some(answer) = pass_on(&api, &headers, "/v1/promote", &request).await {
         return answer;
+    }
+    if request.explain {
+        return explain(&api, &request).await;
     }
     let command = plan(&api, &request).await?;
     let (kind, generation) = match command {
@@ -44,6 +52,55 @@ pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: B
     };
     propose(&api, command).await?;
     Ok(Json(Accepted { message: format!("{kind} begun"), generation: Some(generation) }))
+}
+
+/// What a switchover would do, and wait for. Nothing is changed.
+async fn explain(api: &Api, request: &PromoteRequest) -> Answer {
+    let explained = api.ask(|answer| Event::Explain(request.to.clone(), answer)).await?;
+    let refuse = |refused: SwitchoverRefused| Refused::new(StatusCode::CONFLICT, &refused, refused.hint());
+    let mut lines = explained.map_err(refuse)?;
+    let state = api.consensus.state().borrow().clone();
+    if let Some(primary) = state.primary_member() {
+        let name = &primary.descriptor.name;
+        let busy: Result<Busy, CallError> = api.link.get(&primary.descriptor.agent, BUSY).await;
+        let patience = api.config.timings.drain_timeout;
+        lines.push(match busy {
+            Ok(Busy { count: 0, .. }) => format!("no transaction runs on {name} now"),
+            Ok(Busy { count, oldest }) => format!(
+                "transactions or statements run on {name} now, {count} in all, and would be waited for, up to \
+                 {patience:?}; the oldest is {oldest}"
+            ),
+            Err(error) => format!("what runs on {name} is not known: {error}"),
+        });
+    }
+    let took: Vec<u64> = state.history.iter().rev().filter_map(took).take(5).collect();
+    lines.push(match (took.iter().min(), took.iter().max()) {
+        (Some(least), Some(most)) => {
+            format!("the last {} switchovers took {least} to {most} ms, the checkpoint included", took.len())
+        }
+        _ => "no switchover has completed yet, so how long it takes cannot be told".to_owned(),
+    });
+    Ok(Json(Accepted { message: lines.join("\n"), generation: None }))
+}
+
+/// Milliseconds that a switchover took, if it was one.
+fn took(entry: &HistoryEntry) -> Option<u64> {
+    let switchover = entry.kind == Some(ChangeKind::Switchover) && entry.outcome == Outcome::Completed;
+    let serving = entry.serving.filter(|_| switchover)?;
+    Some(serving.0.saturating_sub(entry.begun.0))
+}
+
+pub(super) async fn busy(State(api): State<Api>) -> Result<Json<Busy>, Refused> {
+    let node = &api.config.node.name;
+    let Some(instance) = &api.instance else {
+        let error = format!("{node} is a witness: nothing runs there");
+        return Err(Refused::new(StatusCode::NOT_FOUND, error, "ask the agent of a database node"));
+    };
+    let (count, oldest) = instance.busy().await.map_err(|error| {
+        let error = format!("what runs on {node} cannot be told: {}", Chain(&error));
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, "pgherd node-status says how PostgreSQL is")
+    })?;
+    Ok(Json(Busy { count, oldest }))
 }
 
 /// Right after another change of primary, standbys need a moment until they stream again and have said

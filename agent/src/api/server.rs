@@ -54,6 +54,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/hello", post(hello))
         .route("/v1/observe", get(observe))
         .route("/v1/report", get(report))
+        .route(operator::BUSY, get(operator::busy))
         .route(LEFT_WAL, get(left_wal))
         .route("/v1/status", get(status::cluster))
         .route("/v1/node", get(status::node))

@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | | [`ClusterStatus`], all positions of one snapshot |
 //! | `GET /v1/node` | | [`NodeStatus`] of the agent asked |
 //! | `GET /v1/history` | | list of [`HistoryEntry`](crate::cluster::HistoryEntry) |
+//! | `GET /v1/busy` | | [`Busy`], what runs on the PostgreSQL of the agent asked |
 //! | `POST /v1/promote` | [`PromoteRequest`] | [`Accepted`] |
 //! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
@@ -219,6 +220,21 @@ pub struct PromoteRequest {
     pub switchover: bool,
     /// The wanted new primary; the best standby when absent.
     pub to: Option<NodeName>,
+    /// Switchover: only say what it would do.
+    #[serde(default)]
+    pub explain: bool,
+    /// Switchover: end transactions that do not end in time, rather than roll back.
+    #[serde(default)]
+    pub end_transactions: bool,
+}
+
+/// Answer to `GET /v1/busy`: what a switchover would have to wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Busy {
+    /// Statements and transactions that run now.
+    pub count: i64,
+    /// The one that began first, and what it did last.
+    pub oldest: String,
 }
 
 /// Body of the requests that name a node.

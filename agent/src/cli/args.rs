@@ -72,6 +72,7 @@ Examples:
 Examples:
   pgherd promote --switchover                  # planned: nothing is lost, clients get no error
   pgherd promote --switchover --to server3
+  pgherd promote --switchover --explain        # what would happen; nothing does
   pgherd promote --yes                         # forced, without being asked
   pgherd promote --switchover --no-wait        # come back as soon as it has begun")]
     Promote(PromoteArgs),
@@ -167,6 +168,12 @@ pub(super) struct PromoteArgs {
     /// The new primary; by default the best standby
     #[arg(long, value_name = "NODE")]
     pub(super) to: Option<NodeName>,
+    /// With --switchover: only say what it would do, and what it would have to wait for
+    #[arg(long, requires = "switchover")]
+    pub(super) explain: bool,
+    /// With --switchover: end transactions that do not end within timings.drain_timeout, rather than roll back
+    #[arg(long, requires = "switchover")]
+    pub(super) end_transactions: bool,
     /// Do not ask
     #[arg(long)]
     pub(super) yes: bool,

@@ -30,7 +30,12 @@ pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, Cl
     if !args.switchover && !args.yes {
         confirm::ask(&question(&before, args.to.as_ref()))?;
     }
-    let request = PromoteRequest { switchover: args.switchover, to: args.to.clone() };
+    let request = PromoteRequest {
+        switchover: args.switchover,
+        to: args.to.clone(),
+        explain: args.explain,
+        end_transactions: args.end_transactions,
+    };
     let accepted = agent.order("/v1/promote", &request).await?;
     print(&format!("{}\n", accepted.message))?;
     let Some(generation) = accepted.generation.filter(|_| !args.no_wait) else {

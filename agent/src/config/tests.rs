@@ -136,7 +136,9 @@ fn broken_relations_are_reported_with_both_numbers() {
         "{text}"
     );
     assert!(
-        text.contains("postgres.stop_timeout < switchover_timeout does not hold: 20s is not below 15s"),
+        text.contains(
+            "drain_timeout + postgres.stop_timeout < switchover_timeout does not hold: 25s is not below 20s"
+        ),
         "{text}"
     );
 }
@@ -155,5 +157,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 14 + 3 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 3 + 3);
 }

@@ -16,13 +16,11 @@ use crate::postgres::Instance;
 use crate::reconcile::LocalAction;
 use crate::salvage::Offer;
 
-/// How long running transactions may take to end before a switchover ends them.
-const DRAIN: Duration = Duration::from_millis(500);
-
 /// What actions are carried out with.
 pub(super) struct Hands {
     pub(super) instance: Instance,
     pub(super) stop_timeout: Duration,
+    pub(super) drain_timeout: Duration,
     /// For what another agent has.
     pub(super) link: Link,
     /// What shows that this is an agent of the cluster.
@@ -47,10 +45,12 @@ impl Hands {
             LocalAction::StartStandby => text(instance.start_standby(None).await),
             LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
             LocalAction::StopFast { .. } => text(instance.stop_fast(self.stop_timeout).await),
-            LocalAction::DrainAndStop => {
-                // With new work held, what runs ends in milliseconds, unless it is long.
-                if let Err(error) = instance.drain(DRAIN).await {
-                    tracing::warn!("stopping without waiting for transactions: {}", Chain(&error));
+            LocalAction::DrainAndStop { end_transactions, .. } => {
+                match instance.drain(self.drain_timeout).await {
+                    Err(error) if *end_transactions => {
+                        tracing::warn!("ending transactions: {}", Chain(&error));
+                    }
+                    drained => text(drained)?,
                 }
                 text(instance.stop_fast(self.stop_timeout).await)
             }
@@ -101,7 +101,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
             format!("rejoining the cluster as a standby of {}", upstream.node)
         }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
-        LocalAction::DrainAndStop => "stopping PostgreSQL: switchover".to_owned(),
+        LocalAction::DrainAndStop { .. } => "stopping PostgreSQL: switchover".to_owned(),
         LocalAction::Prepare(generation) => {
             format!("checkpoint before the switchover to generation {generation}")
         }

@@ -110,6 +110,27 @@ pub enum StopError {
     Watch(#[source] std::io::Error),
 }
 
+/// Why a primary was not stopped for a switchover.
+#[derive(Debug, thiserror::Error)]
+pub enum DrainError {
+    /// Something still runs.
+    #[error(
+        "transactions or statements still run after {} s, {count} in all; the oldest is {oldest}; end it (SELECT pg_terminate_backend(PID)) or switch over with --end-transactions",
+        after.as_secs_f32()
+    )]
+    Busy {
+        /// How many.
+        count: i64,
+        /// The wait.
+        after: Duration,
+        /// The one that began first.
+        oldest: String,
+    },
+    /// The server did not answer.
+    #[error("cannot tell what runs")]
+    Session(#[from] SessionError),
+}
+
 /// A checkpoint failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the checkpoint did not finish")]
@@ -170,15 +191,32 @@ impl Instance {
         stopped.map_err(|_| StopError::Killed { after: deadline })
     }
 
+    /// How many statements and transactions of clients run, and which began first.
+    pub async fn busy(&self) -> Result<(i64, String), SessionError> {
+        const BUSY: &str = "SELECT count(*), coalesce((array_agg(concat_ws(' ', 'pid', pid, 'of user', usename, \
+             'application', quote_literal(application_name)) || ', ' || state || ' for ' || \
+             extract(epoch FROM clock_timestamp() - coalesce(xact_start, query_start))::int || ' s, last statement: ' || \
+             left(regexp_replace(query, '\\s+', ' ', 'g'), 100) ORDER BY xact_start))[1], '') \
+             FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' \
+             AND application_name <> 'pgherd-agent'";
+        let session = self.session().await?;
+        let row = session.row(BUSY, &[]).await?;
+        Ok((session.take(&row, 0)?, session.take(&row, 1)?))
+    }
+
     /// Waits until no client's statement or transaction runs, no longer than `patience`. PostgreSQL
     /// announces that to nobody.
-    pub async fn drain(&self, patience: Duration) -> Result<(), SessionError> {
-        const BUSY: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
-             AND state <> 'idle' AND application_name <> 'pgherd-agent'";
-        let session = self.session().await?;
-        let patience = Patience::new(patience, Duration::from_millis(3));
-        while session.value::<i64>(BUSY).await? > 0 && patience.next().await {}
-        Ok(())
+    pub async fn drain(&self, patience: Duration) -> Result<(), DrainError> {
+        let waits = Patience::new(patience, Duration::from_millis(3));
+        loop {
+            let (count, oldest) = self.busy().await?;
+            if count == 0 {
+                return Ok(());
+            }
+            if !waits.next().await {
+                return Err(DrainError::Busy { count, after: patience, oldest });
+            }
+        }
     }
 
     /// Makes PostgreSQL write all it has in memory, so that a stop soon after is quick and pg_rewind

@@ -129,6 +129,7 @@ impl Instance {
             state,
             recruited: None,
             salvaged: None,
+            undrained: None,
             prepared: None,
             released: None,
             fenced: None,

@@ -34,7 +34,7 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             same_generation(state, *generation)?;
             set_service(state, *node, service.clone(), *at)
         }
-        Command::Begin { generation, kind, from, to, reason, allow_data_loss, at } => {
+        Command::Begin { generation, kind, from, to, reason, allow_data_loss, end_transactions, at } => {
             same_generation(state, *generation)?;
             let change = Change {
                 kind: *kind,
@@ -48,13 +48,15 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
                 },
                 reason: reason.clone(),
                 allow_data_loss: *allow_data_loss,
+                end_transactions: *end_transactions,
                 begun: *at,
             };
             begin(state, change)
         }
         Command::Stop { generation } => stop(state, *generation),
-        Command::Grant { generation, node, received, old_end, at } => {
-            grant(state, *generation, *node, (*received, *old_end), *at)
+        Command::Grant { generation, node, received, old_end, rolled_back, at } => {
+            let end = (*received, *old_end);
+            grant(state, *generation, *node, end, rolled_back.as_deref(), *at)
         }
         Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
         Command::Abandon { generation, reason, at } => abandon(state, *generation, reason, *at),
@@ -232,6 +234,7 @@ fn grant(
     generation: Generation,
     node: NodeId,
     (received, old_end): (Lsn, Option<OldEnd>),
+    rolled_back: Option<&str>,
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let to = database(state, node)?.descriptor.name.clone();
@@ -255,7 +258,10 @@ fn grant(
         generation,
         from,
         to,
-        reason: change.reason,
+        reason: match rolled_back {
+            Some(why) => format!("{}; rolled back: {why}", change.reason),
+            None => change.reason,
+        },
         begun: change.begun,
         granted: at,
         serving: None,
@@ -304,7 +310,8 @@ fn abandon(
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let change = in_flight(state, generation)?;
-    if change.phase != ChangePhase::Preparing {
+    // In the second one, its agent has said that it does not stop it any more.
+    if !matches!(change.phase, ChangePhase::Preparing | ChangePhase::Stopping) {
         return Err(Rejected::WrongPhase);
     }
     let change = change.clone();

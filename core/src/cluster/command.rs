@@ -56,6 +56,9 @@ pub enum Command {
         reason: String,
         /// Whether an operator accepted the loss of transactions that no standby has.
         allow_data_loss: bool,
+        /// Switchover: whether an operator accepted that transactions which do not end in time are ended.
+        #[serde(default)]
+        end_transactions: bool,
         /// Now.
         at: WallTime,
     },
@@ -76,6 +79,9 @@ pub enum Command {
         /// Failover: how far the WAL of the primary before goes.
         #[serde(default)]
         old_end: Option<OldEnd>,
+        /// The role goes back to the old primary: why.
+        #[serde(default)]
+        rolled_back: Option<String>,
         /// Now.
         at: WallTime,
     },
@@ -88,7 +94,8 @@ pub enum Command {
         /// Now.
         at: WallTime,
     },
-    /// Gives up a switchover of which nothing irreversible has happened yet.
+    /// Gives up a switchover of which nothing irreversible has happened yet: the old primary was not stopped, and its
+    /// agent is not about to.
     Abandon {
         /// Of the change.
         generation: Generation,

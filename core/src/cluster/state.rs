@@ -89,6 +89,9 @@ pub struct Change {
     pub reason: String,
     /// Whether an operator accepted the loss of transactions that no standby has.
     pub allow_data_loss: bool,
+    /// Switchover: whether an operator accepted that transactions which do not end in time are ended.
+    #[serde(default)]
+    pub end_transactions: bool,
     /// When it was begun.
     pub begun: WallTime,
 }

@@ -50,10 +50,18 @@ fn commands() -> Vec<Command> {
                     to,
                     reason,
                     allow_data_loss,
+                    end_transactions: false,
                     at,
                 });
             }
-            commands.push(Command::Grant { generation, node, received: Lsn(1), old_end: None, at });
+            commands.push(Command::Grant {
+                generation,
+                node,
+                received: Lsn(1),
+                old_end: None,
+                rolled_back: None,
+                at,
+            });
             commands.push(Command::Serve { generation, timeline: Timeline(1), at });
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, reason: reason(), at });
@@ -157,6 +165,7 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
         to: None,
         reason: "it crashed".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin(generation(1)), 10), Applied::Changed);
@@ -168,6 +177,7 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
         node: NodeId(2),
         received: Lsn(1),
         old_end: None,
+        rolled_back: None,
         at: WallTime(4),
     };
     assert_eq!(apply(&mut state, &grant, 12), Applied::Changed);
@@ -217,9 +227,24 @@ fn the_history_is_bounded() {
         let at = WallTime(round);
         let reason = "again".to_owned();
         let kind = ChangeKind::Failover;
-        let begin =
-            Command::Begin { generation: decided, kind, from, to: None, reason, allow_data_loss: false, at };
-        let grant = Command::Grant { generation: next, node: to, received: Lsn(round), old_end: None, at };
+        let begin = Command::Begin {
+            generation: decided,
+            kind,
+            from,
+            to: None,
+            reason,
+            allow_data_loss: false,
+            end_transactions: false,
+            at,
+        };
+        let grant = Command::Grant {
+            generation: next,
+            node: to,
+            received: Lsn(round),
+            old_end: None,
+            rolled_back: None,
+            at,
+        };
         let serve = Command::Serve { generation: next, timeline: Timeline(2), at };
         for command in [begin, grant, serve] {
             let revision = state.revision + 1;
@@ -272,6 +297,7 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         to: None,
         reason: "it crashed".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
@@ -280,6 +306,7 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         node,
         received: Lsn(1),
         old_end: None,
+        rolled_back: None,
         at: WallTime(4),
     };
     assert_eq!(apply(&mut state, &grant(NodeId(3)), 12), Applied::Rejected(Rejected::NotAVoter(NodeId(3))));
@@ -302,13 +329,21 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
         to: None,
         reason: "test".to_owned(),
         allow_data_loss,
+        end_transactions: false,
         at,
     };
     let log = [
         Command::Form { identity, primary: NodeId(1), members, at },
         Command::Serve { generation: generation(1), timeline: Timeline(1), at },
         begin(generation(1), NodeId(1), false),
-        Command::Grant { generation: generation(2), node: NodeId(2), received: Lsn(1), old_end: None, at },
+        Command::Grant {
+            generation: generation(2),
+            node: NodeId(2),
+            received: Lsn(1),
+            old_end: None,
+            rolled_back: None,
+            at,
+        },
         begin(generation(2), NodeId(2), true),
     ];
     let mut state = ClusterState::default();

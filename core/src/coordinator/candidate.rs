@@ -25,6 +25,11 @@ impl Rank {
         self.id.0
     }
 
+    /// The operator's order among those that have everything: the least comes first.
+    pub(super) fn preference(self) -> (u32, NodeId) {
+        (self.priority.0, self.id.0)
+    }
+
     pub(super) fn received(self) -> Lsn {
         self.received
     }

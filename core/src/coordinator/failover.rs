@@ -73,6 +73,7 @@ impl View<'_> {
             to,
             reason: trouble.reason,
             allow_data_loss: false,
+            end_transactions: false,
             at: self.wall,
         })
     }
@@ -332,7 +333,14 @@ impl View<'_> {
         report.doing.push(format!("{}: {} becomes primary", change.kind, self.name(node)));
         let replaced = change.kind == ChangeKind::Failover && change.from != node;
         let old_end = replaced.then(|| self.old_end(change.from)).flatten();
-        Command::Grant { generation: change.generation, node, received, old_end, at: self.wall }
+        Command::Grant {
+            generation: change.generation,
+            node,
+            received,
+            old_end,
+            rolled_back: None,
+            at: self.wall,
+        }
     }
 
     /// How far the WAL of a primary that is replaced goes, for the record.

@@ -1,7 +1,7 @@
 //! A planned change of primary: prepare, stop the old one cleanly, hand over, or roll back.
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{NodeId, NodeName};
+use pgherd_common::{Lsn, NodeId, NodeName};
 
 use super::report::{NotYet, Report};
 use super::view::View;
@@ -55,7 +55,11 @@ impl SwitchoverRefused {
 
 impl View<'_> {
     /// An operator asks for a switchover.
-    pub fn plan_switchover(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
+    pub fn plan_switchover(
+        &self,
+        to: Option<&NodeName>,
+        end_transactions: bool,
+    ) -> Result<Command, SwitchoverRefused> {
         if let Some(change) = &self.state.change {
             return Err(SwitchoverRefused::ChangeInFlight(change.kind));
         }
@@ -65,14 +69,15 @@ impl View<'_> {
             return Err(SwitchoverRefused::PrimaryNotInService(self.name(from)));
         }
         let (ranks, mut rejected) = self.ranks(from, to);
-        let fit = ranks.iter().find(|rank| match self.fit_for_switchover(rank.node(), from) {
+        let fit = ranks.iter().filter(|rank| match self.fit_for_switchover(rank.node(), from) {
             Ok(()) => true,
             Err(reason) => {
                 rejected.push(reason);
                 false
             }
         });
-        let Some(rank) = fit else { return Err(no_target(rejected)) };
+        // Whoever it is gets all the WAL before it is promoted, so that the operator's order is what counts.
+        let Some(rank) = fit.min_by_key(|rank| rank.preference()) else { return Err(no_target(rejected)) };
         Ok(Command::Begin {
             generation: self.state.generation,
             kind: ChangeKind::Switchover,
@@ -80,8 +85,32 @@ impl View<'_> {
             to: Some(rank.node()),
             reason: "an operator asked for a switchover".to_owned(),
             allow_data_loss: false,
+            end_transactions,
             at: self.wall,
         })
+    }
+
+    /// An operator asks what a switchover would do: who would become the primary, and how the others compare.
+    pub fn explain_switchover(&self, to: Option<&NodeName>) -> Result<Vec<String>, SwitchoverRefused> {
+        let chosen = match self.plan_switchover(to, false)? {
+            Command::Begin { to: Some(to), .. } => to,
+            ref other => unreachable!("a switchover has a target: {other:?}"),
+        };
+        let (from, _) = self.check_request(to)?;
+        let (ranks, rejected) = self.ranks(from, None);
+        let mut lines =
+            vec![format!("{} would become the primary instead of {}", self.name(chosen), self.name(from))];
+        for rank in ranks {
+            let id = rank.node();
+            let priority = self.state.members.get(&id).map_or(0, Member::priority);
+            let behind = self.last_primary_position(from).map_or(0, |end| end.bytes_since(rank.received()));
+            lines.push(match self.fit_for_switchover(id, from) {
+                Ok(()) => format!("{}: {behind} bytes behind, priority {priority}", self.name(id)),
+                Err(reason) => reason,
+            });
+        }
+        lines.extend(rejected);
+        Ok(lines)
     }
 
     /// An operator asks for a promotion come what may. Also the way out of a change that is stuck.
@@ -101,6 +130,7 @@ impl View<'_> {
             to,
             reason: "an operator forced a promotion".to_owned(),
             allow_data_loss: true,
+            end_transactions: false,
             at: self.wall,
         })
     }
@@ -183,12 +213,20 @@ impl View<'_> {
         };
         let Some(stopped) = old.stopped() else {
             report.waiting.push(step(change.from, "stop"));
+            if old.undrained == Some(change.generation) {
+                // Its agent does not stop it any more: whatever runs there goes on.
+                let why = old.trouble.clone().unwrap_or("transactions did not end".to_owned());
+                report.doing.push(format!("{}: given up: {why}", change.kind));
+                let generation = change.generation;
+                return Some(Command::Abandon { generation, reason: why, at: self.wall });
+            }
             if !overdue {
                 return None;
             }
-            // Never stopped: it simply goes on, under a new generation.
+            let why = format!("it did not stop within {:?}", self.policy.switchover_timeout);
+            // It may be about to stop: it goes on under a new generation.
             return match old.running().filter(|running| !running.in_recovery) {
-                Some(running) => Some(self.grant(change, change.from, running.position, report)),
+                Some(running) => Some(self.roll_back(change, running.position, why, report)),
                 None => self.lost_while_stopping(change, report),
             };
         };
@@ -196,7 +234,7 @@ impl View<'_> {
             report.waiting.push(step(change.from, "be gone"));
             return None;
         }
-        if stopped.clean {
+        let why = if stopped.clean {
             let holds_all = |id: NodeId| {
                 self.running(id)
                     .filter(|r| r.in_recovery && r.received > stopped.checkpoint)
@@ -211,9 +249,26 @@ impl View<'_> {
                 report.waiting.push(step(change.to.unwrap_or(change.from), "receive the last of the WAL"));
                 return None;
             }
-        }
+            let to = self.name(change.to.unwrap_or(change.from));
+            format!("{to} did not receive the last of the WAL")
+        } else {
+            format!("{} did not stop cleanly", self.name(change.from))
+        };
         // The target does not have everything: back to the old primary, which does.
-        Some(self.grant(change, change.from, stopped.checkpoint, report))
+        Some(self.roll_back(change, stopped.checkpoint, why, report))
+    }
+
+    /// The old primary stays what it is.
+    fn roll_back(&self, change: &Change, position: Lsn, why: String, report: &mut Report) -> Command {
+        report.doing.push(format!("{}: rolled back: {why}", change.kind));
+        Command::Grant {
+            generation: change.generation,
+            node: change.from,
+            received: position,
+            old_end: None,
+            rolled_back: Some(why),
+            at: self.wall,
+        }
     }
 
     /// The old primary's node vanished on the way: from here on it is a failover.
@@ -227,6 +282,7 @@ impl View<'_> {
             to: None,
             reason: format!("{name} was lost during a switchover"),
             allow_data_loss: false,
+            end_transactions: false,
             at: self.wall,
         })
     }

@@ -205,6 +205,7 @@ fn observation(id: u64) -> NodeObservation {
             state: PostgresState::Running(running(id != 1)),
             recruited: None,
             salvaged: None,
+            undrained: None,
             prepared: None,
             released: None,
             fenced: None,
@@ -657,7 +658,7 @@ fn nothing_forms_while_a_server_is_neither_up_nor_down() {
 fn a_switchover_hands_over_only_what_the_target_wholly_has() {
     let mut rig = Rig::formed();
     let target = "server3".parse().unwrap();
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&target)).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&target), false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.pass(&[]);
     assert_eq!(rig.state.topology().unwrap().unwrap().primary().unwrap().id, NodeId(1), "nobody is held yet");
@@ -679,7 +680,7 @@ fn a_switchover_hands_over_only_what_the_target_wholly_has() {
 #[test]
 fn a_switchover_whose_target_vanishes_is_rolled_back() {
     let mut rig = Rig::formed();
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None, false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.postgres(1).prepared = Some(rig.state.generation.next());
     rig.pass(&[]);
@@ -697,7 +698,7 @@ fn a_switchover_whose_target_vanishes_is_rolled_back() {
 #[test]
 fn a_primary_lost_during_a_switchover_is_failed_over() {
     let mut rig = Rig::formed();
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None, false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.postgres(1).prepared = Some(rig.state.generation.next());
     rig.pass(&[]);
@@ -716,11 +717,32 @@ fn a_primary_lost_during_a_switchover_is_failed_over() {
 }
 
 #[test]
+fn a_switchover_whose_transactions_do_not_end_is_rolled_back_and_says_so() {
+    let mut rig = Rig::formed();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None, false).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    let generation = rig.state.generation.next();
+    rig.postgres(1).prepared = Some(generation);
+    rig.pass(&[]);
+    rig.pass(&[]);
+    assert_eq!(rig.state.change.as_ref().unwrap().phase, ChangePhase::Stopping);
+    let postgres = rig.postgres(1);
+    (postgres.undrained, postgres.trouble) = (Some(generation), Some("2 transactions still run".to_owned()));
+    rig.pass(&[]);
+    rig.pass(&[]);
+    // The same generation: to proxies, what runs there has lost nothing.
+    assert_eq!((rig.state.serving(), rig.state.generation.next()), (Some(NodeId(1)), generation));
+    let entry = rig.state.history.last().unwrap();
+    assert_eq!(entry.outcome, Outcome::RolledBack);
+    assert_eq!(entry.reason, "an operator asked for a switchover; given up: 2 transactions still run");
+}
+
+#[test]
 fn a_switchover_is_refused_with_the_reason() {
     let rig = Rig::formed();
     let refused = |rig: &Rig, to: &str| {
         let to = to.parse().unwrap();
-        rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&to)).unwrap_err().to_string()
+        rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(Some(&to), false).unwrap_err().to_string()
     };
     assert_eq!(refused(&rig, "server1"), "server1 already is the primary");
     assert_eq!(refused(&rig, "server4"), "server4 is not a database node of this cluster");

@@ -104,6 +104,7 @@ fn state(rig: &mut Rig, state: State) {
         to: to.map(NodeId),
         reason: "test".to_owned(),
         allow_data_loss,
+        end_transactions: false,
         at: WallTime(0),
     };
     let grant = |node: u64| Command::Grant {
@@ -111,6 +112,7 @@ fn state(rig: &mut Rig, state: State) {
         node: NodeId(node),
         received: Lsn(0),
         old_end: None,
+        rolled_back: None,
         at: WallTime(0),
     };
     match state {

@@ -32,6 +32,7 @@ pub struct Before {
 pub(super) struct Duty {
     pub(super) recruited: Option<Generation>,
     pub(super) salvaged: Option<Generation>,
+    pub(super) undrained: Option<Generation>,
     pub(super) prepared: Option<Generation>,
     pub(super) released: Option<Generation>,
     pub(super) fenced: Option<String>,
@@ -45,6 +46,9 @@ impl Duty {
     pub(super) fn acted(&mut self, done: &Done) {
         if let Err(error) = &done.result {
             self.trouble = gist(error);
+            if let LocalAction::DrainAndStop { generation, .. } = &done.action {
+                self.undrained = Some(*generation);
+            }
             return;
         }
         self.trouble = None;
@@ -52,7 +56,7 @@ impl Duty {
             LocalAction::Recruit(generation) => self.recruited = Some(*generation),
             LocalAction::Salvage { generation, .. } => self.salvaged = Some(*generation),
             LocalAction::Prepare(generation) => self.prepared = Some(*generation),
-            LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop => {
+            LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop { .. } => {
                 self.released = done.before.primary_of.or(self.released);
                 self.stopped_here |= done.before.ran;
                 if let LocalAction::Fence { reason } = &done.action
@@ -76,6 +80,7 @@ impl Duty {
         PostgresObservation {
             recruited: self.recruited,
             salvaged: self.salvaged,
+            undrained: self.undrained,
             prepared: self.prepared,
             released: self.released,
             fenced: self.fenced.clone(),

@@ -116,6 +116,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         }),
         recruited: None,
         salvaged: None,
+        undrained: None,
         prepared: None,
         released: None,
         fenced: None,
@@ -183,6 +184,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         to,
         reason,
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     });
     let next = generation.next();
@@ -192,6 +194,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        rolled_back: None,
         at: WallTime(0),
     });
     assert_eq!(rig.node.fence_at(rig.now), fence_at, "not prolonged, not lost");
@@ -247,6 +250,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         to: None,
         reason,
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -255,6 +259,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        rolled_back: None,
         at: WallTime(0),
     });
     rig.node.look(postgres(true));
@@ -291,11 +296,12 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
         to: Some(NodeId(2)),
         reason: "test".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     });
     rig.commit(&Command::Stop { generation: generation.next() });
     let stop = rig.turn().act.unwrap();
-    assert_eq!(stop.action, LocalAction::DrainAndStop);
+    assert!(matches!(stop.action, LocalAction::DrainAndStop { end_transactions: false, .. }), "{stop:?}");
     rig.node.look(down(true));
     let fence = rig.turn().act.unwrap();
     assert!(fence.abort && fence.before.ran, "{fence:?}");
@@ -345,6 +351,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
         to: None,
         reason: "test".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -449,6 +456,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         to: None,
         reason: "test".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     };
     rig.commit(&begin(first));
@@ -457,6 +465,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        rolled_back: None,
         at: WallTime(0),
     });
     rig.answered(rig.now);

@@ -84,6 +84,7 @@ impl Rig {
                 state: own,
                 recruited: None,
                 salvaged: None,
+                undrained: None,
                 prepared: None,
                 released: None,
                 fenced: None,
@@ -125,6 +126,7 @@ impl Rig {
             to: None,
             reason: "test".to_owned(),
             allow_data_loss: false,
+            end_transactions: false,
             at: WallTime(0),
         });
     }
@@ -136,6 +138,7 @@ impl Rig {
             node: NodeId(node),
             received: Lsn(1000),
             old_end: None,
+            rolled_back: None,
             at: WallTime(0),
         });
     }
@@ -402,7 +405,10 @@ fn a_switchover_checkpoints_then_stops() {
     rig.commit(&Command::Stop { generation });
     assert_eq!(rig.decide(1).action, None, "proxies still send new work");
     rig.work_is_held = true;
-    assert_eq!(rig.decide(1).action, Some(LocalAction::DrainAndStop));
+    let drain = LocalAction::DrainAndStop { generation, end_transactions: false };
+    assert_eq!(rig.decide(1).action, Some(drain));
+    rig.own.undrained = Some(generation);
+    assert_eq!(rig.decide(1).action, None, "it is rolled back");
 }
 
 #[test]
@@ -508,6 +514,7 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
         to: Some(NodeId(1)),
         reason: "it crashed and nobody can take over".to_owned(),
         allow_data_loss: false,
+        end_transactions: false,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -517,6 +524,7 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
         node: NodeId(1),
         received: Lsn(0),
         old_end: None,
+        rolled_back: None,
         at: WallTime(0),
     });
     rig.fence_at = Some(at(1_000));

@@ -132,7 +132,9 @@ impl World {
             LocalAction::StartStandby => self.start(index, stage, since, StartAs::Standby(None)),
             LocalAction::Rejoin { upstream, running } => self.rejoin(index, stage, since, upstream, running),
             LocalAction::StopFast { .. } => self.stop(index, stage),
-            LocalAction::DrainAndStop => self.drain_and_stop(index, stage),
+            LocalAction::DrainAndStop { end_transactions, .. } => {
+                self.drain_and_stop(index, stage, *end_transactions)
+            }
             LocalAction::Prepare(_) | LocalAction::Checkpoint => self.checkpoint(index, stage),
             LocalAction::Recruit(_) => self.recruit(index, stage, since),
             LocalAction::Salvage { offer, .. } => self.salvage(index, stage, offer),
@@ -248,11 +250,19 @@ impl World {
         }
     }
 
-    fn drain_and_stop(&mut self, index: usize, stage: u32) -> Next {
+    fn drain_and_stop(&mut self, index: usize, stage: u32, end_transactions: bool) -> Next {
+        /// Of a thousand: somebody has left a transaction open.
+        const BUSY: u64 = 50;
+        if stage == 0 && self.rng.chance(BUSY) {
+            return Next::Step(LOOK + 2, crate::clock::micros(self.timings.drain_timeout));
+        }
         if stage == 0 {
             return Next::Step(LOOK + 1, self.rng.tailed(10 * MS, DRAIN));
         }
-        self.stop(index, if stage == LOOK + 1 { 0 } else { stage })
+        if stage == LOOK + 2 && !end_transactions {
+            return failed("a transaction still runs after 5 s");
+        }
+        self.stop(index, if stage > LOOK { 0 } else { stage })
     }
 
     fn checkpoint(&mut self, index: usize, stage: u32) -> Next {
@@ -507,7 +517,7 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::StartStandby => "starts PostgreSQL as a standby".to_owned(),
         LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
         LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
-        LocalAction::DrainAndStop => "drains and stops PostgreSQL: switchover".to_owned(),
+        LocalAction::DrainAndStop { .. } => "drains and stops PostgreSQL: switchover".to_owned(),
         LocalAction::Prepare(generation) => {
             format!("checkpoints for the switchover to generation {generation}")
         }

@@ -211,7 +211,7 @@ impl World {
     }
 
     pub(super) fn check_action(&mut self, index: usize, action: &LocalAction) {
-        if *action != LocalAction::DrainAndStop {
+        if !matches!(action, LocalAction::DrainAndStop { .. }) {
             return;
         }
         let Some(worker) = &self.machines[index].worker else { return };

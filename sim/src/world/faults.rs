@@ -341,7 +341,7 @@ impl World {
         let plan = if forced {
             node.plan_forced(to.as_ref(), now, wall)
         } else {
-            node.plan_switchover(to.as_ref(), now, wall)
+            node.plan_switchover(to.as_ref(), false, now, wall)
         };
         match plan {
             Ok(command) => self.propose_as_operator(leader, command),

@@ -159,6 +159,7 @@ impl World {
             state,
             recruited: None,
             salvaged: None,
+            undrained: None,
             prepared: None,
             released: None,
             fenced: None,

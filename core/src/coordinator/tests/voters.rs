@@ -176,7 +176,7 @@ fn the_primary_keeps_its_vote_and_nobody_leaves_without_its_word() {
 fn nothing_is_planned_during_a_change_of_primary() {
     let mut rig = Rig::formed();
     rig.pass_seconds(5, &[3]);
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_switchover(None, false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.pass_seconds(8, &[3]);
     assert!(rig.state.change.is_some());

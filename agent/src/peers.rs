@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome};
 use crate::driver::Event;
 use crate::observation::RemoteDatabase;
+use crate::postgres::FetchError;
 use crate::proof;
 
 /// Where an agent gives away the WAL that its dead PostgreSQL has left.
@@ -99,6 +100,12 @@ pub enum CallError {
         /// What it said.
         reason: String,
     },
+}
+
+impl FetchError for CallError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
 }
 
 impl Link {

@@ -41,7 +41,7 @@ pub use instance::Instance;
 pub use open::OpenError;
 pub use rejoin::{RejoinError, Rejoined};
 pub use rewind::RewindError;
-pub use salvage::{CHUNK_MAX, SalvageError};
+pub use salvage::{CHUNK_MAX, FetchError, SalvageError};
 pub use session::SessionError;
 pub use settings::{Settings, Upstream};
 pub use slots::SlotsError;

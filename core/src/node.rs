@@ -453,8 +453,13 @@ impl Node {
                 before.ran |= begun.ran && interrupted.stops();
                 true
             }
+            // Whoever is chosen now has what it has; whoever is not, follows.
+            Some((LocalAction::Salvage { .. }, _)) => !matches!(action, LocalAction::Salvage { .. }),
             Some(_) => return None,
         };
+        if matches!((&self.acting, &action), (Some(_), LocalAction::Salvage { .. })) {
+            return None;
+        }
         if action.makes_writable() {
             // Whatever was released before, this is not: it has to be fenced to be so again.
             self.duty.released = None;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use pgherd_common::wal::TimelineHistory;
-use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline};
+use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
@@ -80,8 +80,9 @@ pub struct PostgresObservation {
     /// The generation for which this server has fetched what the old primary had left on its disk, as far as it could be
     /// replayed. Set together with a position read afterwards.
     pub salvaged: Option<Generation>,
-    /// The switchover for which the transactions of this primary did not end in time; `trouble` says which.
-    pub undrained: Option<Generation>,
+    /// When the switchover was begun for which the transactions of this primary did not end in time; `trouble` says
+    /// which.
+    pub undrained: Option<WallTime>,
     /// The switchover this primary has checkpointed for.
     pub prepared: Option<Generation>,
     /// The newest generation of which this node gave up the primary role: every process of the

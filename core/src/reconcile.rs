@@ -13,7 +13,7 @@ use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName};
+use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName, WallTime};
 
 use crate::cluster::{Change, ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
 use crate::defect::{Defect, planted};
@@ -46,8 +46,8 @@ pub enum LocalAction {
     },
     /// Wait for running transactions to end, then stop it cleanly. If they do not end in time it goes on as it is.
     DrainAndStop {
-        /// Of the switchover.
-        generation: Generation,
+        /// When the switchover was begun: a later one may be to the same generation.
+        begun: WallTime,
         /// End those that do not end in time, rather than give up.
         end_transactions: bool,
     },
@@ -557,14 +557,14 @@ fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
         (ChangePhase::Stopping, PostgresState::Running(_)) if !s.work_is_held => {
             Reconciliation::wait("waiting for the proxies to hold new work")
         }
-        (ChangePhase::Stopping, PostgresState::Running(_)) if s.own.undrained == Some(change.generation) => {
+        (ChangePhase::Stopping, PostgresState::Running(_)) if s.own.undrained == Some(change.begun) => {
             Reconciliation::wait(
                 "transactions did not end in time: waiting for the switchover to be rolled back",
             )
         }
         (ChangePhase::Stopping, PostgresState::Running(_) | PostgresState::Starting { .. }) => {
-            let (generation, end_transactions) = (change.generation, change.end_transactions);
-            Reconciliation::act(LocalAction::DrainAndStop { generation, end_transactions })
+            let (begun, end_transactions) = (change.begun, change.end_transactions);
+            Reconciliation::act(LocalAction::DrainAndStop { begun, end_transactions })
         }
         (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
         (_, _) => Reconciliation::default(),

@@ -96,7 +96,7 @@ pub(super) async fn busy(State(api): State<Api>) -> Result<Json<Busy>, Refused> 
         let error = format!("{node} is a witness: nothing runs there");
         return Err(Refused::new(StatusCode::NOT_FOUND, error, "ask the agent of a database node"));
     };
-    let (count, oldest) = instance.busy().await.map_err(|error| {
+    let (count, oldest) = instance.busy(None).await.map_err(|error| {
         let error = format!("what runs on {node} cannot be told: {}", Chain(&error));
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, "pgherd node-status says how PostgreSQL is")
     })?;

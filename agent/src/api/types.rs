@@ -233,7 +233,7 @@ pub struct PromoteRequest {
 pub struct Busy {
     /// Statements and transactions that run now.
     pub count: i64,
-    /// The one that began first, and what it did last.
+    /// The one that began first: whose it is, and how long it has run.
     pub oldest: String,
 }
 

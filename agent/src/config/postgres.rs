@@ -42,7 +42,7 @@ pub struct Postgres {
 impl Postgres {
     /// What all agents of the cluster know and nobody else: the databases are replicas, so the logins are the same.
     pub(crate) fn shared_secret(&self) -> Option<&Secret> {
-        self.password.as_ref().or(self.replication_password.as_ref())
+        self.password.as_ref()
     }
 
     pub(super) fn read(r: &mut Reader, mut section: Section) -> Option<Self> {

@@ -69,18 +69,22 @@ impl Hands {
         }
     }
 
+    /// An error only if another attempt may do better.
     async fn salvage(&self, offer: &Offer) -> Result<(), String> {
+        let (from, end) = (&offer.node, offer.wal.end);
         let Some(secret) = &self.secret else {
-            return Err(
-                "agents give WAL to each other only with a password: set postgres.password on all nodes"
-                    .to_owned(),
-            );
+            tracing::error!(%from, "agents give WAL to each other only with a password: set postgres.password on all nodes");
+            return Ok(());
         };
         let timeline = offer.wal.timeline;
-        let fetch = |from: Lsn, length: u64| self.link.left_wal(&offer.agent, secret, timeline, from, length);
-        let replayed =
-            self.instance.salvage(offer.wal, fetch).await.map_err(|error| Chain(&error).to_string())?;
-        tracing::info!(from = %offer.node, %replayed, end = %offer.wal.end, "took over the WAL that the old primary left");
+        let fetch = |at: Lsn, length: u64| self.link.left_wal(&offer.agent, secret, timeline, at, length);
+        match self.instance.salvage(offer.wal, fetch).await {
+            Ok(replayed) => {
+                tracing::info!(%from, %replayed, %end, "took over the WAL that the old primary left")
+            }
+            Err(error) if error.is_final() => tracing::error!(%from, %end, "{}", Chain(&error)),
+            Err(error) => return Err(Chain(&error).to_string()),
+        }
         Ok(())
     }
 }

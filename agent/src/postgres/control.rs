@@ -191,25 +191,28 @@ impl Instance {
         stopped.map_err(|_| StopError::Killed { after: deadline })
     }
 
-    /// How many statements and transactions of clients run, and which began first.
-    pub async fn busy(&self) -> Result<(i64, String), SessionError> {
-        const BUSY: &str = "SELECT count(*), coalesce((array_agg(concat_ws(' ', 'pid', pid, 'of user', usename, \
-             'application', quote_literal(application_name)) || ', ' || state || ' for ' || \
-             extract(epoch FROM clock_timestamp() - coalesce(xact_start, query_start))::int || ' s, last statement: ' || \
-             left(regexp_replace(query, '\\s+', ' ', 'g'), 100) ORDER BY xact_start))[1], '') \
-             FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle' \
-             AND application_name <> 'pgherd-agent'";
+    /// How many statements and transactions of clients run that began by `until` (now, if `None`), and which of them began
+    /// first. Nothing of what they say: that may be secret.
+    pub async fn busy(&self, until: Option<&str>) -> Result<(i64, String), SessionError> {
+        const BUSY: &str = "SELECT count(*), coalesce((array_agg(format('pid %s of user %s, application %L, %s for %s s', \
+             pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - began)::int) \
+             ORDER BY began))[1], '') \
+             FROM (SELECT *, coalesce(xact_start, query_start) AS began FROM pg_stat_activity) AS activity \
+             WHERE backend_type = 'client backend' AND state NOT IN ('idle', 'disabled') \
+             AND application_name <> 'pgherd-agent' \
+             AND began <= coalesce($1::text::timestamptz, clock_timestamp())";
         let session = self.session().await?;
-        let row = session.row(BUSY, &[]).await?;
+        let row = session.row(BUSY, &[&until]).await?;
         Ok((session.take(&row, 0)?, session.take(&row, 1)?))
     }
 
-    /// Waits until no client's statement or transaction runs, no longer than `patience`. PostgreSQL
-    /// announces that to nobody.
+    /// Waits until none of the clients' statements and transactions runs any more that run now, no longer than
+    /// `patience`. PostgreSQL announces that to nobody. What clients begin meanwhile that no proxy holds does not count.
     pub async fn drain(&self, patience: Duration) -> Result<(), DrainError> {
+        let begun: String = self.session().await?.value("SELECT clock_timestamp()::text").await?;
         let waits = Patience::new(patience, Duration::from_millis(3));
         loop {
-            let (count, oldest) = self.busy().await?;
+            let (count, oldest) = self.busy(Some(&begun)).await?;
             if count == 0 {
                 return Ok(());
             }

@@ -27,16 +27,22 @@ const MAGIC: u16 = 0xD100;
 const RECORD_HEADER: usize = 24;
 const ALIGNMENT: usize = 8;
 
-/// Where the WAL ends that the newest timeline has here; `None` when none of it can be read.
-pub(super) fn find(data_dir: &Path) -> Option<LeftWal> {
-    let mut segments: Vec<Segment> = fs::read_dir(wal_dir(data_dir))
-        .ok()?
-        .flatten()
-        .filter_map(|entry| Segment::named(entry.file_name().to_str()?, &entry.path()))
-        .collect();
+/// Where the WAL ends that the newest timeline has here; `None` when there is none. An error where that cannot be told: an
+/// end that is too early would be taken for the truth.
+pub(super) fn find(data_dir: &Path) -> io::Result<Option<LeftWal>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(wal_dir(data_dir))? {
+        let entry = entry?;
+        segments.extend(entry.file_name().to_str().and_then(|name| Segment::named(name, &entry.path())));
+    }
     segments.sort_unstable_by_key(|segment| Reverse((segment.timeline, segment.log, segment.low)));
-    // Files kept for later hold what they held before.
-    segments.iter().find_map(Segment::end)
+    for segment in segments {
+        // Files kept for later hold what they held before.
+        if let Some(end) = segment.end()? {
+            return Ok(Some(end));
+        }
+    }
+    Ok(None)
 }
 
 /// Up to `length` bytes from `from` on, as they lie in the files of a timeline; fewer where those end.
@@ -97,33 +103,36 @@ impl Segment {
         Some(Self { timeline, log, low, path: path.to_owned() })
     }
 
-    /// Where the WAL in this file ends; `None` when it holds none of its own.
-    fn end(&self) -> Option<LeftWal> {
-        let file = File::open(&self.path).ok()?;
-        let size = size_of(&file).ok()?;
+    /// Where the WAL in this file ends; `None` when it holds none of its own, or nothing but a part of a record that began
+    /// in an earlier one and is not whole.
+    fn end(&self) -> io::Result<Option<LeftWal>> {
+        let file = File::open(&self.path)?;
+        let size = size_of(&file)?;
         let start = (self.log << 32) + self.low * size;
         let mut first = [0; LONG_HEADER];
-        file.read_exact_at(&mut first, 0).ok()?;
-        let page_size = u64::from(u32::from_ne_bytes(field(&first, 36)?));
+        file.read_exact_at(&mut first, 0)?;
+        let page_size = field(&first, 36).map_or(0, |size| u64::from(u32::from_ne_bytes(size)));
         let sane = page_size.is_power_of_two() && (1 << 10..=1 << 16).contains(&page_size);
         if !sane || !self.is_page(&first, start) {
-            return None;
+            return Ok(None);
         }
         // Pages are written one after the other: all up to some page belong here, and none behind it.
         let (mut good, mut bad) = (0, size / page_size);
         while bad - good > 1 {
             let middle = u64::midpoint(good, bad);
             let mut header = [0; SHORT_HEADER];
-            file.read_exact_at(&mut header, middle * page_size).ok()?;
+            file.read_exact_at(&mut header, middle * page_size)?;
             if self.is_page(&header, start + middle * page_size) { good = middle } else { bad = middle }
         }
-        let mut page = vec![0; usize::try_from(page_size).ok()?];
-        // A record that goes on through whole pages and is not whole began on an earlier one.
-        let end = (0..=good).rev().find_map(|number| {
-            file.read_exact_at(&mut page, number * page_size).ok()?;
-            end_in(&page).map(|end| start + number * page_size + end)
-        });
-        Some(LeftWal { timeline: self.timeline, end: Lsn(end.unwrap_or(start)) })
+        let mut page = vec![0; usize::try_from(page_size).unwrap_or(0)];
+        for number in (0..=good).rev() {
+            file.read_exact_at(&mut page, number * page_size)?;
+            if let Some(end) = end_in(&page) {
+                let end = Lsn(start + number * page_size + end);
+                return Ok(Some(LeftWal { timeline: self.timeline, end }));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a page belongs at this position.
@@ -230,7 +239,7 @@ mod tests {
     fn the_end_lies_in_the_last_page_that_belongs_where_it_is() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("pg_wal")).unwrap();
-        assert_eq!(find(dir.path()), None);
+        assert_eq!(find(dir.path()).unwrap(), None);
         let write = |name: &str, pages: &[Vec<u8>]| {
             let mut bytes = pages.concat();
             bytes.resize(usize::try_from(SEGMENT).unwrap(), 0);
@@ -242,7 +251,7 @@ mod tests {
         write("000000010000000000000004", &[page(SEGMENT, 0, &[24]), page(SEGMENT + 8192, 0, &[24])]);
         fs::write(dir.path().join("pg_wal/00000002.history"), "").unwrap();
         let left = LeftWal { timeline: Timeline(1), end: Lsn(first + 8192 + 24 + 40) };
-        assert_eq!(find(dir.path()), Some(left));
+        assert_eq!(find(dir.path()).unwrap(), Some(left));
 
         // A record that fills the rest of the segment and goes on in the next one, where it has not arrived.
         let whole: Vec<Vec<u8>> = (0..SEGMENT / 8192)
@@ -255,7 +264,13 @@ mod tests {
             })
             .collect();
         write("000000010000000000000003", &whole);
-        assert_eq!(find(dir.path()).unwrap().end, Lsn(first + 100 * 8192));
+        assert_eq!(find(dir.path()).unwrap().unwrap().end, Lsn(first + 100 * 8192));
+        let rest = page(first + SEGMENT, 1 << 19, &[]);
+        write("000000010000000000000004", &[rest]);
+        assert_eq!(find(dir.path()).unwrap().unwrap().end, Lsn(first + 100 * 8192), "nor does it end there");
+        fs::write(dir.path().join("pg_wal/000000010000000000000009"), "cut short").unwrap();
+        assert!(find(dir.path()).is_err(), "what the newest file holds is not known");
+        fs::remove_file(dir.path().join("pg_wal/000000010000000000000009")).unwrap();
 
         let bytes = read(dir.path(), Timeline(1), Lsn(first + SEGMENT - 8192), 3 * 8192).unwrap();
         assert_eq!(bytes.len(), 3 * 8192, "across two files");

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::{BoxFuture, FutureExt, Shared};
 use pgherd_common::errors::Chain;
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
@@ -29,6 +30,9 @@ const FRESH: Duration = NEW_CONNECTION_EVERY;
 
 /// A file not written for so long is not being written.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// A disk that hangs must not hold up the word that nothing runs any more.
+const LEFT_PATIENCE: Duration = Duration::from_millis(300);
 
 /// What one look leaves for the next.
 #[derive(Debug, Default)]
@@ -55,8 +59,8 @@ pub(super) struct Memory {
     history: Option<(Timeline, TimelineHistory)>,
     /// `pg_control` as it was at this modification time.
     control: Option<(SystemTime, ControlData)>,
-    /// Where the WAL ends that a killed primary has left.
-    left: Option<LeftWal>,
+    /// The search for where the WAL ends that a killed primary has left.
+    left: Option<Shared<BoxFuture<'static, Option<LeftWal>>>>,
     pub(super) pulse: Pulse,
 }
 
@@ -73,7 +77,7 @@ impl Memory {
         self.down_since = if postmaster.is_some() { None } else { self.down_since.or(Some(now)) };
         self.met = postmaster.is_some().then_some(now);
         self.postmaster = postmaster;
-        (self.session, self.answered, self.fresh, self.left) = (None, None, None, None);
+        (self.session, self.answered, self.fresh) = (None, None, None);
         (self.starting_since, self.blind_since, self.highest) = (None, None, None);
         self.pulse.meet();
     }
@@ -184,7 +188,7 @@ impl Instance {
         let whole = !rewind::is_pending(self.settings());
         let clean = whole && control.is_clean();
         let standby = whole && files::standby_signal(self.data_dir()).exists();
-        let left = if whole && !clean && !standby { self.left_wal_once().await } else { None };
+        let left = if whole && !clean && !standby { self.left_wal_in_time().await } else { None };
         let memory = self.memory();
         PostgresState::Down(Stopped {
             clean,
@@ -198,15 +202,19 @@ impl Instance {
         })
     }
 
-    /// Where the WAL ends does not change while nothing runs.
-    async fn left_wal_once(&self) -> Option<LeftWal> {
-        let known = self.memory().left;
-        if known.is_some() {
-            return known;
-        }
-        let left = self.left_wal().await;
-        self.memory().left = left;
-        left
+    /// Sought anew at every look, since backends may outlive their postmaster for a moment; but one search at a time: each
+    /// that meets a disk which hangs takes a thread.
+    async fn left_wal_in_time(&self) -> Option<LeftWal> {
+        let sought = {
+            let mut memory = self.memory();
+            let under_way = memory.left.take().filter(|sought| sought.peek().is_none());
+            let sought = under_way.unwrap_or_else(|| {
+                let instance = self.clone();
+                async move { instance.left_wal().await }.boxed().shared()
+            });
+            memory.left.insert(sought).clone()
+        };
+        tokio::time::timeout(LEFT_PATIENCE, sought).await.ok().flatten()
     }
 
     /// `pg_control`, read only when it has changed: the death of a postmaster is told some

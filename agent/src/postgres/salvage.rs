@@ -1,7 +1,6 @@
 //! A standby takes over what a dead primary has left: its WAL goes where the walreceiver would have put it, and recovery
 //! reads it from there.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, fchown};
@@ -15,11 +14,12 @@ use super::files::{FileError, failed, sync_parent};
 use super::follow::FollowError;
 use super::instance::{Instance, Patience};
 use super::left_wal;
+use super::rewind;
 use super::session::{Session, SessionError};
 use crate::salvage::LeftWal;
 
 /// Of one answer of the other agent.
-pub const CHUNK_MAX: u64 = 4 << 20;
+pub const CHUNK_MAX: u64 = 256 << 10;
 /// Looks at replay, and how long it may stand still with WAL to read: three times `wal_retrieve_retry_interval`, and a
 /// busy machine.
 const REPLAY_PAUSE: Duration = Duration::from_millis(2);
@@ -36,9 +36,12 @@ pub enum SalvageError {
     /// The server did not answer.
     #[error("cannot tell how much WAL this standby has")]
     Session(#[from] SessionError),
-    /// The old primary's agent.
+    /// The old primary's agent did not answer.
     #[error("cannot fetch the WAL that the old primary has left")]
     Fetch(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The old primary's agent will not give it.
+    #[error("the WAL that the old primary has left is not to be had")]
+    Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It ends too early.
     #[error("the old primary's agent sent nothing from {0} on, although its WAL goes further")]
     Short(Lsn),
@@ -58,17 +61,41 @@ pub enum SalvageError {
     Interrupted,
 }
 
+impl SalvageError {
+    /// Whether another attempt would end alike.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Differs(_))
+    }
+}
+
+/// An error of whatever WAL is fetched with.
+pub trait FetchError: std::error::Error + Send + Sync + 'static {
+    /// Whether the other side answered that it will not.
+    fn is_refusal(&self) -> bool {
+        false
+    }
+}
+
+impl FetchError for io::Error {}
+
 impl Instance {
     /// Where the WAL ends that a primary which was killed has left here; `None` while PostgreSQL runs.
     pub async fn left_wal(&self) -> Option<LeftWal> {
         let data_dir = self.data_dir().to_owned();
-        tokio::task::spawn_blocking(move || left_wal::find(&data_dir)).await.ok().flatten()
+        let found = tokio::task::spawn_blocking(move || left_wal::find(&data_dir)).await.ok()?;
+        found.unwrap_or_else(|error| {
+            tracing::warn!("cannot tell where the WAL ends that is here: {error}");
+            None
+        })
     }
 
     /// Bytes of that WAL, at most [`CHUNK_MAX`]. Refused while PostgreSQL runs: then a standby streams.
     pub async fn read_left_wal(&self, timeline: Timeline, from: Lsn, length: u64) -> io::Result<Vec<u8>> {
         if self.postmaster()?.is_some() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "PostgreSQL runs"));
+        }
+        if rewind::is_pending(self.settings()) {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is being rewound"));
         }
         let data_dir = self.data_dir().to_owned();
         let length = usize::try_from(length.min(CHUNK_MAX)).unwrap_or(0);
@@ -84,7 +111,7 @@ impl Instance {
         fetch: impl Fn(Lsn, u64) -> F,
     ) -> Result<Lsn, SalvageError>
     where
-        E: std::error::Error + Send + Sync + 'static,
+        E: FetchError,
         F: Future<Output = Result<Vec<u8>, E>>,
     {
         let _acting = self.shared.acting.lock().await;
@@ -103,23 +130,26 @@ impl Instance {
         };
         let mut at = target.start(facts.received);
         let mut known = facts.received;
-        let mut files = Files::default();
+        let mut current = Current::default();
         while at < left.end {
             let bytes = fetch(at, (left.end.0 - at.0).min(CHUNK_MAX)).await;
-            let bytes = bytes.map_err(|error| SalvageError::Fetch(Box::new(error)))?;
+            let bytes = bytes.map_err(|error| match error.is_refusal() {
+                true => SalvageError::Refused(Box::new(error)),
+                false => SalvageError::Fetch(Box::new(error)),
+            })?;
             if bytes.is_empty() {
                 return Err(SalvageError::Short(at));
             }
             let (target, length) = (target.clone(), bytes.len() as u64);
             let write = move || {
-                target.write(&mut files, at, known, &bytes)?;
-                Ok::<_, SalvageError>(files)
+                target.write(&mut current, at, known, &bytes)?;
+                Ok::<_, SalvageError>(current)
             };
-            files = tokio::task::spawn_blocking(write).await.map_err(|_| SalvageError::Interrupted)??;
+            current = tokio::task::spawn_blocking(write).await.map_err(|_| SalvageError::Interrupted)??;
             at = Lsn(at.0 + length);
             known = known.max(at);
         }
-        let sync = move || files.sync();
+        let sync = move || current.sync();
         tokio::task::spawn_blocking(sync).await.map_err(|_| SalvageError::Interrupted)??;
         self.replay_until(&session, left.end).await
     }
@@ -146,16 +176,19 @@ impl Instance {
     }
 }
 
-/// The files written so far.
+/// The file that is being written.
 #[derive(Debug, Default)]
-struct Files(BTreeMap<PathBuf, File>);
+struct Current(Option<(PathBuf, File)>);
 
-impl Files {
+impl Current {
+    fn is(&self, path: &Path) -> bool {
+        self.0.as_ref().is_some_and(|(current, _)| current == path)
+    }
+
     fn sync(&self) -> Result<(), FileError> {
-        for (path, file) in &self.0 {
-            file.sync_all().map_err(failed("sync", path))?;
-        }
-        self.0.keys().next().map_or(Ok(()), |path| sync_parent(path))
+        let Some((path, file)) = &self.0 else { return Ok(()) };
+        file.sync_all().map_err(failed("sync", path))?;
+        sync_parent(path)
     }
 }
 
@@ -180,14 +213,15 @@ impl Target {
     }
 
     /// Writes `bytes` at `at`; what lies before `known` must be there already, and the same.
-    fn write(&self, files: &mut Files, at: Lsn, known: Lsn, bytes: &[u8]) -> Result<(), SalvageError> {
+    fn write(&self, current: &mut Current, at: Lsn, known: Lsn, bytes: &[u8]) -> Result<(), SalvageError> {
         let mut written = 0;
         while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
             let here = Lsn(at.0 + written as u64);
             let (path, offset) = (self.path(here), here.0 % self.segment);
             let length = rest.len().min(usize::try_from(self.segment - offset).unwrap_or(usize::MAX));
             let part = rest.get(..length).unwrap_or_default();
-            if !files.0.contains_key(&path) {
+            if !current.is(&path) {
+                current.sync()?;
                 let (file, is_new) = self.open(&path).map_err(failed("open", &path))?;
                 if !is_new {
                     let same = known.0.saturating_sub(here.0).min(length as u64);
@@ -198,9 +232,9 @@ impl Target {
                         return Err(SalvageError::Differs(known));
                     }
                 }
-                files.0.insert(path.clone(), file);
+                current.0 = Some((path.clone(), file));
             }
-            if let Some(file) = files.0.get(&path) {
+            if let Some((_, file)) = &current.0 {
                 file.write_all_at(part, offset).map_err(failed("write", &path))?;
             }
             written += length;

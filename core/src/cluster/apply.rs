@@ -59,7 +59,10 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             grant(state, *generation, *node, end, rolled_back.as_deref(), *at)
         }
         Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
-        Command::Abandon { generation, reason, at } => abandon(state, *generation, reason, *at),
+        Command::Abandon { generation, stopping, reason, at } => {
+            let decided_in = if *stopping { ChangePhase::Stopping } else { ChangePhase::Preparing };
+            abandon(state, *generation, decided_in, reason, *at)
+        }
         Command::SetAttached { node, attached } => {
             let member = database(state, *node)?;
             Ok(std::mem::replace(&mut member.attached, *attached) != *attached)
@@ -306,12 +309,12 @@ fn serve(
 fn abandon(
     state: &mut ClusterState,
     generation: Generation,
+    decided_in: ChangePhase,
     reason: &str,
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let change = in_flight(state, generation)?;
-    // In the second one, its agent has said that it does not stop it any more.
-    if !matches!(change.phase, ChangePhase::Preparing | ChangePhase::Stopping) {
+    if change.phase != decided_in {
         return Err(Rejected::WrongPhase);
     }
     let change = change.clone();

@@ -99,6 +99,9 @@ pub enum Command {
     Abandon {
         /// Of the change.
         generation: Generation,
+        /// The step in which that was decided: new work is held already.
+        #[serde(default)]
+        stopping: bool,
         /// Why.
         reason: String,
         /// Now.

@@ -64,7 +64,7 @@ fn commands() -> Vec<Command> {
             });
             commands.push(Command::Serve { generation, timeline: Timeline(1), at });
             commands.push(Command::Stop { generation });
-            commands.push(Command::Abandon { generation, reason: reason(), at });
+            commands.push(Command::Abandon { generation, stopping: node.0 % 2 == 0, reason: reason(), at });
         }
         commands.push(Command::Readmit { node, token: 7 });
     }

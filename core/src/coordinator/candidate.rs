@@ -25,9 +25,9 @@ impl Rank {
         self.id.0
     }
 
-    /// The operator's order among those that have everything: the least comes first.
-    pub(super) fn preference(self) -> (u32, NodeId) {
-        (self.priority.0, self.id.0)
+    /// The order among those that have everything, a disk that is well before the operator's: the least comes first.
+    pub(super) fn preference(self) -> (bool, u32, NodeId) {
+        (!self.fit, self.priority.0, self.id.0)
     }
 
     pub(super) fn received(self) -> Lsn {

@@ -332,7 +332,9 @@ impl View<'_> {
     pub(super) fn grant(&self, change: &Change, node: NodeId, received: Lsn, report: &mut Report) -> Command {
         report.doing.push(format!("{}: {} becomes primary", change.kind, self.name(node)));
         let replaced = change.kind == ChangeKind::Failover && change.from != node;
-        let old_end = replaced.then(|| self.old_end(change.from)).flatten();
+        // One that never served had nothing that anybody was told of.
+        let served = replaced && self.state.serving() == Some(change.from);
+        let old_end = served.then(|| self.old_end(change.from, node)).flatten();
         Command::Grant {
             generation: change.generation,
             node,
@@ -344,8 +346,10 @@ impl View<'_> {
     }
 
     /// How far the WAL of a primary that is replaced goes, for the record.
-    fn old_end(&self, from: NodeId) -> Option<OldEnd> {
+    fn old_end(&self, from: NodeId, to: NodeId) -> Option<OldEnd> {
+        let timeline = self.running(to).map(|running| running.timeline);
         let read = self.postgres(from).and_then(|postgres| postgres.stopped()?.left);
+        let read = read.filter(|left| Some(left.timeline) == timeline);
         match read {
             Some(left) => Some(OldEnd { at: left.end, exact: true }),
             None => self.last_primary_position(from).map(|at| OldEnd { at, exact: false }),

@@ -194,6 +194,7 @@ impl View<'_> {
             if writable { "the checkpoint took too long" } else { "the primary is no longer in service" };
         Some(Command::Abandon {
             generation: change.generation,
+            stopping: false,
             reason: format!("{}: {reason}", self.name(change.from)),
             at: self.wall,
         })
@@ -213,12 +214,12 @@ impl View<'_> {
         };
         let Some(stopped) = old.stopped() else {
             report.waiting.push(step(change.from, "stop"));
-            if old.undrained == Some(change.generation) {
+            if old.undrained == Some(change.begun) {
                 // Its agent does not stop it any more: whatever runs there goes on.
                 let why = old.trouble.clone().unwrap_or("transactions did not end".to_owned());
                 report.doing.push(format!("{}: given up: {why}", change.kind));
                 let generation = change.generation;
-                return Some(Command::Abandon { generation, reason: why, at: self.wall });
+                return Some(Command::Abandon { generation, stopping: true, reason: why, at: self.wall });
             }
             if !overdue {
                 return None;

@@ -727,7 +727,7 @@ fn a_switchover_whose_transactions_do_not_end_is_rolled_back_and_says_so() {
     rig.pass(&[]);
     assert_eq!(rig.state.change.as_ref().unwrap().phase, ChangePhase::Stopping);
     let postgres = rig.postgres(1);
-    (postgres.undrained, postgres.trouble) = (Some(generation), Some("2 transactions still run".to_owned()));
+    (postgres.undrained, postgres.trouble) = (Some(WallTime(2)), Some("2 transactions still run".to_owned()));
     rig.pass(&[]);
     rig.pass(&[]);
     // The same generation: to proxies, what runs there has lost nothing.

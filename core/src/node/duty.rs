@@ -1,6 +1,6 @@
 //! What an agent has done for the cluster, as it tells the others.
 
-use pgherd_common::Generation;
+use pgherd_common::{Generation, WallTime};
 
 use crate::observation::PostgresObservation;
 use crate::reconcile::LocalAction;
@@ -32,7 +32,7 @@ pub struct Before {
 pub(super) struct Duty {
     pub(super) recruited: Option<Generation>,
     pub(super) salvaged: Option<Generation>,
-    pub(super) undrained: Option<Generation>,
+    pub(super) undrained: Option<WallTime>,
     pub(super) prepared: Option<Generation>,
     pub(super) released: Option<Generation>,
     pub(super) fenced: Option<String>,
@@ -45,10 +45,13 @@ impl Duty {
     /// Takes note of what became of an action.
     pub(super) fn acted(&mut self, done: &Done) {
         if let Err(error) = &done.result {
-            self.trouble = gist(error);
-            if let LocalAction::DrainAndStop { generation, .. } = &done.action {
-                self.undrained = Some(*generation);
+            match &done.action {
+                // What could not be had is told by the history: nothing is wrong with this node.
+                LocalAction::Salvage { .. } => return,
+                LocalAction::DrainAndStop { begun, .. } => self.undrained = Some(*begun),
+                _ => {}
             }
+            self.trouble = gist(error);
             return;
         }
         self.trouble = None;

@@ -405,9 +405,9 @@ fn a_switchover_checkpoints_then_stops() {
     rig.commit(&Command::Stop { generation });
     assert_eq!(rig.decide(1).action, None, "proxies still send new work");
     rig.work_is_held = true;
-    let drain = LocalAction::DrainAndStop { generation, end_transactions: false };
+    let drain = LocalAction::DrainAndStop { begun: WallTime(0), end_transactions: false };
     assert_eq!(rig.decide(1).action, Some(drain));
-    rig.own.undrained = Some(generation);
+    rig.own.undrained = Some(WallTime(0));
     assert_eq!(rig.decide(1).action, None, "it is rolled back");
 }
 

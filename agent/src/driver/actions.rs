@@ -80,7 +80,7 @@ impl Hands {
         let fetch = |at: Lsn, length: u64| self.link.left_wal(&offer.agent, secret, timeline, at, length);
         match self.instance.salvage(offer.wal, fetch).await {
             Ok(replayed) => {
-                tracing::info!(%from, %replayed, %end, "took over the WAL that the old primary left")
+                tracing::info!(%from, %replayed, %end, "took over the WAL that the old primary left");
             }
             Err(error) if error.is_final() => tracing::error!(%from, %end, "{}", Chain(&error)),
             Err(error) => return Err(Chain(&error).to_string()),

@@ -59,8 +59,8 @@ pub(super) struct Memory {
     history: Option<(Timeline, TimelineHistory)>,
     /// `pg_control` as it was at this modification time.
     control: Option<(SystemTime, ControlData)>,
-    /// The search for where the WAL ends that a killed primary has left.
-    left: Option<Shared<BoxFuture<'static, Option<LeftWal>>>>,
+    /// The search for where the WAL ends that a killed primary has left, and how often it had been fenced when it began.
+    left: Option<(u64, Shared<BoxFuture<'static, Option<LeftWal>>>)>,
     pub(super) pulse: Pulse,
 }
 
@@ -202,17 +202,19 @@ impl Instance {
         })
     }
 
-    /// Sought anew at every look, since backends may outlive their postmaster for a moment; but one search at a time: each
-    /// that meets a disk which hangs takes a thread.
+    /// Sought anew at every look, since backends may outlive their postmaster until they are fenced; but one search at a
+    /// time: each that meets a disk which hangs takes a thread.
     async fn left_wal_in_time(&self) -> Option<LeftWal> {
+        let fenced = *self.births();
         let sought = {
             let mut memory = self.memory();
-            let under_way = memory.left.take().filter(|sought| sought.peek().is_none());
-            let sought = under_way.unwrap_or_else(|| {
+            let under_way = |(when, sought): &(u64, Shared<_>)| *when == fenced && sought.peek().is_none();
+            let under_way = memory.left.take().filter(under_way);
+            let (_, sought) = memory.left.insert(under_way.unwrap_or_else(|| {
                 let instance = self.clone();
-                async move { instance.left_wal().await }.boxed().shared()
-            });
-            memory.left.insert(sought).clone()
+                (fenced, async move { instance.left_wal().await }.boxed().shared())
+            }));
+            sought.clone()
         };
         tokio::time::timeout(LEFT_PATIENCE, sought).await.ok().flatten()
     }

@@ -42,8 +42,15 @@ pub(super) const EXPECTED: &[&str] = &[
 /// killed while it rewinds.
 const fn expected(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Unstartable => &["cannot rewind this node: crash recovery before the rewind failed"],
-        Kind::Double => &["cannot rewind this node: pg_rewind failed"],
+        // The second, if the new primary has all its WAL, so that there is nothing to rewind.
+        Kind::Unstartable => &[
+            "cannot rewind this node: crash recovery before the rewind failed",
+            "the node was made a standby, but did not start: PostgreSQL ended during its start",
+        ],
+        Kind::Double => &[
+            "cannot rewind this node: pg_rewind failed",
+            "cannot fetch the WAL that the old primary has left",
+        ],
         Kind::WipeStore => &["the raft store of this node is new, but the cluster is not"],
         _ => &[],
     }

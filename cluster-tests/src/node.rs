@@ -61,6 +61,12 @@ impl Node {
     pub fn postmaster(&self) -> Option<u32> {
         self.data_dir().and_then(process::postmaster)
     }
+
+    /// The processes that send its WAL to standbys.
+    pub fn walsenders(&self) -> Vec<u32> {
+        let children = self.postmaster().map(process::children).unwrap_or_default();
+        children.into_iter().filter(|child| process::title(*child).contains("walsender")).collect()
+    }
 }
 
 /// A proxy.

@@ -83,10 +83,7 @@ async fn what_only_the_killed_primary_had_is_not_lost() -> TestResult {
     let mut cluster = Cluster::for_test("salvage").start().await?;
     let writer = Writer::start(&cluster, "salvage").await?;
     writer.until_written(100, SOON).await?;
-    let postmaster = cluster.node("server1").postmaster();
-    let postmaster = postmaster.ok_or_else(|| Failure::new("server1 does not run"))?;
-    let sends = |child: &u32| process::title(*child).contains("walsender");
-    let senders: Vec<u32> = process::children(postmaster).into_iter().filter(sends).collect();
+    let senders = cluster.node("server1").walsenders();
     assert_eq!(senders.len(), 2);
     senders.iter().for_each(|sender| process::signal(*sender, Signal::STOP));
     writer.until_written(100, SOON).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgherd_cluster_tests::postgres::APP;
 use pgherd_cluster_tests::process::{self, Signal};
 use pgherd_cluster_tests::workload::Writer;
-use pgherd_cluster_tests::{Cluster, Failure, TestResult, wait_until};
+use pgherd_cluster_tests::{Cluster, TestResult, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Cancels what the application waits for a standby with, and tells when that began.
@@ -21,10 +21,7 @@ async fn a_commit_that_waits_for_a_standby_is_not_acknowledged_by_cancelling_it(
     let cluster = Cluster::for_test("cancelled-wait").synchronous(true).start().await?;
     let writer = Writer::start(&cluster, "cancelled").await?;
     writer.until_written(20, SOON).await?;
-    let postmaster = cluster.node("server1").postmaster();
-    let postmaster = postmaster.ok_or_else(|| Failure::new("server1 does not run"))?;
-    let sends = |child: &u32| process::title(*child).contains("walsender");
-    let senders: Vec<u32> = process::children(postmaster).into_iter().filter(sends).collect();
+    let senders = cluster.node("server1").walsenders();
     assert_eq!(senders.len(), 2);
     senders.iter().for_each(|sender| process::signal(*sender, Signal::STOP));
     let superuser = cluster.connect_server("server1", APP).await?;

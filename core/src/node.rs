@@ -454,12 +454,9 @@ impl Node {
                 true
             }
             // Whoever is chosen now has what it has; whoever is not, follows.
-            Some((LocalAction::Salvage { .. }, _)) => !matches!(action, LocalAction::Salvage { .. }),
+            Some((LocalAction::Salvage { .. }, _)) if !matches!(action, LocalAction::Salvage { .. }) => true,
             Some(_) => return None,
         };
-        if matches!((&self.acting, &action), (Some(_), LocalAction::Salvage { .. })) {
-            return None;
-        }
         if action.makes_writable() {
             // Whatever was released before, this is not: it has to be fenced to be so again.
             self.duty.released = None;

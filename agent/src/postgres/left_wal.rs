@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use pgherd_common::{Lsn, Timeline};
 
-use super::timelines::wal_dir;
+use super::timelines::{timeline_of, wal_dir};
 use crate::salvage::LeftWal;
 
 /// Every segment begins with a header of this length, every other page with a shorter one.
@@ -52,7 +52,11 @@ pub(super) fn read(data_dir: &Path, timeline: Timeline, from: Lsn, length: usize
     while bytes.len() < length {
         let at = from.0 + bytes.len() as u64;
         let (path, offset) = (path_of(data_dir, timeline, at, size), at % size);
-        let Ok(file) = File::open(&path) else { break };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
         let part = (length - bytes.len()).min(usize::try_from(size - offset).unwrap_or(usize::MAX));
         let start = bytes.len();
         bytes.resize(start + part, 0);
@@ -94,13 +98,9 @@ struct Segment {
 
 impl Segment {
     fn named(name: &str, path: &Path) -> Option<Self> {
-        let hex = |part: &str| u64::from_str_radix(part, 16).ok();
-        if name.len() != 24 || !name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F')) {
-            return None;
-        }
-        let (timeline, log, low) = (hex(name.get(..8)?)?, hex(name.get(8..16)?)?, hex(name.get(16..)?)?);
-        let timeline = Timeline(u32::try_from(timeline).ok()?);
-        Some(Self { timeline, log, low, path: path.to_owned() })
+        let timeline = timeline_of(name).filter(|_| name.len() == 24)?;
+        let half = |range| name.get(range).and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        Some(Self { timeline, log: half(8..16)?, low: half(16..24)?, path: path.to_owned() })
     }
 
     /// Where the WAL in this file ends; `None` when it holds none of its own, or nothing but a part of a record that began

@@ -158,21 +158,21 @@ impl Instance {
     async fn replay_until(&self, session: &Session, end: Lsn) -> Result<Lsn, SalvageError> {
         self.reload().map_err(SalvageError::Wake)?;
         let (mut replayed, mut patience) = (Lsn::default(), Patience::new(REPLAY_STANDS, REPLAY_PAUSE));
-        loop {
+        let reached = loop {
             let now = self.facts(session).await?.position;
             if now >= end {
-                break;
+                break now;
             }
             if now > replayed {
                 patience = Patience::new(REPLAY_STANDS, REPLAY_PAUSE);
             } else if !patience.next().await {
                 tracing::warn!(replayed = %now, until = %end, "the last of the old primary's WAL is not replayed");
-                break;
+                break now;
             }
-            replayed = replayed.max(now);
-        }
+            replayed = now;
+        };
         self.shared.stirred.notify_one();
-        Ok(replayed.max(self.facts(session).await?.position))
+        Ok(reached)
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) fn remove_foreign(
 }
 
 /// The timeline of a segment (`0000000200000000000000A1`, `...partial`) or history file.
-fn timeline_of(name: &str) -> Option<Timeline> {
+pub(super) fn timeline_of(name: &str) -> Option<Timeline> {
     let (stem, extension) = name.split_once('.').map_or((name, None), |(stem, rest)| (stem, Some(rest)));
     let hex = stem.chars().all(|c| matches!(c, '0'..='9' | 'A'..='F'));
     let shape = matches!((stem.len(), extension), (24, None | Some("partial")) | (8, Some("history")));

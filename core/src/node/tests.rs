@@ -9,6 +9,7 @@ use pgherd_common::{Lsn, Timeline};
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
 use crate::observation::{Health, Running, Stopped};
+use crate::salvage::LeftWal;
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
@@ -486,4 +487,43 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
     rig.commit(&begin(next));
     let turn = rig.turn();
     assert!(fences(&turn) && turn.act.unwrap().abort, "the start must not come through");
+}
+
+#[test]
+fn a_salvage_does_not_hold_up_what_follows_the_choice() {
+    let mut rig = Rig::serving();
+    let setup = Setup { descriptor: descriptor(2), incarnation: 2, ..rig.node.setup.clone() };
+    rig.node = Node::new(setup, rig.now);
+    rig.node.look(postgres(true));
+    let (generation, from) = (rig.state.generation, NodeId(1));
+    let (kind, to, reason) = (ChangeKind::Failover, None, "test".to_owned());
+    let (allow_data_loss, end_transactions, at) = (false, false, WallTime(0));
+    rig.commit(&Command::Begin { generation, kind, from, to, reason, allow_data_loss, end_transactions, at });
+    let Begun { action, before, .. } = rig.turn().act.unwrap();
+    assert_eq!(action, LocalAction::Recruit(generation.next()));
+    rig.node.acted(Done { action, before, result: Ok(()), observation: postgres(true) }, rig.now);
+
+    let mut beat = rig.beat_of(1, generation, None);
+    beat.observation.intent = Some(generation.next());
+    let mut left = PostgresObservation { released: Some(generation), ..down(false) };
+    let PostgresState::Down(stopped) = &mut left.state else { unreachable!() };
+    stopped.left = Some(LeftWal { timeline: Timeline(1), end: Lsn(1500) });
+    beat.observation.postgres = Some(left);
+    let _ = rig.node.beaten(beat, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::Salvage { .. }) && !begun.abort, "{begun:?}");
+    assert_eq!(rig.turn().act, None, "it goes on");
+
+    let (node, received, old_end, rolled_back) = (NodeId(3), Lsn(1000), None, None);
+    let next = generation.next();
+    rig.commit(&Command::Grant { generation: next, node, received, old_end, rolled_back, at });
+    rig.commit(&Command::Serve { generation: next, timeline: Timeline(2), at });
+    let mut beat = rig.beat_of(3, next, None);
+    let mut primary = postgres(false);
+    let PostgresState::Running(running) = &mut primary.state else { unreachable!() };
+    (running.timeline, running.history) = (Timeline(2), TimelineHistory(vec![(Timeline(1), Lsn(1000))]));
+    beat.observation.postgres = Some(primary);
+    let _ = rig.node.beaten(beat, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::Follow(_)) && begun.abort, "{begun:?}");
 }

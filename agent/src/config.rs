@@ -12,8 +12,9 @@ mod watchdog;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgherd_common::config::{ByteSize, KnownKey, Millis, Problems, Reader, Section};
+use pgherd_common::config::{ByteSize, ConfigValue, KnownKey, Millis, Problems, Reader, Section};
 use pgherd_common::{ClusterName, HostPort, NodeId, NodeName};
+use pgherd_core::cover::Durability;
 
 pub use load::{LoadError, load, load_text};
 pub use members::MemberEntry;
@@ -72,6 +73,8 @@ pub struct Failover {
     pub max_lag: ByteSize,
     /// How long a failover waits for the WAL that only the disk of the old primary has; zero: not at all.
     pub salvage_wait: Duration,
+    /// On how many standbys a commit has to be.
+    pub durability: Durability,
 }
 
 impl Config {
@@ -135,6 +138,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let auto = failover.or(r, "auto", "true");
     let max_lag = failover.or(r, "max_lag", "\"16MB\"");
     let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
+    let durability = durability(r, &mut failover);
     failover.finish(r);
     root.finish(r);
 
@@ -144,9 +148,49 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         members,
         postgres,
         timings: timings?,
-        failover: Failover { auto: auto?, max_lag: max_lag?, salvage_wait: salvage_wait?.0 },
+        failover: Failover {
+            auto: auto?,
+            max_lag: max_lag?,
+            salvage_wait: salvage_wait?.0,
+            durability: durability?,
+        },
         watchdog: watchdog?,
     })
+}
+
+/// On how many standbys commits have to be.
+fn durability(r: &mut Reader, failover: &mut Section) -> Option<Durability> {
+    let replication = failover.or::<Replication>(r, "durability", "\"async\"");
+    let standbys = failover.or::<u32>(r, "sync_standbys", "1");
+    let degrade_after: Option<Millis> = failover.or(r, "sync_degrade_after", "\"0s\"");
+    if standbys == Some(0) {
+        let text =
+            "commits that wait for no standby are asynchronous; set failover.durability = \"async\" for that";
+        r.problem("failover.sync_standbys", text);
+    }
+    let degrade_after_ms = u64::try_from(degrade_after?.0.as_millis()).unwrap_or(u64::MAX);
+    Some(match replication? {
+        Replication::Async => Durability::default(),
+        Replication::Sync => Durability { standbys: standbys?, degrade_after_ms },
+    })
+}
+
+/// `failover.durability`.
+enum Replication {
+    Async,
+    Sync,
+}
+
+impl ConfigValue for Replication {
+    const KIND: &'static str = "\"async\" or \"sync\"";
+
+    fn from_value(value: &toml::Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("async") => Ok(Self::Async),
+            Some("sync") => Ok(Self::Sync),
+            Some(_) | None => Err(format!("found {} {value}", value.type_str())),
+        }
+    }
 }
 
 /// `[postgres]` belongs to database nodes, and to them only.

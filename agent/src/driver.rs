@@ -154,6 +154,7 @@ impl Driver {
                 auto_failover: config.failover.auto,
                 max_lag: config.failover.max_lag.0,
                 salvage_wait: config.failover.salvage_wait,
+                durability: config.failover.durability,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
                 adopted_until: parts.adopted_until,

@@ -12,6 +12,7 @@ mod configuration;
 mod conninfo;
 mod control;
 mod controldata;
+mod cover;
 mod fence;
 mod files;
 mod follow;
@@ -34,6 +35,7 @@ mod timelines;
 
 pub use control::{CheckpointError, DrainError, StartError, StopError};
 pub use controldata::ControlDataError;
+pub use cover::CoverError;
 pub use fence::{FenceError, kill_instance};
 pub use files::FileError;
 pub use follow::{FollowError, PromoteError, RecruitError};

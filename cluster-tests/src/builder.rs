@@ -160,7 +160,7 @@ impl Builder {
         Self { proxies, ..self }
     }
 
-    /// Whether a commit waits until one of the standbys has it, whichever.
+    /// Whether a commit waits until one of the standbys has it, whichever: `failover.durability`.
     #[must_use]
     pub fn synchronous(self, synchronous: bool) -> Self {
         Self { synchronous, ..self }
@@ -361,21 +361,20 @@ impl Builder {
     }
 
     fn write_files(&self, cluster: &Cluster) -> Result<(), StartError> {
-        let databases = cluster.nodes().iter().filter(|node| node.postgres.is_some());
-        let standbys: Vec<&str> = databases.map(|node| node.name.as_str()).collect();
-        let standbys = if self.synchronous { standbys.as_slice() } else { &[] };
+        let durability = if self.synchronous { "[failover]\ndurability = \"sync\"\n" } else { "" };
+        let agent_settings = format!("{durability}{}", self.agent_settings);
         for node in cluster.nodes() {
             make_dir_for_postgres(&node.dir)?;
             if let Some(postgres) = &node.postgres {
                 make_dir_for_postgres(&postgres.conf_dir)?;
                 make_dir_for_postgres(&postgres.socket_dir)?;
-                write(&postgres.config_file(), &(postgres.config(standbys) + &self.postgres_settings))?;
+                write(&postgres.config_file(), &(postgres.config() + &self.postgres_settings))?;
                 write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
                 write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
             }
             let state_dir = node.dir.join("state");
             let text =
-                config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &self.agent_settings);
+                config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &agent_settings);
             write(&node.dir.join("agent.toml"), &text)?;
         }
         for proxy in cluster.proxies() {

@@ -103,8 +103,6 @@ impl PostgresServer {
         let mut command = self.command("psql");
         command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database]);
         command.arg("-h").arg(&self.socket_dir).args(["-p", &self.port.to_string(), "-c", sql]);
-        // There are no standbys yet.
-        command.env("PGOPTIONS", "-c synchronous_commit=local");
         run(command, STEP_TIME_MAX).await.map(drop)
     }
 
@@ -112,15 +110,9 @@ impl PostgresServer {
         self.place.postgres_command(self.bin_dir.join(program))
     }
 
-    /// The text of its `postgresql.conf`. Everything that makes commits durable is left on. A commit waits
-    /// for one of `synchronous`, by their names as standbys, if any are named; a server never waits for itself.
-    pub fn config(&self, synchronous: &[&str]) -> String {
+    /// The text of its `postgresql.conf`. Everything that makes commits durable is left on.
+    pub fn config(&self) -> String {
         let shown = |path: &Path| path.display().to_string();
-        let waits_for = if synchronous.is_empty() {
-            String::new()
-        } else {
-            format!("synchronous_standby_names = 'ANY 1 ({})'\n", synchronous.join(", "))
-        };
         format!(
             "data_directory = '{data}'\nhba_file = '{hba}'\nident_file = '{ident}'\n\
              listen_addresses = '{host}'\nport = {port}\nunix_socket_directories = '{socket}'\n\
@@ -130,7 +122,6 @@ impl PostgresServer {
              hot_standby = on\nwal_keep_size = 128MB\npassword_encryption = 'scram-sha-256'\n\
              shared_preload_libraries = 'pg_stat_statements'\nlogging_collector = off\n\
              log_line_prefix = '%m [%p] '\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n\
-             {waits_for}\
              include_if_exists = '{data}/pgherd.conf'\n",
             data = shown(&self.data_dir),
             hba = shown(&self.conf_dir.join("pg_hba.conf")),

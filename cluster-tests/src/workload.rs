@@ -69,6 +69,11 @@ impl Writer {
         Ok(Self { stop, acked, task, table })
     }
 
+    /// How many commits were acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acked.load(Ordering::Relaxed)
+    }
+
     /// Waits for this many more acknowledged commits.
     pub async fn until_written(&self, more: u64, within: Duration) -> Result<(), NotReached> {
         let from = self.acked.load(Ordering::Relaxed);

@@ -1,6 +1,8 @@
 //! The fencing number.
 
 use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,15 @@ impl Generation {
     /// The bare number, for printing and for files.
     pub fn number(self) -> u64 {
         self.0
+    }
+}
+
+impl FromStr for Generation {
+    type Err = ParseIntError;
+
+    /// As it is printed.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
     }
 }
 

@@ -5,6 +5,7 @@
 //! on where the old one stopped. It must not know sockets, clocks or openraft.
 
 mod candidate;
+mod cover;
 mod failover;
 mod forming;
 mod report;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
 
 use crate::cluster::{ChangePhase, ClusterState, Command};
+use crate::cover::Durability;
 use crate::observation::NodeObservation;
 use crate::quorum::Quorum;
 
@@ -39,6 +41,8 @@ pub struct Policy {
     pub auto_failover: bool,
     /// A standby further behind is not promoted without being asked; 0 means no limit.
     pub max_lag: u64,
+    /// What this agent asks of commits.
+    pub durability: Durability,
     /// How long a beat of an agent counts as news.
     pub lease: Duration,
     /// Silence of a standby's or witness's agent after which it is out of service.
@@ -93,6 +97,8 @@ pub struct Coordinator {
     step_since: Option<(Generation, Option<ChangePhase>, MonoTime)>,
     /// Standbys that receive nothing, and since when.
     stalled: BTreeMap<NodeId, MonoTime>,
+    /// Since when there are too few standbys for commits to wait for.
+    short_since: Option<MonoTime>,
     /// The last known end of each server's WAL, from when it was a primary.
     ends: BTreeMap<NodeId, Lsn>,
     /// When this node last stepped, and since when it has done so without a gap.
@@ -113,6 +119,7 @@ impl Coordinator {
             seen: BTreeMap::new(),
             step_since: None,
             stalled: BTreeMap::new(),
+            short_since: None,
             ends: BTreeMap::new(),
             leading: None,
             transferred: None,
@@ -164,6 +171,7 @@ impl Coordinator {
             hearing: &self.hearing,
             seen: &self.seen,
             ends: &self.ends,
+            short_for: self.short_since.map_or(Duration::ZERO, |since| now.since(since)),
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
             led_for: self.leading.map_or(Duration::ZERO, |(since, _)| now.since(since)),
             now,
@@ -176,6 +184,7 @@ impl Coordinator {
     pub fn step(&mut self, now: MonoTime, wall: WallTime) -> Decision {
         self.hearing.listen(now, self.policy.lease);
         self.note_stalled(now);
+        self.note_short(now);
         let since = self.leading.filter(|(_, last)| now.since(*last) < self.policy.lease / 2);
         self.leading = Some((since.map_or(now, |(since, _)| since), now));
         let mut report = Report::default();
@@ -187,6 +196,7 @@ impl Coordinator {
             action = action
                 .or_else(|| propose(view.advance_change(&mut report)))
                 .or_else(|| propose(view.begin_failover(&mut report)))
+                .or_else(|| propose(view.tend_cover(&mut report)))
                 .or_else(|| view.tend_voters(&mut report))
                 .or_else(|| propose(view.serve_services(&self.stalled, &mut report)));
         }
@@ -220,6 +230,11 @@ impl Coordinator {
         let fit = |id: NodeId| id != self.me && view.is_fresh(id) && !view.has_forgotten(id);
         let others = self.quorum.voters.iter().filter(|id| fit(**id));
         others.max_by_key(|id| (self.state.members.get(*id).is_some_and(|m| !m.is_database()), **id)).copied()
+    }
+
+    fn note_short(&mut self, now: MonoTime) {
+        let short = self.view(now, WallTime::default()).is_short_of_standbys();
+        self.short_since = if short { self.short_since.or(Some(now)) } else { None };
     }
 
     fn note_stalled(&mut self, now: MonoTime) {

@@ -36,11 +36,17 @@ pub enum Defect {
     AmnesiaVotes,
     /// Voters that are lost together lose their votes one after the other.
     ShrinkTogether,
+    /// A new primary acknowledges commits before it knows for which standbys they are to wait.
+    CommitsNotHeld,
+    /// A failover takes the best of those that are there, whatever was promised of the others.
+    IgnoreCover,
+    /// What is wanted counts as promised before it holds for what was acknowledged earlier.
+    SettleUnmet,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipRecruit,
         Self::LeaseFromReceipt,
         Self::NoPromiseWait,
@@ -56,6 +62,9 @@ impl Defect {
         Self::NoRewind,
         Self::AmnesiaVotes,
         Self::ShrinkTogether,
+        Self::CommitsNotHeld,
+        Self::IgnoreCover,
+        Self::SettleUnmet,
     ];
 
     /// As it is called on a command line.
@@ -76,6 +85,9 @@ impl Defect {
             Self::NoRewind => "no-rewind",
             Self::AmnesiaVotes => "amnesia-votes",
             Self::ShrinkTogether => "shrink-together",
+            Self::CommitsNotHeld => "commits-not-held",
+            Self::IgnoreCover => "ignore-cover",
+            Self::SettleUnmet => "settle-unmet",
         }
     }
 }

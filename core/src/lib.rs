@@ -5,12 +5,13 @@
 //! only propose commands to the log) and [`reconcile`] (node level; runs everywhere and may only act
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
 //! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
-//! failed all the same, [`timings`] holds every period and deadline.
+//! failed all the same, [`cover`] what synchronous replication makes sure of, [`timings`] holds every period and deadline.
 //! [`guardian`] is what stands behind an agent that crashes or hangs.
 
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
+pub mod cover;
 pub mod defect;
 pub mod guardian;
 pub mod health;

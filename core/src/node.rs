@@ -21,6 +21,7 @@ use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeNam
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
 use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
+use crate::cover::Durability;
 use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
@@ -57,6 +58,8 @@ pub struct Setup {
     pub max_lag: u64,
     /// How long a failover waits for what the old primary has left on its disk; zero: not at all.
     pub salvage_wait: Duration,
+    /// On how many standbys a commit has to be.
+    pub durability: Durability,
     /// Drawn at random when the agent starts.
     pub incarnation: u64,
     /// The highest generation that this node has ever heard of, from its disk.
@@ -117,6 +120,7 @@ impl Node {
             auto_failover: setup.auto_failover,
             max_lag: setup.max_lag,
             salvage_wait: setup.salvage_wait,
+            durability: setup.durability,
             lease: timings.lease,
             node_timeout: timings.node_timeout,
             node_lost_after: timings.node_lost_after,
@@ -403,6 +407,7 @@ impl Node {
             probation: self.quorum.admission.probation(),
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),
+            durability: self.setup.durability,
             lease_left_ms: fence_at.map(|at| millis(at.since(now))),
             postgres: self.own.as_ref().map(|own| self.duty.told(own)),
             remote: self.knocks.results(),
@@ -417,7 +422,7 @@ impl Node {
     ) -> Option<Begun> {
         let own = observation.postgres.as_ref()?;
         let own_age = now.since(*self.own_at.get_or_insert(now));
-        let primary = self.state.serving().and_then(|id| self.heard(id, now));
+        let primary = self.state.upstream().and_then(|id| self.heard(id, now));
         let from = self.state.change.as_ref().and_then(|change| self.heard(change.from, now));
         let offer = from.and_then(|seen| salvage::offer(&self.state, &seen.observation));
         let situation = Situation {

@@ -11,6 +11,7 @@ use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline, Wa
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
+use crate::cover::{CoverSeen, Durability};
 use crate::salvage::LeftWal;
 
 pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
@@ -38,6 +39,9 @@ pub struct NodeObservation {
     /// What is left, in milliseconds, of this agent's promise to the primary of an older generation
     /// than `intent`. 0 when no promise is left.
     pub promise_left_ms: u64,
+    /// What this agent's configuration asks of commits.
+    #[serde(default)]
+    pub durability: Durability,
     /// Milliseconds until this agent fences its primary if nothing renews the lease; `None` when it
     /// holds none.
     pub lease_left_ms: Option<u64>,
@@ -161,12 +165,16 @@ pub struct Running {
     pub history: TimelineHistory,
     /// Where `primary_conninfo` points; `None` when it is empty.
     pub follows: Option<HostPort>,
+    /// The generation whose primary that is, as the walreceiver calls itself.
+    pub follows_in: Option<Generation>,
     /// `pg_stat_wal_receiver.status`, when there is a walreceiver.
     pub receiver: Option<String>,
     /// Servers streaming from here.
     pub standbys: Vec<Downstream>,
     /// Physical slots this agent manages that exist here.
     pub slots: Vec<String>,
+    /// For which standbys commits wait here, if this agent has seen to it.
+    pub cover: Option<CoverSeen>,
 }
 
 impl Running {
@@ -176,10 +184,10 @@ impl Running {
     }
 }
 
-/// A row of `pg_stat_replication`.
+/// A row of `pg_stat_replication` that is a member's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Downstream {
-    /// `application_name`: the member's name.
+    /// Which member: part of `application_name`.
     pub name: String,
     /// `state`.
     pub state: String,

@@ -29,7 +29,7 @@ pub enum LocalAction {
         reason: String,
     },
     /// Start it as primary of a generation.
-    StartPrimary(Generation),
+    StartPrimary(Generation, Commits),
     /// Start it as a standby that follows nobody yet.
     StartStandby,
     /// Make a stopped instance a standby of this server, rewinding it where its history demands it.
@@ -66,7 +66,18 @@ pub enum LocalAction {
         offer: Offer,
     },
     /// Leave recovery as primary of this generation.
-    Promote(Generation),
+    Promote(Generation, Commits),
+    /// Have commits wait for these standbys, which call themselves as followers of this generation's primary do.
+    Cover {
+        /// Whose primary this is.
+        generation: Generation,
+        /// Of the wish in the log.
+        number: u64,
+        /// How many; 0: commits wait for none.
+        standbys: u32,
+        /// Of which members.
+        of: BTreeSet<NodeName>,
+    },
     /// Stream from this server from now on.
     Follow(Upstream),
     /// Have exactly one slot for each of these members.
@@ -81,25 +92,35 @@ pub enum LocalAction {
 impl LocalAction {
     /// Whether PostgreSQL accepts writes once it has succeeded.
     pub fn makes_writable(&self) -> bool {
-        matches!(self, Self::Promote(_) | Self::StartPrimary(_))
+        matches!(self, Self::Promote(..) | Self::StartPrimary(..))
     }
 
     /// Whether PostgreSQL is down once it has succeeded.
     pub fn stops(&self) -> bool {
         match self {
             Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop { .. } => true,
-            Self::StartPrimary(_)
+            Self::StartPrimary(..)
             | Self::StartStandby
             | Self::Rejoin { .. }
             | Self::Prepare(_)
             | Self::Checkpoint
             | Self::Recruit(_)
             | Self::Salvage { .. }
-            | Self::Promote(_)
+            | Self::Promote(..)
+            | Self::Cover { .. }
             | Self::Follow(_)
             | Self::AlignSlots { .. } => false,
         }
     }
+}
+
+/// Whether a new primary acknowledges commits by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commits {
+    /// As its own configuration says.
+    Free,
+    /// Not before it has been told for which standbys they are to wait.
+    Held,
 }
 
 /// A server to stream from.
@@ -109,6 +130,8 @@ pub struct Upstream {
     pub node: NodeName,
     /// Where its PostgreSQL listens.
     pub address: HostPort,
+    /// Part of what its followers call themselves, where commits wait for them.
+    pub generation: Option<Generation>,
 }
 
 impl std::fmt::Display for Upstream {
@@ -221,7 +244,7 @@ impl Reconciler {
                 LocalAction::AlignSlots { members, in_recovery } => {
                     self.slots = Some((*in_recovery, members.clone()));
                 }
-                LocalAction::StartPrimary(_) => {
+                LocalAction::StartPrimary(..) => {
                     let in_a_row = self.starts.filter(|(_, at)| now.since(*at) < START_LASTS);
                     self.starts = Some((in_a_row.map_or(0, |(times, _)| times + 1), now));
                 }
@@ -236,7 +259,7 @@ impl Reconciler {
     /// Until when a primary that was started and did not last is left alone: only where no standby can
     /// take over is it started in place, and then not in a tight loop.
     fn storm_rest(&self, action: &LocalAction, now: MonoTime) -> Option<(u32, MonoTime)> {
-        let (times, at) = self.starts.filter(|_| matches!(action, LocalAction::StartPrimary(_)))?;
+        let (times, at) = self.starts.filter(|_| matches!(action, LocalAction::StartPrimary(..)))?;
         let until = at + pause_after(times);
         (times > 0 && now < until).then_some((times, until))
     }
@@ -305,11 +328,11 @@ impl Reconciler {
                 self.become_primary(s, LocalAction::StartStandby)
             }
             PostgresState::Down(_) if promoting => {
-                self.become_primary(s, LocalAction::StartPrimary(s.state.generation))
+                self.become_primary(s, LocalAction::StartPrimary(s.state.generation, commits(s)))
             }
             PostgresState::Down(_) => give_up(s, "PostgreSQL is down".to_owned()),
             PostgresState::Running(running) if running.in_recovery && promoting => {
-                self.become_primary(s, LocalAction::Promote(s.state.generation))
+                self.become_primary(s, LocalAction::Promote(s.state.generation, commits(s)))
             }
             PostgresState::Running(running) if running.in_recovery => {
                 Reconciliation::wait("PostgreSQL came up as a standby; the cluster will choose a primary")
@@ -339,9 +362,11 @@ impl Reconciler {
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
         // The checkpoint removes WAL, so the slots come first, unless they cannot be had for now.
-        let slots = self.slots_action(s, false).filter(|action| self.rests_until(action, s.now).is_none());
+        let possible = |action: &LocalAction| self.rests_until(action, s.now).is_none();
+        let slots = self.slots_action(s, false).filter(possible);
+        let cover = cover_action(s, running).filter(possible);
         let checkpoint = (running.checkpoint_timeline != running.timeline).then_some(LocalAction::Checkpoint);
-        wake(Reconciliation { action: slots.or(checkpoint), ..Reconciliation::default() })
+        wake(Reconciliation { action: cover.or(slots).or(checkpoint), ..Reconciliation::default() })
     }
 
     /// It hangs: killed once it has done so for `local_timeout`, in either role. A server that refuses
@@ -400,7 +425,7 @@ impl Reconciler {
     }
 
     fn run_standby(&self, s: &Situation<'_>, running: &Running) -> Reconciliation {
-        if let Some(change) = &s.state.change {
+        if let Some(change) = s.state.change.as_ref().filter(|_| s.state.upstream().is_none()) {
             let recruiting = change.phase == ChangePhase::Recruiting;
             // The promise to the new generation is in this node's log, on disk, before it is seen here:
             // only committed changes are, and a voter syncs what it answers for. The standby's own part
@@ -439,7 +464,8 @@ impl Reconciler {
                 ),
             });
         }
-        if running.follows.as_ref() == Some(&upstream.address) {
+        let same = running.follows.as_ref() == Some(&upstream.address);
+        if same && running.follows_in == upstream.generation {
             return slots;
         }
         Reconciliation::act(LocalAction::Follow(upstream))
@@ -571,11 +597,31 @@ fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
     }
 }
 
-/// The primary to follow, when there is one that serves and no change in flight.
+/// The primary to follow, when there is one and no change in flight that may give it up.
 fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
-    if s.state.change.is_some() {
+    let descriptor = &s.state.members.get(&s.state.upstream()?)?.descriptor;
+    let (node, address) = (descriptor.name.clone(), descriptor.postgres.clone()?);
+    let generation = (s.state.cover.number > 0).then_some(s.state.generation);
+    Some(Upstream { node, address, generation })
+}
+
+/// Whether a new primary is to hold commits until it knows for whom they wait.
+fn commits(s: &Situation<'_>) -> Commits {
+    let waits = !s.state.cover.wanted.is_none() && !planted(Defect::CommitsNotHeld);
+    if waits { Commits::Held } else { Commits::Free }
+}
+
+/// Has commits wait for whom the log says.
+fn cover_action(s: &Situation<'_>, running: &Running) -> Option<LocalAction> {
+    let cover = &s.state.cover;
+    if running.cover.map_or(0, |seen| seen.number) == cover.number {
         return None;
     }
-    let member = s.state.members.get(&s.state.serving()?)?;
-    Some(Upstream { node: member.descriptor.name.clone(), address: member.descriptor.postgres.clone()? })
+    let name = |id: &NodeId| s.state.members.get(id).map(|member| member.descriptor.name.clone());
+    Some(LocalAction::Cover {
+        generation: s.state.generation,
+        number: cover.number,
+        standbys: cover.wanted.standbys,
+        of: cover.wanted.of.iter().filter_map(name).collect(),
+    })
 }

@@ -23,6 +23,7 @@ mod i17_nobody_leaves_in_a_crowd;
 mod l1_heals;
 mod l2_stays_healed;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use pgherd_common::{Generation, Version};
@@ -371,6 +372,8 @@ pub struct Checks {
     pub(crate) grants: Grants,
     pub(crate) writable: Writable,
     pub(crate) rows: Rows,
+    /// Generations that were given away while every acknowledged row was promised to be on enough standbys.
+    pub(crate) covered: BTreeSet<Generation>,
     pub(crate) routes: Routes,
     pub(crate) logs: Logs,
     pub(crate) recruits: Recruits,
@@ -386,6 +389,7 @@ impl Checks {
             grants: Grants::default(),
             writable: Writable::new(machines),
             rows: Rows::default(),
+            covered: BTreeSet::new(),
             routes: Routes::new(proxies),
             logs: Logs::default(),
             recruits: Recruits::new(machines),

@@ -3,13 +3,17 @@
 //! WAL is a list of records of equal length, each chained to all before it, so that two servers can be
 //! compared as no real one can. Nothing in here knows time: whoever calls decides when.
 
+mod commits;
 mod control;
 mod follow;
 mod wal;
 
+pub use commits::{Sent, Waiting, Waits};
 pub use control::{Control, ControlState};
 pub use follow::{Kinship, StreamError, kinship, stream_from};
 pub use wal::{Kind, Record, Wal, lsn};
+
+use std::collections::BTreeMap;
 
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Generation, Lsn, Timeline};
@@ -59,6 +63,12 @@ pub struct Process {
     pub received_known: bool,
     /// Nobody with the right to do so has promoted it.
     pub promoted_by_hand: bool,
+    /// Its walsenders, by standby.
+    pub walsenders: BTreeMap<usize, Sent>,
+    /// Commits that wait for standbys.
+    pub waiting: Vec<Waiting>,
+    /// The number of the wish for which commits wait, and how many records there were when they began to.
+    pub cover: Option<(u64, usize)>,
 }
 
 /// A data directory and what runs on it.
@@ -80,6 +90,10 @@ pub struct Server {
     pub standby_signal: bool,
     /// `primary_conninfo`.
     pub conninfo: Option<usize>,
+    /// The generation that the walreceiver calls itself by.
+    pub conninfo_generation: Generation,
+    /// `synchronous_standby_names`.
+    pub waits: Waits,
     /// A rewind was begun and has not finished.
     pub rewinding: bool,
     /// Physical slots.
@@ -103,6 +117,8 @@ impl Server {
             control: Control::new(primary),
             standby_signal: !primary,
             conninfo: None,
+            conninfo_generation: Generation::ZERO,
+            waits: Waits::Free,
             rewinding: false,
             slots: Vec::new(),
             process: None,
@@ -142,6 +158,9 @@ impl Server {
             replayed: 0,
             received_known: false,
             promoted_by_hand: false,
+            walsenders: BTreeMap::new(),
+            waiting: Vec::new(),
+            cover: None,
         });
         self.lives
     }
@@ -207,6 +226,8 @@ impl Server {
     pub fn stop(&mut self) {
         let Some(process) = &mut self.process else { return };
         let before = std::mem::replace(&mut process.phase, Phase::Stopping);
+        // Whoever waits for standbys is sent away.
+        process.waiting.clear();
         process.receiver = None;
         match before {
             Phase::Primary => {

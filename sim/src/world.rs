@@ -6,6 +6,7 @@
 
 mod actions;
 mod checking;
+mod commits;
 mod consensus;
 mod faults;
 mod guardian;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use pgherd_common::{ClusterName, Generation, HostPort, NodeId, NodeName, WallTime};
 use pgherd_core::beat::{Beat, BeatAnswer};
 use pgherd_core::cluster::{Descriptor, NodeKind};
+use pgherd_core::cover::Durability;
 use pgherd_core::observation::RemoteDatabase;
 use pgherd_core::timings::Timings;
 
@@ -118,6 +120,8 @@ pub(crate) enum ServerEvent {
     Stopping(Time),
     /// The walreceiver tries to connect.
     Connect,
+    /// A standby says what it has.
+    Told(usize, crate::postgres::Sent),
     /// A row of a client is flushed: through which proxy's which session.
     Flushed(usize, usize, u64),
 }
@@ -159,6 +163,8 @@ pub struct Plan {
     pub drift_ppm: u64,
     /// Mean pause between two writes of a client.
     pub write_pause: Micros,
+    /// What the agents ask of commits.
+    pub durability: Durability,
     /// Whether clients write at every server directly too.
     pub direct_writers: bool,
     /// How long it typically takes to kill PostgreSQL.
@@ -178,6 +184,7 @@ impl Plan {
             proxies: 1,
             drift_ppm: 0,
             write_pause: 250_000,
+            durability: Durability::default(),
             direct_writers: true,
             kill: 100_000,
             log: false,
@@ -208,6 +215,7 @@ pub struct World {
     rows: u64,
     connections: u64,
     write_pause: Micros,
+    durability: Durability,
     direct_writers: bool,
     kill: Micros,
     /// Commands that an operator has proposed.
@@ -259,6 +267,7 @@ impl World {
             rows: 0,
             connections: 0,
             write_pause: plan.write_pause,
+            durability: plan.durability,
             direct_writers: plan.direct_writers,
             kill: plan.kill,
             operators: Vec::new(),

@@ -280,6 +280,7 @@ fn hint(rejected: &Rejected) -> &'static str {
         | Rejected::VotersChanging
         | Rejected::NoSuchPlan(_)
         | Rejected::UnfitVoters
+        | Rejected::CoverChanged(_)
         | Rejected::NotAVoter(_)
         | Rejected::IsVoter(_) => "see pgherd cluster-status",
     }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use pgherd_common::{HostPort, Lsn, NodeId};
+use pgherd_core::cover::Durability;
 use pgherd_core::node::version;
 
 use super::server::{Api, Refused};
 use super::types::{
-    AgentType, ChangeStatus, ClusterStatus, DatabaseState, LeaseStatus, NodeStatus, ProxyStatus, WithoutVote,
+    AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
+    ProxyStatus, WithoutVote,
 };
 use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
 use crate::driver::Picture;
@@ -110,6 +112,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
         answered_by: api.config.node.name.clone(),
         formed: state.identity.is_some(),
         auto_failover: api.config.failover.auto,
+        durability: composer.durability(),
         generation: state.generation,
         leader: picture.standing.leader.and_then(name),
         term: picture.standing.term,
@@ -180,6 +183,20 @@ impl<'a> Composer<'a> {
     fn has_forgotten(&self, id: NodeId) -> bool {
         let said = self.picture.seen.get(&id).and_then(|(observation, _)| observation.probation);
         said.is_some() && self.is_heard(id)
+    }
+
+    /// As the whole cluster asks for it: the most that any agent's configuration does.
+    fn durability(&self) -> DurabilityStatus {
+        let said = self.picture.seen.iter().filter(|(id, _)| self.is_heard(**id));
+        let own = self.api.config.failover.durability;
+        let asked = said.map(|(_, (observation, _))| observation.durability).fold(own, Durability::and);
+        let cover = &self.picture.state.cover;
+        DurabilityStatus {
+            asked: asked.standbys,
+            standbys: cover.wanted.standbys,
+            of: cover.wanted.of.iter().filter_map(|id| self.name(*id)).collect(),
+            settled: cover.is_settled(),
+        }
     }
 
     fn without_vote(&self) -> Vec<WithoutVote> {
@@ -261,7 +278,9 @@ impl<'a> Composer<'a> {
         match (heard, kind, primary.map(|primary| primary.phase), up) {
             (false, _, _, _) => AgentType::Down,
             (true, NodeKind::Witness, _, _) => AgentType::Witness,
-            (true, NodeKind::Database, Some(PrimaryPhase::Promoting), _) => AgentType::Promoting,
+            (true, NodeKind::Database, Some(PrimaryPhase::Promoting | PrimaryPhase::Covering { .. }), _) => {
+                AgentType::Promoting
+            }
             (true, NodeKind::Database, Some(PrimaryPhase::Serving { .. }), Some(up)) if !up.in_recovery => {
                 AgentType::Primary
             }
@@ -353,6 +372,10 @@ impl<'a> Composer<'a> {
             nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !self.follows(node.id))
         {
             verdict.push(format!("{} does not stream from the primary.", node.name));
+        }
+        let DurabilityStatus { asked, standbys, .. } = self.durability();
+        if standbys < asked {
+            verdict.push(format!("Commits wait for {standbys} standbys instead of {asked}."));
         }
         for out in self.without_vote() {
             verdict.push(format!("{} has no vote: {}.", out.node, out.reason));

@@ -34,6 +34,8 @@ pub struct ClusterStatus {
     pub formed: bool,
     /// Whether a failed primary is replaced without being asked.
     pub auto_failover: bool,
+    /// On how many standbys commits are before they are acknowledged.
+    pub durability: DurabilityStatus,
     /// The fencing number in force.
     pub generation: Generation,
     /// The raft leader: EFM's membership coordinator.
@@ -66,6 +68,19 @@ pub struct ClusterStatus {
     pub verdict: Vec<String>,
     /// Why the raft leader did or did not act, from its last decision.
     pub report: Vec<String>,
+}
+
+/// For which standbys commits wait.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DurabilityStatus {
+    /// For how many they are to wait: `failover.sync_standbys`; 0 where replication is asynchronous.
+    pub asked: u32,
+    /// For how many they wait.
+    pub standbys: u32,
+    /// Of which.
+    pub of: Vec<NodeName>,
+    /// Whether a failover may rest on that already.
+    pub settled: bool,
 }
 
 /// Who may be writable.

@@ -5,7 +5,7 @@ use pgherd_common::{Lsn, NodeName};
 use super::node_status::vip;
 use super::table::Table;
 use super::units::{bytes, millis};
-use crate::api::types::{AgentType, ClusterStatus, NodeStatus};
+use crate::api::types::{AgentType, ClusterStatus, DurabilityStatus, NodeStatus};
 use crate::cluster::NodeKind;
 
 /// The whole report.
@@ -122,6 +122,7 @@ fn agreement(status: &ClusterStatus) -> String {
         }
         None => "Lease: held by nobody\n".to_owned(),
     };
+    text += &durability(&status.durability);
     match &status.change {
         None => text += "Change in flight: none\n",
         Some(change) => {
@@ -134,6 +135,21 @@ fn agreement(status: &ClusterStatus) -> String {
         }
     }
     text
+}
+
+fn durability(status: &DurabilityStatus) -> String {
+    let DurabilityStatus { asked, standbys, of, settled } = status;
+    if *asked == 0 && *standbys == 0 {
+        return String::new();
+    }
+    let of: Vec<&str> = of.iter().map(NodeName::as_str).collect();
+    let waits = match standbys {
+        0 => "for no standby".to_owned(),
+        standbys => format!("for any {standbys} of {}", of.join(", ")),
+    };
+    let asked = if standbys == asked { String::new() } else { format!("; {asked} are asked for") };
+    let settled = if *settled { "" } else { "; not yet so for those before" };
+    format!("Commits: wait {waits}{asked}{settled}\n")
 }
 
 fn proxies(status: &ClusterStatus) -> String {

@@ -43,9 +43,10 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
 
 /// What of the old primary's WAL the new one does not have.
 fn lost(entry: &HistoryEntry) -> String {
-    let Some(OldEnd { at, exact }) = entry.old_end else { return "-".to_owned() };
+    let Some(OldEnd { at, exact, covered }) = entry.old_end else { return "-".to_owned() };
     let more = if exact { "" } else { " known" };
     match at.bytes_since(entry.received) {
+        _ if covered => "nothing that was acknowledged".to_owned(),
         0 => format!("nothing{more}"),
         bytes => format!("{bytes} bytes{more} ({} to {at})", entry.received),
     }
@@ -86,15 +87,18 @@ mod tests {
             serving: None,
             timeline: None,
             received: Lsn(7),
-            old_end: Some(OldEnd { at: Lsn(7), exact: true }),
+            old_end: Some(OldEnd { at: Lsn(7), exact: true, covered: false }),
             outcome: Outcome::InFlight,
         };
         let known = |at, exact| {
-            lost(&HistoryEntry { old_end: Some(OldEnd { at: Lsn(at), exact }), ..failover.clone() })
+            let old_end = Some(OldEnd { at: Lsn(at), exact, covered: false });
+            lost(&HistoryEntry { old_end, ..failover.clone() })
         };
         assert_eq!(known(0x107, true), "256 bytes (0/7 to 0/107)");
         assert_eq!(known(0x107, false), "256 bytes known (0/7 to 0/107)");
         assert_eq!(known(3, false), "nothing known");
+        let old_end = Some(OldEnd { at: Lsn(0x107), exact: false, covered: true });
+        assert_eq!(lost(&HistoryEntry { old_end, ..failover.clone() }), "nothing that was acknowledged");
         assert_eq!(
             render(&[formed, failover]),
             "\

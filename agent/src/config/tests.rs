@@ -51,7 +51,12 @@ fn a_database_node_needs_little() {
     assert_eq!(config.timings, Timings::default());
     assert_eq!(
         config.failover,
-        Failover { auto: true, max_lag: ByteSize(16 << 20), salvage_wait: Duration::from_secs(5) }
+        Failover {
+            auto: true,
+            max_lag: ByteSize(16 << 20),
+            salvage_wait: Duration::from_secs(5),
+            durability: Durability::default()
+        }
     );
     assert_eq!(config.descriptor().postgres.unwrap().to_string(), "10.0.0.1:5432");
     assert!(!format!("{config:?}").contains("hunter2"));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pgherd_common::Lsn;
 use pgherd_common::config::Secret;
 use pgherd_common::errors::Chain;
+use pgherd_common::{Lsn, NodeName};
 use pgherd_core::node::{Before, Done};
 use tokio::sync::{mpsc, watch};
 
@@ -41,7 +41,7 @@ impl Hands {
         let instance = &self.instance;
         match action {
             LocalAction::Fence { .. } => text(instance.fence().await),
-            LocalAction::StartPrimary(_) => text(instance.start_primary().await),
+            LocalAction::StartPrimary(_, commits) => text(instance.start_primary(*commits).await),
             LocalAction::StartStandby => text(instance.start_standby(None).await),
             LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
             LocalAction::StopFast { .. } => text(instance.stop_fast(self.stop_timeout).await),
@@ -58,10 +58,13 @@ impl Hands {
             LocalAction::Recruit(_) => text(instance.recruit().await),
             LocalAction::Salvage { offer, .. } => self.salvage(offer).await,
             // After a clean switchover the walreceiver still looks for the old primary.
-            LocalAction::Promote(_) => match text(instance.recruit().await) {
+            LocalAction::Promote(_, commits) => match text(instance.cut(*commits).await) {
                 Ok(()) => text(instance.promote().await),
                 refused => refused,
             },
+            LocalAction::Cover { generation, number, standbys, of } => {
+                text(instance.cover(*generation, *number, (*standbys, of)).await)
+            }
             LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
             LocalAction::AlignSlots { members, in_recovery } => {
                 text(instance.align_slots(members, *in_recovery).await)
@@ -97,7 +100,7 @@ fn text<T, E: std::error::Error>(result: Result<T, E>) -> Result<(), String> {
 pub(super) fn describe(action: &LocalAction) -> String {
     match action {
         LocalAction::Fence { reason } => format!("fencing PostgreSQL: {reason}"),
-        LocalAction::StartPrimary(generation) => {
+        LocalAction::StartPrimary(generation, _) => {
             format!("starting PostgreSQL as primary of generation {generation}")
         }
         LocalAction::StartStandby => "starting PostgreSQL as a standby".to_owned(),
@@ -116,8 +119,13 @@ pub(super) fn describe(action: &LocalAction) -> String {
         LocalAction::Salvage { offer, .. } => {
             format!("fetching the WAL that {} has left (to {})", offer.node, offer.wal.end)
         }
-        LocalAction::Promote(generation) => {
+        LocalAction::Promote(generation, _) => {
             format!("promoting PostgreSQL to primary of generation {generation}")
+        }
+        LocalAction::Cover { standbys: 0, .. } => "commits wait for no standby any more".to_owned(),
+        LocalAction::Cover { standbys, of, .. } => {
+            let of: Vec<&str> = of.iter().map(NodeName::as_str).collect();
+            format!("having commits wait for any {standbys} of {}", of.join(", "))
         }
         LocalAction::Follow(upstream) => format!("following {} at {}", upstream.node, upstream.address),
         LocalAction::AlignSlots { .. } => "aligning replication slots with the members".to_owned(),

@@ -63,6 +63,11 @@ pub(super) fn address(text: &str) -> Option<HostPort> {
     Some(HostPort { host, port })
 }
 
+/// What a walreceiver with this `primary_conninfo` calls itself.
+pub(super) fn application_name(text: &str) -> Option<String> {
+    pairs(text).into_iter().rev().find(|(key, _)| key == "application_name").map(|(_, name)| name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use tokio::sync::oneshot;
 
 use super::command::release_priority;
+use super::cover::held;
 use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::follow::FollowError;
@@ -19,6 +20,7 @@ use super::process::{self, Postmaster};
 use super::rewind;
 use super::session::{Session, SessionError};
 use super::settings::Upstream;
+use crate::reconcile::Commits;
 
 /// How often a starting server is asked whether it lets us in. It announces that to nobody.
 const READY_PAUSE: Duration = Duration::from_millis(15);
@@ -138,13 +140,13 @@ pub struct CheckpointError(#[from] SessionError);
 
 impl Instance {
     /// Runs PostgreSQL as a primary and returns when it lets us in. Fine when it does already.
-    pub async fn start_primary(&self) -> Result<(), StartError> {
+    pub async fn start_primary(&self, commits: Commits) -> Result<(), StartError> {
         let _acting = self.shared.acting.lock().await;
         let fenced = *self.births();
         if self.runs_as("primary").await? {
             return Ok(());
         }
-        let following = Following::new(self.settings(), None);
+        let following = Following::nobody().waiting(held(self.settings(), commits));
         following.write(self.data_dir(), &self.shared.owner)?;
         files::remove_durably(&files::standby_signal(self.data_dir()))?;
         self.launch(&following, fenced).await
@@ -164,7 +166,8 @@ impl Instance {
         upstream: Option<&Upstream>,
         fenced: u64,
     ) -> Result<(), StartError> {
-        let following = Following::new(self.settings(), upstream);
+        let following =
+            upstream.map_or_else(Following::nobody, |upstream| Following::of(self.settings(), upstream));
         if self.runs_as("standby").await? {
             return self.apply(&following).await.map_err(StartError::Settings);
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::command::OsUser;
 use super::configuration::quote;
 use super::conninfo::Conninfo;
+use super::cover::standby_name;
 use super::settings::{Settings, Upstream};
 
 /// A file could not be read or written.
@@ -37,31 +38,44 @@ pub(super) fn standby_signal(data_dir: &Path) -> PathBuf {
     data_dir.join("standby.signal")
 }
 
-/// The walreceiver's part of the configuration; all of it empty when nobody is followed.
+/// What the agent configures: whom the walreceiver follows, all of it empty when that is nobody, and for whom commits wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Following {
     pub(super) primary_conninfo: String,
     pub(super) primary_slot_name: String,
+    /// `synchronous_standby_names`, where it is not the DBA's.
+    pub(super) waits_for: Option<String>,
 }
 
 impl Following {
-    pub(super) fn new(settings: &Settings, upstream: Option<&Upstream>) -> Self {
-        let Some(upstream) = upstream else {
-            return Self { primary_conninfo: String::new(), primary_slot_name: String::new() };
-        };
+    /// No walreceiver.
+    pub(super) fn nobody() -> Self {
+        Self { primary_conninfo: String::new(), primary_slot_name: String::new(), waits_for: None }
+    }
+
+    /// The same, with commits that wait for these.
+    pub(super) fn waiting(self, waits_for: Option<String>) -> Self {
+        Self { waits_for, ..self }
+    }
+
+    pub(super) fn of(settings: &Settings, upstream: &Upstream) -> Self {
         let mut conninfo = Conninfo::to(&upstream.address).set("user", &settings.replication_user);
         if let Some(password) = &settings.replication_password {
             conninfo = conninfo.set("password", &password.0);
         }
+        let name = match upstream.generation {
+            Some(generation) => standby_name(settings, &settings.node, generation),
+            None => settings.node.to_string(),
+        };
         let conninfo = conninfo
-            .set("application_name", settings.node.as_str())
+            .set("application_name", &name)
             .set("connect_timeout", "2")
             // A host that vanished is noticed within seconds, not after the kernel's two hours.
             .set("keepalives_idle", "2")
             .set("keepalives_interval", "2")
             .set("keepalives_count", "3")
             .set("tcp_user_timeout", "6000");
-        Self { primary_conninfo: conninfo.finish(), primary_slot_name: settings.node.slot() }
+        Self { primary_conninfo: conninfo.finish(), primary_slot_name: settings.node.slot(), waits_for: None }
     }
 
     /// Then the archive is cut off too: what it brings is not wanted while the primary changes.
@@ -72,6 +86,10 @@ impl Following {
     fn text(&self) -> String {
         // Following somebody, the DBA's own setting applies.
         let restore = if self.is_of_nobody() { "restore_command = ''\n" } else { "" };
+        let waits = self
+            .waits_for
+            .as_ref()
+            .map_or(String::new(), |names| format!("synchronous_standby_names = {}\n", quote(names)));
         format!(
             "# Owned and rewritten by pgherd-agent. Changes made by hand are lost.\n\
              primary_conninfo = {}\n\
@@ -80,7 +98,7 @@ impl Following {
              hot_standby = on\n\
              # Followers of a new primary reconnect in milliseconds; the default is 5 s.\n\
              wal_retrieve_retry_interval = '100ms'\n\
-             {restore}",
+             {restore}{waits}",
             quote(&self.primary_conninfo),
             quote(&self.primary_slot_name)
         )
@@ -168,19 +186,21 @@ mod tests {
 
     #[test]
     fn nobody_followed_is_all_empty() {
-        let text = Following { primary_conninfo: String::new(), primary_slot_name: String::new() }.text();
+        let text = Following::nobody().text();
         assert!(text.contains("primary_conninfo = ''\nprimary_slot_name = ''\n"), "{text}");
         assert!(text.ends_with("\nrestore_command = ''\n"), "{text}");
-        let text =
-            Following { primary_conninfo: "host=a".to_owned(), primary_slot_name: "s".to_owned() }.text();
-        assert!(!text.contains("restore_command"), "{text}");
+        let somebody = Following { primary_conninfo: "host=a".to_owned(), ..Following::nobody() };
+        assert!(!somebody.text().contains("restore_command"), "{}", somebody.text());
+        assert!(!text.contains("synchronous_standby_names"), "{text}");
+        let text = Following::nobody().waiting(Some("ANY 1 (\"a/1\")".to_owned())).text();
+        assert!(text.ends_with("synchronous_standby_names = 'ANY 1 (\"a/1\")'\n"), "{text}");
     }
 
     #[test]
     fn a_nasty_password_passes_both_quotings() {
         let nasty = r"a'b\c ''d\'";
         let info = Conninfo::default().set("password", nasty).finish();
-        let text = Following { primary_conninfo: info.clone(), primary_slot_name: String::new() }.text();
+        let text = Following { primary_conninfo: info.clone(), ..Following::nobody() }.text();
         assert!(text.contains(&configuration::quote(&info)), "{text}");
         assert_eq!(conninfo::pairs(&info), [("password".to_owned(), nasty.to_owned())]);
     }

@@ -6,15 +6,17 @@ use std::time::Duration;
 use pgherd_common::{Lsn, Timeline};
 use rustix::process::Signal;
 
+use super::cover::held;
 use super::files::{FileError, Following, own_file};
 use super::instance::{Instance, Patience};
 use super::process::{self, Process};
 use super::session::{Session, SessionError};
 use super::settings::Upstream;
+use crate::reconcile::Commits;
 
 /// How long a reload and the end of a walreceiver may take; milliseconds on a healthy host.
-const SETTLE: Duration = Duration::from_secs(2);
-const SETTLE_PAUSE: Duration = Duration::from_millis(2);
+pub(super) const SETTLE: Duration = Duration::from_secs(2);
+pub(super) const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 /// A walreceiver still there after this is ended by hand: the startup process, which ends it
 /// otherwise, may be waiting for a query that conflicts with replay.
 const RECEIVER_GRACE: Duration = Duration::from_millis(150);
@@ -101,7 +103,7 @@ impl Instance {
     /// for a later look to tell.
     pub async fn follow(&self, upstream: &Upstream) -> Result<(), FollowError> {
         let _acting = self.shared.acting.lock().await;
-        let done = self.apply(&Following::new(self.settings(), Some(upstream))).await;
+        let done = self.apply(&Following::of(self.settings(), upstream)).await;
         self.shared.stirred.notify_one();
         done
     }
@@ -114,12 +116,17 @@ impl Instance {
     /// the position tells, never less, and it acknowledges nothing to the old primary: all that this
     /// standby ever acknowledged came through the walreceiver, which is gone.
     pub async fn recruit(&self) -> Result<(), RecruitError> {
+        self.cut(Commits::Free).await
+    }
+
+    /// The same, with what holds for commits if it becomes a primary.
+    pub async fn cut(&self, commits: Commits) -> Result<(), RecruitError> {
         let _acting = self.shared.acting.lock().await;
         let session = self.session().await?;
         if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err(RecruitError::NotAStandby);
         }
-        self.apply(&Following::new(self.settings(), None)).await?;
+        self.apply(&Following::nobody().waiting(held(self.settings(), commits))).await?;
         let patience = Patience::new(SETTLE, SETTLE_PAUSE);
         let grace = Patience::new(RECEIVER_GRACE, Duration::ZERO);
         // The startup process starts a walreceiver with the old setting only if the reload reached it
@@ -260,7 +267,8 @@ impl Instance {
 
     async fn effective(&self, session: &Session, wanted: &Following) -> Result<Effect, SessionError> {
         let sql = "SELECT name, setting, coalesce(sourcefile, '') FROM pg_settings \
-                   WHERE name IN ('primary_conninfo', 'primary_slot_name', 'restore_command')";
+                   WHERE name IN \
+                   ('primary_conninfo', 'primary_slot_name', 'restore_command', 'synchronous_standby_names')";
         let mut other = Vec::new();
         for row in session.rows(sql, &[]).await? {
             let (name, value): (String, &str) = (session.take(&row, 0)?, session.take(&row, 1)?);
@@ -268,6 +276,10 @@ impl Instance {
             let ours = match name.as_str() {
                 "primary_conninfo" => value == wanted.primary_conninfo,
                 "primary_slot_name" => value == wanted.primary_slot_name,
+                "synchronous_standby_names" => match &wanted.waits_for {
+                    Some(names) => value == names,
+                    None => by != own_file(self.data_dir()).display().to_string(),
+                },
                 _ => !wanted.is_of_nobody() || value.is_empty(),
             };
             if !ours {

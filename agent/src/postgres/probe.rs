@@ -15,6 +15,7 @@ use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
 use super::controldata::{ControlData, ControlDataError};
+use super::cover::{Waits, member_and_generation};
 use super::health::Pulse;
 use super::instance::Instance;
 use super::process::{self, Postmaster};
@@ -62,6 +63,7 @@ pub(super) struct Memory {
     /// The search for where the WAL ends that a killed primary has left, and how often it had been fenced when it began.
     left: Option<(u64, Shared<BoxFuture<'static, Option<LeftWal>>>)>,
     pub(super) pulse: Pulse,
+    pub(super) waits: Waits,
 }
 
 impl Memory {
@@ -80,6 +82,7 @@ impl Memory {
         (self.session, self.answered, self.fresh) = (None, None, None);
         (self.starting_since, self.blind_since, self.highest) = (None, None, None);
         self.pulse.meet();
+        self.waits = Waits::default();
     }
 }
 
@@ -351,9 +354,11 @@ impl Instance {
             checkpoint_timeline,
             history: self.history(timeline),
             follows: conninfo::address(conninfo),
+            follows_in: conninfo::application_name(conninfo).and_then(|name| member_and_generation(&name).1),
             receiver: session.take(&row, 7)?,
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
             slots: session.take(&row, 10)?,
+            cover: if in_recovery { None } else { self.cover_seen(session).await? },
         })
     }
 
@@ -382,6 +387,7 @@ fn downstream(text: &str) -> Downstream {
     let mut fields = text.splitn(3, ' ').map(str::to_owned);
     let mut field = || fields.next().unwrap_or_default();
     let (state, sync_state, name) = (field(), field(), field());
+    let name = member_and_generation(&name).0.to_owned();
     Downstream { name, state, sync_state }
 }
 

@@ -188,7 +188,7 @@ impl Instance {
         let kinship = timelines::kinship(self.data_dir(), &control, running);
         // Whoever starts it from here on gets a standby, and one with its own name.
         files::create_standby_signal(self.data_dir(), &self.shared.owner)?;
-        Following::new(self.settings(), Some(upstream)).write(self.data_dir(), &self.shared.owner)?;
+        Following::of(self.settings(), upstream).write(self.data_dir(), &self.shared.owner)?;
         self.fill_gaps(&running.history)?;
         // pg_rewind keeps the segments that it has read itself, also those of a timeline it undoes. The
         // next promotion takes that timeline's number, and recovery would take them for its own.

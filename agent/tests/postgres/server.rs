@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pgherd_agent::observation::{PostgresState, Running};
 use pgherd_agent::postgres::{Instance, Settings, Upstream, kill_instance};
+use pgherd_agent::reconcile::Commits;
 use pgherd_common::{Clock, MonoTime, time::RealClock};
 use tempfile::TempDir;
 
@@ -113,7 +114,7 @@ impl Server {
     /// A running primary.
     pub(crate) async fn primary(name: &str) -> Self {
         let server = Self::initialised(name).await;
-        server.instance.start_primary().await.unwrap();
+        server.instance.start_primary(Commits::Free).await.unwrap();
         server
     }
 
@@ -166,7 +167,11 @@ impl Server {
     }
 
     pub(crate) fn upstream(&self) -> Upstream {
-        Upstream { address: self.settings.address.clone(), node: self.settings.node.clone() }
+        Upstream {
+            address: self.settings.address.clone(),
+            node: self.settings.node.clone(),
+            generation: None,
+        }
     }
 
     pub(crate) async fn running(&self) -> Running {

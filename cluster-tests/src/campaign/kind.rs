@@ -114,9 +114,6 @@ pub enum Rows {
     /// What no standby had received is gone with the primary. With synchronous replication nothing like that
     /// was acknowledged.
     AsReplicated,
-    /// Two database nodes are out at the same moment. One of them may be the only standby that has the last
-    /// rows, and a failover does not wait for it.
-    TwoNodesOut,
 }
 
 impl Rows {
@@ -124,7 +121,7 @@ impl Rows {
     pub const fn may_be_lost(self, replication: Replication) -> bool {
         match (self, replication) {
             (Self::Kept, _) | (Self::AsReplicated, Replication::Synchronous) => false,
-            (Self::AsReplicated, Replication::Asynchronous) | (Self::TwoNodesOut, _) => true,
+            (Self::AsReplicated, Replication::Asynchronous) => true,
         }
     }
 }
@@ -160,7 +157,7 @@ const fn rule(
 /// Every kind.
 pub const RULES: &[Rule] = {
     use Expect::{Change, Either, Stay};
-    use Rows::{AsReplicated, Kept, TwoNodesOut};
+    use Rows::{AsReplicated, Kept};
     use Victim::{Any, Database, Primary, Standby, Witness};
     &[
         rule(Kind::KillPostmaster, "kill-postmaster", Database, (0, 0), Change, AsReplicated),
@@ -184,7 +181,7 @@ pub const RULES: &[Rule] = {
         rule(Kind::Mute, "mute", Database, (5_000, 15_000), Change, AsReplicated),
         rule(Kind::Partial, "partial", Any, (2_000, 15_000), Stay, Kept),
         rule(Kind::TwoAndTwo, "two-and-two", Primary, (3_000, 12_000), Stay, Kept),
-        rule(Kind::QuorumLost, "quorum-lost", Primary, (4_000, 12_000), Either, TwoNodesOut),
+        rule(Kind::QuorumLost, "quorum-lost", Primary, (4_000, 12_000), Either, AsReplicated),
         rule(Kind::NoReplication, "no-replication", Standby, (2_000, 15_000), Stay, Kept),
         rule(Kind::NoClients, "no-clients", Primary, (1_000, 10_000), Stay, Kept),
         rule(Kind::Flapping, "flapping", Database, (5_000, 15_000), Either, AsReplicated),

@@ -44,7 +44,7 @@ impl Alone {
         for dir in [&inside, &postgres.conf_dir, &postgres.socket_dir] {
             make_dir_for_postgres(dir)?;
         }
-        write(&postgres.config_file(), &(postgres.config(&[]) + settings))?;
+        write(&postgres.config_file(), &(postgres.config() + settings))?;
         write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
         write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
         let failed = |step: &str| {

@@ -11,6 +11,7 @@ use super::state::{
     PrimaryPhase, Service,
 };
 use super::voters::{LeaseVoters, VoterPlan};
+use crate::cover::SyncSet;
 
 /// Applies a command that the log has at `revision`. Total: whatever the state and the command, it
 /// returns, and a rejected command changes nothing.
@@ -54,10 +55,16 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             begin(state, change)
         }
         Command::Stop { generation } => stop(state, *generation),
-        Command::Grant { generation, node, received, old_end, rolled_back, at } => {
+        Command::Grant { generation, node, received, old_end, cover, rolled_back, at } => {
             let end = (*received, *old_end);
-            grant(state, *generation, *node, end, rolled_back.as_deref(), *at)
+            grant(state, *generation, *node, end, rolled_back.as_deref(), *at)?;
+            // Also where nothing changes: the server is another one, or was started anew.
+            if !cover.is_none() || state.cover.number > 0 {
+                state.cover.want(cover, revision);
+            }
+            Ok(true)
         }
+        Command::Promoted { generation, timeline } => promoted(state, *generation, *timeline),
         Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
         Command::Abandon { generation, stopping, reason, at } => {
             let decided_in = if *stopping { ChangePhase::Stopping } else { ChangePhase::Preparing };
@@ -80,6 +87,14 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         Command::SettleVoters { generation, planned } => {
             same_generation(state, *generation)?;
             settle_voters(state, *planned)
+        }
+        Command::WantCover { generation, set } => {
+            same_generation(state, *generation)?;
+            want_cover(state, set, revision)
+        }
+        Command::SettleCover { generation, number } => {
+            same_generation(state, *generation)?;
+            settle_cover(state, *number)
         }
         Command::Readmit { node, token } => readmit(state, *node, *token),
     }
@@ -195,7 +210,9 @@ fn begin(state: &mut ClusterState, mut change: Change) -> Result<bool, Rejected>
             return Err(Rejected::ChangeInFlight { kind: other.kind, generation: other.generation });
         }
         // One step back is enough: were it two, a pair of broken nodes could hand the role to and fro.
-        let never_served = other.phase == ChangePhase::Granted && other.before.is_none();
+        // Nor had a successor acknowledged anything that only waited for its standbys.
+        let promoting = state.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
+        let never_served = other.phase == ChangePhase::Granted && other.before.is_none() && promoting;
         change.before = Some(other.from).filter(|before| never_served && *before != change.from);
     }
     if state.primary.map(|primary| primary.node) != Some(change.from) {
@@ -239,7 +256,7 @@ fn grant(
     (received, old_end): (Lsn, Option<OldEnd>),
     rolled_back: Option<&str>,
     at: WallTime,
-) -> Result<bool, Rejected> {
+) -> Result<(), Rejected> {
     let to = database(state, node)?.descriptor.name.clone();
     if !state.voters.contains(node) {
         return Err(Rejected::NotAVoter(node));
@@ -275,6 +292,22 @@ fn grant(
     });
     let excess = state.history.len().saturating_sub(ClusterState::HISTORY_MAX);
     state.history.drain(..excess);
+    Ok(())
+}
+
+/// The change goes on: what is granted and up can follow the log's word, and be followed.
+fn promoted(state: &mut ClusterState, generation: Generation, timeline: Timeline) -> Result<bool, Rejected> {
+    same_generation(state, generation)?;
+    let granted = state.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Granted);
+    let Some(primary) = state.primary.as_mut().filter(|_| granted) else { return Err(Rejected::WrongPhase) };
+    match primary.phase {
+        PrimaryPhase::Promoting => primary.phase = PrimaryPhase::Covering { timeline },
+        PrimaryPhase::Covering { .. } => return Ok(false),
+        PrimaryPhase::Serving { .. } => return Err(Rejected::WrongPhase),
+    }
+    if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
+        entry.timeline = Some(timeline);
+    }
     Ok(true)
 }
 
@@ -373,10 +406,12 @@ fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, 
 }
 
 fn plan_voters(state: &mut ClusterState, next: &BTreeSet<NodeId>, revision: u64) -> Result<bool, Rejected> {
-    if let Some(change) = &state.change {
-        return Err(Rejected::ChangeInFlight { kind: change.kind, generation: change.generation });
-    }
-    let Some(primary) = state.serving() else { return Err(Rejected::NotFormed) };
+    let Some(primary) = state.upstream() else {
+        return Err(match &state.change {
+            Some(change) => Rejected::ChangeInFlight { kind: change.kind, generation: change.generation },
+            None => Rejected::NotFormed,
+        });
+    };
     if state.voters.plan.is_some() {
         return Err(Rejected::VotersChanging);
     }
@@ -387,6 +422,25 @@ fn plan_voters(state: &mut ClusterState, next: &BTreeSet<NodeId>, revision: u64)
     }
     state.voters.plan = Some(VoterPlan { next: next.clone(), revision });
     Ok(true)
+}
+
+fn want_cover(state: &mut ClusterState, set: &SyncSet, revision: u64) -> Result<bool, Rejected> {
+    if state.cover.wanted == *set {
+        return Ok(false);
+    }
+    if let Some(unknown) = set.of.iter().find(|node| !state.members.contains_key(node)) {
+        return Err(Rejected::UnknownMember(*unknown));
+    }
+    state.cover.want(set, revision);
+    Ok(true)
+}
+
+fn settle_cover(state: &mut ClusterState, number: u64) -> Result<bool, Rejected> {
+    if state.cover.number != number {
+        return Err(Rejected::CoverChanged(number));
+    }
+    let wanted = state.cover.wanted.clone();
+    Ok(std::mem::replace(&mut state.cover.promised, wanted) != state.cover.wanted)
 }
 
 fn settle_voters(state: &mut ClusterState, planned: u64) -> Result<bool, Rejected> {

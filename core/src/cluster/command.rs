@@ -8,6 +8,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Descriptor, Identity, OldEnd, Service};
+use crate::cover::SyncSet;
 
 /// A proposal to the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,11 +80,22 @@ pub enum Command {
         /// Failover: how far the WAL of the primary before goes.
         #[serde(default)]
         old_end: Option<OldEnd>,
+        /// What the new primary is to have commits wait for.
+        #[serde(default)]
+        cover: SyncSet,
         /// The role goes back to the old primary: why.
         #[serde(default)]
         rolled_back: Option<String>,
         /// Now.
         at: WallTime,
+    },
+    /// The primary of this generation is up, and commits there wait for standbys: they are to follow it now, clients
+    /// later.
+    Promoted {
+        /// Its generation.
+        generation: Generation,
+        /// The timeline it writes.
+        timeline: Timeline,
     },
     /// The primary of this generation accepts writes.
     Serve {
@@ -150,6 +162,20 @@ pub enum Command {
         generation: Generation,
         /// The revision of the plan.
         planned: u64,
+    },
+    /// Commits are to wait for other standbys than before.
+    WantCover {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// Which.
+        set: SyncSet,
+    },
+    /// The primary waits for what is wanted, and all that was acknowledged before is on as many of them.
+    SettleCover {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// Of the wish.
+        number: u64,
     },
     /// A node that lost its raft store, and has no vote any more, is to be fed again.
     Readmit {
@@ -234,6 +260,9 @@ pub enum Rejected {
     /// A primary without a vote could never hold its lease.
     #[error("node {0} has no vote: it cannot be primary before it has one again")]
     NotAVoter(NodeId),
+    /// Something else is wanted by now.
+    #[error("another set of standbys is to be waited for by now than at revision {0}")]
+    CoverChanged(u64),
     /// Whoever votes is not let in again: it never left.
     #[error("node {0} has a vote")]
     IsVoter(NodeId),

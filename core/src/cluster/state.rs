@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::voters::LeaseVoters;
+use crate::cover::Cover;
 
 /// The state machine behind the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct ClusterState {
     /// The number of the newest raft store with which each node was let in again after it had lost the
     /// one before.
     pub readmitted: BTreeMap<NodeId, u64>,
+    /// On how many standbys commits are before they are acknowledged.
+    #[serde(default)]
+    pub cover: Cover,
     /// Past changes of primary, oldest first, the last [`ClusterState::HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
     /// Raft log index of the last command that changed anything.
@@ -63,6 +67,12 @@ pub struct Primary {
 pub enum PrimaryPhase {
     /// Chosen; its agent promotes (or starts) PostgreSQL.
     Promoting,
+    /// It is up, and lets no client in through a proxy before all that it has is on as many standbys as commits wait
+    /// for.
+    Covering {
+        /// The timeline it writes.
+        timeline: Timeline,
+    },
     /// It accepts writes.
     Serving {
         /// The timeline it writes.
@@ -211,7 +221,7 @@ pub struct HistoryEntry {
     pub granted: WallTime,
     /// The new primary accepted writes; `None` while it is coming up or when it never did.
     pub serving: Option<WallTime>,
-    /// The timeline the new primary writes, once it serves.
+    /// The timeline the new primary writes, once it is up.
     pub timeline: Option<Timeline>,
     /// The position up to which the new primary had received when it was chosen.
     pub received: Lsn,
@@ -229,6 +239,9 @@ pub struct OldEnd {
     pub at: Lsn,
     /// Read from its disk; otherwise it is what was last heard, and there may be more.
     pub exact: bool,
+    /// The new primary is known to have all that was acknowledged.
+    #[serde(default)]
+    pub covered: bool,
 }
 
 /// How a change of primary went.
@@ -268,8 +281,23 @@ impl ClusterState {
     pub fn serving(&self) -> Option<NodeId> {
         match self.primary {
             Some(Primary { node, phase: PrimaryPhase::Serving { .. } }) => Some(node),
-            Some(Primary { phase: PrimaryPhase::Promoting, .. }) | None => None,
+            Some(Primary { phase: PrimaryPhase::Promoting | PrimaryPhase::Covering { .. }, .. }) | None => {
+                None
+            }
         }
+    }
+
+    /// The primary that standbys are to stream from: one that serves, or will once they do.
+    pub fn upstream(&self) -> Option<NodeId> {
+        let primary = self.primary?;
+        let lasts = match primary.phase {
+            PrimaryPhase::Promoting => false,
+            PrimaryPhase::Covering { .. } => {
+                self.change.as_ref().is_some_and(|change| change.phase == ChangePhase::Granted)
+            }
+            PrimaryPhase::Serving { .. } => self.change.is_none(),
+        };
+        lasts.then_some(primary.node)
     }
 
     /// Whether the cluster has formed around a primary that is yet to win its first lease.
@@ -278,7 +306,7 @@ impl ClusterState {
         promoting && self.change.is_none()
     }
 
-    /// The newest timeline on which a primary has served.
+    /// The newest timeline on which a primary has served, or was about to.
     pub fn served_timeline(&self) -> Option<Timeline> {
         self.history.iter().rev().find_map(|entry| entry.timeline)
     }

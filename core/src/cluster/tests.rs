@@ -4,6 +4,7 @@ use pgherd_common::topology::{Availability, ChangeKind};
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::*;
+use crate::cover::SyncSet;
 
 fn descriptor(id: u64) -> Descriptor {
     let database = id != 4;
@@ -59,6 +60,7 @@ fn commands() -> Vec<Command> {
                 node,
                 received: Lsn(1),
                 old_end: None,
+                cover: SyncSet::default(),
                 rolled_back: None,
                 at,
             });
@@ -177,6 +179,7 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
         node: NodeId(2),
         received: Lsn(1),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(4),
     };
@@ -242,6 +245,7 @@ fn the_history_is_bounded() {
             node: to,
             received: Lsn(round),
             old_end: None,
+            cover: SyncSet::default(),
             rolled_back: None,
             at,
         };
@@ -306,6 +310,7 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         node,
         received: Lsn(1),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(4),
     };
@@ -341,6 +346,7 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
             node: NodeId(2),
             received: Lsn(1),
             old_end: None,
+            cover: SyncSet::default(),
             rolled_back: None,
             at,
         },

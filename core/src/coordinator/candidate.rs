@@ -30,6 +30,10 @@ impl Rank {
         (!self.fit, self.priority.0, self.id.0)
     }
 
+    pub(super) fn timeline(self) -> Timeline {
+        self.timeline
+    }
+
     pub(super) fn received(self) -> Lsn {
         self.received
     }

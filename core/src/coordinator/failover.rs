@@ -86,7 +86,8 @@ impl View<'_> {
         let (ranks, mut rejected) = self.ranks(primary, None);
         for rank in ranks {
             let sick = self.postgres(rank.node()).filter(|postgres| fit && !postgres.health.is_fit());
-            match (sick, self.within_lag(rank, primary)) {
+            let may = self.within_lag(rank, primary).and_then(|()| self.could_be_covered(rank));
+            match (sick, may) {
                 (Some(sick), _) => rejected.push(format!("{} {}", self.name(rank.node()), sick.health)),
                 (None, Ok(())) => return Ok(()),
                 (None, Err(reason)) => rejected.push(reason),
@@ -127,7 +128,9 @@ impl View<'_> {
         let postgres = self.postgres(primary)?;
         match self.state.primary?.phase {
             PrimaryPhase::Promoting => self.promotion_trouble(primary, postgres),
-            PrimaryPhase::Serving { .. } => self.serving_trouble(primary, postgres),
+            PrimaryPhase::Covering { .. } | PrimaryPhase::Serving { .. } => {
+                self.serving_trouble(primary, postgres)
+            }
         }
     }
 
@@ -263,7 +266,7 @@ impl View<'_> {
             return None;
         }
         for rank in recruited {
-            match self.within_lag(rank, from) {
+            match self.within_lag(rank, from).and_then(|()| self.covers(rank, change)) {
                 Err(reason) if !change.allow_data_loss => rejected.push(reason),
                 Ok(()) | Err(_) => return Some(self.grant(change, rank.node(), rank.received(), report)),
             }
@@ -334,31 +337,35 @@ impl View<'_> {
         let replaced = change.kind == ChangeKind::Failover && change.from != node;
         // One that never served had nothing that anybody was told of.
         let served = replaced && self.state.serving() == Some(change.from);
-        let old_end = served.then(|| self.old_end(change.from, node)).flatten();
+        let old_end = served.then(|| self.old_end(change, node)).flatten();
         Command::Grant {
             generation: change.generation,
             node,
             received,
             old_end,
+            cover: self.cover_of(node),
             rolled_back: None,
             at: self.wall,
         }
     }
 
     /// How far the WAL of a primary that is replaced goes, for the record.
-    fn old_end(&self, from: NodeId, to: NodeId) -> Option<OldEnd> {
+    fn old_end(&self, change: &Change, to: NodeId) -> Option<OldEnd> {
+        let from = change.from;
+        let covered = self.is_covered(to, change);
         let timeline = self.running(to).map(|running| running.timeline);
         let read = self.postgres(from).and_then(|postgres| postgres.stopped()?.left);
         let read = read.filter(|left| Some(left.timeline) == timeline);
         match read {
-            Some(left) => Some(OldEnd { at: left.end, exact: true }),
-            None => self.last_primary_position(from).map(|at| OldEnd { at, exact: false }),
+            Some(left) => Some(OldEnd { at: left.end, exact: true, covered }),
+            None => self.last_primary_position(from).map(|at| OldEnd { at, exact: false, covered }),
         }
     }
 
-    /// The chosen primary accepts writes: say so to everybody.
+    /// The chosen primary accepts writes: say so to everybody. Where commits wait for standbys, those are told first.
     pub(super) fn confirm(&self, report: &mut Report) -> Option<Command> {
-        let primary = self.state.primary.filter(|primary| primary.phase == PrimaryPhase::Promoting)?;
+        let serves = |phase| matches!(phase, PrimaryPhase::Serving { .. });
+        let primary = self.state.primary.filter(|primary| !serves(primary.phase))?;
         let observation = self.fresh(primary.node)?;
         let writable = self.running(primary.node).filter(|running| !running.in_recovery);
         match writable {
@@ -366,11 +373,21 @@ impl View<'_> {
             Some(running)
                 if observation.generation == self.state.generation && observation.lease_left_ms.is_some() =>
             {
-                Some(Command::Serve {
-                    generation: self.state.generation,
-                    timeline: running.timeline,
-                    at: self.wall,
-                })
+                let (generation, timeline) = (self.state.generation, running.timeline);
+                let waits = !self.state.cover.wanted.is_none();
+                if waits && primary.phase == PrimaryPhase::Promoting && self.state.change.is_some() {
+                    return Some(Command::Promoted { generation, timeline });
+                }
+                if primary.phase != PrimaryPhase::Promoting && !self.is_met(running) {
+                    let (node, since) = (self.name(primary.node), self.step_age);
+                    report.waiting.push(NotYet::Covering {
+                        node,
+                        by: self.spell(&self.state.cover.wanted),
+                        since,
+                    });
+                    return None;
+                }
+                Some(Command::Serve { generation, timeline, at: self.wall })
             }
             Some(_) | None => {
                 let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);

@@ -122,6 +122,24 @@ pub enum NotYet {
         /// For how long the change has waited.
         since: Duration,
     },
+    /// The new primary's WAL is not yet where commits wait for it.
+    Covering {
+        /// The new primary.
+        node: NodeName,
+        /// For whom it waits.
+        by: String,
+        /// For how long.
+        since: Duration,
+    },
+    /// Fewer standbys than commits are to wait for.
+    TooFewStandbys {
+        /// As many as are asked for.
+        asked: u32,
+        /// Those in service.
+        up: Vec<NodeName>,
+        /// What that means for commits.
+        so: &'static str,
+    },
     /// The voters stay as they are.
     Voters(VotersStay),
     /// A step of a change takes its time.
@@ -199,6 +217,12 @@ impl fmt::Display for NotYet {
                 write!(f, "{done} of {expected} standbys have cut their walreceivers")
             }
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
+            Self::Covering { node, by, since } => write!(
+                f,
+                "{node} is up, and lets clients in once all it has is on {by} ({} ms so far)",
+                since.as_millis()
+            ),
+            Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
                 write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())
@@ -224,6 +248,15 @@ fn salvaging(
 ) -> fmt::Result {
     let since = since.as_millis();
     write!(f, "{node} fetches {bytes} bytes of WAL that only the disk of {from} has ({since} ms so far)")
+}
+
+fn too_few_standbys(f: &mut fmt::Formatter<'_>, asked: u32, up: &str, so: &str) -> fmt::Result {
+    let up = if up.is_empty() { "none" } else { up };
+    write!(
+        f,
+        "commits are to wait for {asked} (failover.sync_standbys), and of the standbys that can be promoted {up} is in \
+         service: {so}; bring the others back with `pgherd resume NODE`"
+    )
 }
 
 fn unverified(f: &mut fmt::Formatter<'_>, node: &NodeName, missing: &str) -> fmt::Result {

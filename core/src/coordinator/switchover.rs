@@ -267,6 +267,7 @@ impl View<'_> {
             node: change.from,
             received: position,
             old_end: None,
+            cover: self.cover_of(change.from),
             rolled_back: Some(why),
             at: self.wall,
         }

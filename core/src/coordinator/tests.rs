@@ -1,5 +1,6 @@
 //! The coordinator against hand-made observations; commands are applied to the state as the log would.
 
+mod cover;
 mod voters;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ impl Rig {
             auto_failover: true,
             max_lag: 16 << 20,
             salvage_wait: Duration::from_secs(5),
+            durability: Durability::default(),
             lease: LEASE,
             node_timeout: Duration::from_secs(3),
             node_lost_after: Duration::from_secs(10),
@@ -197,6 +199,7 @@ fn observation(id: u64) -> NodeObservation {
         probation: None,
         intent: None,
         promise_left_ms: 0,
+        durability: Durability::default(),
         lease_left_ms: None,
         postgres: database.then(|| PostgresObservation {
             system_identifier: 7,
@@ -225,6 +228,8 @@ pub(super) fn running(in_recovery: bool) -> Running {
         checkpoint_timeline: Timeline(1),
         history: TimelineHistory::default(),
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
+        follows_in: None,
+        cover: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),
         slots: Vec::new(),
@@ -417,7 +422,10 @@ fn nobody_is_chosen_before_the_best_standby_has_fetched_what_the_old_primary_lef
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
     let entry = rig.state.history.last().unwrap();
-    assert_eq!((entry.received, entry.old_end), (Lsn(3000), Some(OldEnd { at: Lsn(3000), exact: true })));
+    assert_eq!(
+        (entry.received, entry.old_end),
+        (Lsn(3000), Some(OldEnd { at: Lsn(3000), exact: true, covered: false }))
+    );
 }
 
 #[test]
@@ -432,7 +440,10 @@ fn what_cannot_be_had_is_waited_for_in_vain_for_a_bounded_time_and_told() {
     let passes = chosen_after(&mut rig, &[]).unwrap();
     assert!((40..=60).contains(&passes), "salvage_wait is 5 s, a pass takes 100 ms: {passes}");
     let entry = rig.state.history.last().unwrap();
-    assert_eq!((entry.received, entry.old_end), (Lsn(2500), Some(OldEnd { at: Lsn(3000), exact: true })));
+    assert_eq!(
+        (entry.received, entry.old_end),
+        (Lsn(2500), Some(OldEnd { at: Lsn(3000), exact: true, covered: false }))
+    );
 
     // The last of it cannot be replayed: there is nothing more to wait for.
     let mut rig = left_behind();

@@ -12,6 +12,7 @@ use pgherd_common::{Lsn, NodeId, WallTime};
 use super::tests::{Rig, down, running};
 use super::*;
 use crate::cluster::{Applied, Command, Service};
+use crate::cover::SyncSet;
 use crate::observation::{PostgresState, RemoteDatabase, Running, Stopped};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/edges.md");
@@ -112,6 +113,7 @@ fn state(rig: &mut Rig, state: State) {
         node: NodeId(node),
         received: Lsn(0),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(0),
     };

@@ -35,6 +35,8 @@ pub struct View<'a> {
     pub seen: &'a BTreeMap<NodeId, Seen>,
     /// The last known end of each server's WAL, from when it was a primary.
     pub ends: &'a BTreeMap<NodeId, Lsn>,
+    /// For how long there have been too few standbys for commits to wait for.
+    pub short_for: Duration,
     /// How long the change in flight has been at its present step.
     pub step_age: Duration,
     /// How long this node has led without a gap.

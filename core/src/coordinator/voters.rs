@@ -90,23 +90,29 @@ impl View<'_> {
         if let Some(plan) = &self.state.voters.plan {
             return self.carry_out(plan, report);
         }
-        if self.state.change.is_some() {
+        if self.changes_primary() {
             return None;
         }
         if !self.quorum.is(&self.state.voters.current) {
             // Left over from an attempt that seemed to have failed.
             return Some(self.ask_raft(&self.state.voters.current, report));
         }
-        let primary = self.state.serving()?;
+        let primary = self.state.upstream()?;
         self.fresh(primary)?.lease_left_ms?;
         let back = self.let_in(report);
         back.or_else(|| self.let_go(primary, report)).map(Action::Propose)
     }
 
+    /// Whether a change of primary has yet to bring up the new one. One that only waits for standbys may have to wait for
+    /// one that has lost its vote.
+    fn changes_primary(&self) -> bool {
+        self.state.change.is_some() && self.state.upstream().is_none()
+    }
+
     fn carry_out(&self, plan: &VoterPlan, report: &mut Report) -> Option<Action> {
         if !self.quorum.is(&plan.next) {
             // A change of voters that does not come through holds up the log for everything after it.
-            return self.state.change.is_none().then(|| self.ask_raft(&plan.next, report));
+            return (!self.changes_primary()).then(|| self.ask_raft(&plan.next, report));
         }
         let primary = self.state.primary?.node;
         // An old word will do: no agent forgets a state that it has applied and goes on as primary.

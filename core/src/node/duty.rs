@@ -68,11 +68,12 @@ impl Duty {
                     self.fenced = Some(reason.clone());
                 }
             }
-            LocalAction::StartPrimary(_) | LocalAction::StartStandby | LocalAction::Rejoin { .. } => {
+            LocalAction::StartPrimary(..) | LocalAction::StartStandby | LocalAction::Rejoin { .. } => {
                 self.fenced = None;
             }
             LocalAction::Checkpoint
-            | LocalAction::Promote(_)
+            | LocalAction::Promote(..)
+            | LocalAction::Cover { .. }
             | LocalAction::Follow(_)
             | LocalAction::AlignSlots { .. } => {}
         }

@@ -8,6 +8,7 @@ use pgherd_common::{Lsn, Timeline};
 
 use super::*;
 use crate::cluster::{Applied, Identity, NodeKind, apply};
+use crate::cover::{Durability, SyncSet};
 use crate::observation::{Health, Running, Stopped};
 use crate::salvage::LeftWal;
 
@@ -45,6 +46,7 @@ impl Rig {
             auto_failover: true,
             max_lag: 0,
             salvage_wait: Duration::from_secs(5),
+            durability: Durability::default(),
             incarnation: 1,
             remembered,
             adopted_until: now + Duration::from_millis(500),
@@ -111,6 +113,8 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
             checkpoint_timeline: Timeline(1),
             history: TimelineHistory::default(),
             follows: None,
+            follows_in: None,
+            cover: None,
             receiver: None,
             standbys: Vec::new(),
             slots: Vec::new(),
@@ -195,6 +199,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(0),
     });
@@ -260,6 +265,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(0),
     });
@@ -466,6 +472,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         node: from,
         received: Lsn(0),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(0),
     });
@@ -482,7 +489,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
     // A new lease, and it starts again; then the log gives it up.
     rig.answered(rig.now);
     let start = rig.turn().act.unwrap();
-    assert_eq!(start.action, LocalAction::StartPrimary(next));
+    assert_eq!(start.action, LocalAction::StartPrimary(next, crate::reconcile::Commits::Free));
     assert_eq!(released(&rig), None);
     rig.commit(&begin(next));
     let turn = rig.turn();
@@ -516,7 +523,15 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
 
     let (node, received, old_end, rolled_back) = (NodeId(3), Lsn(1000), None, None);
     let next = generation.next();
-    rig.commit(&Command::Grant { generation: next, node, received, old_end, rolled_back, at });
+    rig.commit(&Command::Grant {
+        generation: next,
+        node,
+        received,
+        old_end,
+        cover: SyncSet::default(),
+        rolled_back,
+        at,
+    });
     rig.commit(&Command::Serve { generation: next, timeline: Timeline(2), at });
     let mut beat = rig.beat_of(3, next, None);
     let mut primary = postgres(false);

@@ -8,6 +8,7 @@ use pgherd_common::{Lsn, MonoTime, NodeId, Timeline, WallTime};
 
 use super::*;
 use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
+use crate::cover::{CoverSeen, SyncSet};
 use crate::observation::{Health, PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::LeftWal;
 
@@ -55,6 +56,8 @@ fn running(in_recovery: bool) -> Running {
         checkpoint_timeline: Timeline(1),
         history: TimelineHistory::default(),
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
+        follows_in: None,
+        cover: None,
         receiver: None,
         standbys: Vec::new(),
         slots: Vec::new(),
@@ -138,6 +141,7 @@ impl Rig {
             node: NodeId(node),
             received: Lsn(1000),
             old_end: None,
+            cover: SyncSet::default(),
             rolled_back: None,
             at: WallTime(0),
         });
@@ -181,6 +185,7 @@ fn upstream(id: u64) -> Upstream {
     Upstream {
         node: format!("server{id}").parse().unwrap(),
         address: format!("10.0.0.{id}:5432").parse().unwrap(),
+        generation: None,
     }
 }
 
@@ -236,7 +241,7 @@ fn a_chosen_standby_that_went_down_is_promoted_not_opened_on_its_old_timeline() 
     rig.grant(2);
     assert_eq!(rig.decide(2).action, Some(LocalAction::StartStandby));
     rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
-    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation)));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation, Commits::Free)));
 }
 
 #[test]
@@ -380,7 +385,7 @@ fn the_chosen_standby_promotes_only_with_the_lease_of_its_generation() {
     rig.fence_at = None;
     assert_eq!(rig.decide(2).action, None);
     rig.fence_at = Some(at(102));
-    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation)));
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(rig.state.generation, Commits::Free)));
 }
 
 #[test]
@@ -391,7 +396,7 @@ fn a_rolled_back_primary_is_started_again() {
     rig.own.released = Some(rig.state.generation);
     assert_eq!(rig.decide(1).action, None);
     rig.grant(1);
-    assert_eq!(rig.decide(1).action, Some(LocalAction::StartPrimary(rig.state.generation)));
+    assert_eq!(rig.decide(1).action, Some(LocalAction::StartPrimary(rig.state.generation, Commits::Free)));
 }
 
 #[test]
@@ -524,11 +529,12 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
         node: NodeId(1),
         received: Lsn(0),
         old_end: None,
+        cover: SyncSet::default(),
         rolled_back: None,
         at: WallTime(0),
     });
     rig.fence_at = Some(at(1_000));
-    let start = LocalAction::StartPrimary(rig.state.generation);
+    let start = LocalAction::StartPrimary(rig.state.generation, Commits::Free);
     assert_eq!(rig.decide(1).action, Some(start.clone()));
     rig.reconciler.finished(&start, true, rig.now);
     // The second start comes at once; from then on each waits twice as long as the one before.
@@ -581,4 +587,50 @@ fn a_primary_that_was_rolled_back_to_and_never_served_comes_back_from_its_clean_
     rig.grant(2);
     rig.serve();
     assert!(rig.decide(1).note.is_some_and(|note| note.contains("by hand")));
+}
+
+#[test]
+fn a_primary_has_commits_wait_for_whom_the_log_says() {
+    let mut rig = Rig::new(PostgresState::Running(running(false))).aligned(1);
+    assert_eq!(rig.decide(1).action, None, "nothing was ever asked for");
+    let wanted = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: wanted });
+    let number = rig.state.cover.number;
+    let of = ["server2", "server3"].map(|name| name.parse().unwrap()).into();
+    let cover = LocalAction::Cover { generation: rig.state.generation, number, standbys: 1, of };
+    assert_eq!(rig.decide(1).action, Some(cover));
+    let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
+    own.cover = Some(CoverSeen { number, met: false });
+    assert_eq!(rig.decide(1).action, None);
+    // A postmaster that was started since knows nothing of it.
+    let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
+    own.cover = None;
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::Cover { .. })));
+}
+
+#[test]
+fn where_commits_wait_a_new_primary_holds_them_and_its_followers_are_named_after_its_generation() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.commit(&Command::WantCover {
+        generation: rig.state.generation,
+        set: SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() },
+    });
+    rig.begin(ChangeKind::Failover);
+    let generation = rig.state.generation.next();
+    rig.commit(&Command::Grant {
+        generation,
+        node: NodeId(2),
+        received: Lsn(1000),
+        old_end: None,
+        cover: SyncSet { standbys: 1, of: [NodeId(3)].into() },
+        rolled_back: None,
+        at: WallTime(0),
+    });
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(generation, Commits::Held)));
+    rig.commit(&Command::Promoted { generation, timeline: Timeline(2) });
+    let upstream = Upstream { generation: Some(generation), ..upstream(2) };
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream)));
+    let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
+    (own.follows, own.follows_in) = (Some("10.0.0.2:5432".parse().unwrap()), Some(generation));
+    assert!(!matches!(rig.decide(3).action, Some(LocalAction::Follow(_))));
 }

@@ -1,5 +1,6 @@
 //! I6: a row that a client was told of is never lost, except that a failover may lose what the chosen
-//! standby had never received. A switchover loses nothing.
+//! standby had never received. A switchover loses nothing, nor does a failover of a cluster whose commits wait for
+//! standbys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +37,7 @@ impl Rows {
         self.lost.extend(self.written.difference(has));
     }
 
-    /// The primary of a healed cluster has these rows.
+    /// The primary of a healed cluster, or one that is chosen where enough standbys have every row, has these rows.
     pub(crate) fn survived(&self, has: &BTreeSet<u64>) -> Option<Violation> {
         let gone = self.acknowledged.iter().find(|(row, _)| !has.contains(row) && !self.lost.contains(row));
         gone.map(|(row, node)| Violation::RowLost { row: *row, node: *node })

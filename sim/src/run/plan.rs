@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use pgherd_core::cover::Durability;
+
 use crate::clock::{MS, Micros, SECOND};
 use crate::rng::Rng;
 use crate::world::{Fault, Plan};
@@ -86,6 +88,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.write_pause = rng.between(100 * MS, 500 * MS);
     plan.kill = if rng.chance(300) { 330 * MS } else { 100 * MS };
     plan.log = options.log;
+    plan.durability = durability(seed, databases);
     let kinds = kinds(&mut rng);
     let pause = rng.between(2 * SECOND, 15 * SECOND);
     let mut faults = Vec::new();
@@ -99,6 +102,18 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
         at += if rng.chance(250) { rng.below(300 * MS) } else { rng.tailed(pause, pause * 4) };
     }
     Misfortunes { plan, faults, databases, witnesses }
+}
+
+/// Every other cluster is synchronous, some of those until there is nobody left to wait for. Drawn apart, so that what a
+/// seed of an asynchronous cluster meant before still holds.
+fn durability(seed: u64, databases: usize) -> Durability {
+    let mut rng = Rng::new(seed ^ 0x5EED_C0DE);
+    if rng.chance(500) {
+        return Durability::default();
+    }
+    let standbys = if databases > 2 && rng.chance(300) { 2 } else { 1 };
+    let degrade_after_ms = if rng.chance(400) { rng.between(500, 8000) } else { 0 };
+    Durability { standbys, degrade_after_ms }
 }
 
 fn kinds(rng: &mut Rng) -> Vec<Kind> {
@@ -225,10 +240,11 @@ impl fmt::Display for Misfortunes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} databases, {} witnesses, {} proxies, clocks off by up to {} ppm, {} faults",
+            "{} databases, {} witnesses, {} proxies, commits wait for {} standbys, clocks off by up to {} ppm, {} faults",
             self.databases,
             self.witnesses,
             self.plan.proxies,
+            self.plan.durability.standbys,
             self.plan.drift_ppm,
             self.faults.len()
         )

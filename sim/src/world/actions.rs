@@ -1,14 +1,16 @@
 //! Local actions: what the real agent's adapters do to PostgreSQL, step by step, each taking its time.
 
+use std::collections::BTreeSet;
+
 use pgherd_core::defect::{Defect, planted};
 use pgherd_core::node::{Begun, Done};
 use pgherd_core::observation::Running;
-use pgherd_core::reconcile::{LocalAction, Upstream};
+use pgherd_core::reconcile::{Commits, LocalAction, Upstream};
 use pgherd_core::salvage::Offer;
 
 use crate::clock::{MS, Micros, SECOND, Time};
 use crate::network::Class;
-use crate::postgres::{ControlState, Kinship, Phase, Wal, kinship};
+use crate::postgres::{ControlState, Kinship, Phase, Waits, Wal, kinship};
 
 use super::{Event, ServerEvent, Work, World};
 
@@ -25,9 +27,14 @@ impl super::Worker {
     /// The generation as whose primary it is promoting PostgreSQL right now.
     pub(super) fn promoting(&self) -> Option<pgherd_common::Generation> {
         match self.acting.as_ref()?.begun.action {
-            LocalAction::Promote(generation) => Some(generation),
+            LocalAction::Promote(generation, _) => Some(generation),
             _ => None,
         }
+    }
+
+    /// Whether it is fetching what a dead primary has left, or has just done so.
+    pub(super) fn salvages(&self) -> bool {
+        self.acting.as_ref().is_some_and(|acting| matches!(acting.begun.action, LocalAction::Salvage { .. }))
     }
 }
 
@@ -42,7 +49,7 @@ enum Next {
 /// In which role PostgreSQL is started.
 #[derive(Clone, Copy)]
 enum StartAs<'a> {
-    Primary(pgherd_common::Generation),
+    Primary(pgherd_common::Generation, Commits),
     Standby(Option<&'a Upstream>),
 }
 
@@ -126,8 +133,8 @@ impl World {
     fn perform(&mut self, index: usize, action: &LocalAction, stage: u32, since: Time) -> Next {
         match action {
             LocalAction::Fence { .. } => self.fence(index, stage),
-            LocalAction::StartPrimary(generation) => {
-                self.start(index, stage, since, StartAs::Primary(*generation))
+            LocalAction::StartPrimary(generation, commits) => {
+                self.start(index, stage, since, StartAs::Primary(*generation, *commits))
             }
             LocalAction::StartStandby => self.start(index, stage, since, StartAs::Standby(None)),
             LocalAction::Rejoin { upstream, running } => self.rejoin(index, stage, since, upstream, running),
@@ -138,7 +145,18 @@ impl World {
             LocalAction::Prepare(_) | LocalAction::Checkpoint => self.checkpoint(index, stage),
             LocalAction::Recruit(_) => self.recruit(index, stage, since),
             LocalAction::Salvage { offer, .. } => self.salvage(index, stage, offer),
-            LocalAction::Promote(generation) => self.promote(index, stage, since, *generation),
+            LocalAction::Promote(generation, commits) => {
+                if stage == 0 {
+                    self.hold_commits(index, *commits);
+                }
+                self.promote(index, stage, since, *generation)
+            }
+            LocalAction::Cover { generation, number, standbys, of } => {
+                if stage == 0 {
+                    return Next::Step(1, self.rng.tailed(15 * MS, 300 * MS));
+                }
+                self.take_cover(index, *generation, *number, (*standbys, of))
+            }
             LocalAction::Follow(upstream) => self.follow(index, stage, upstream),
             LocalAction::AlignSlots { members, .. } => {
                 if stage == 0 {
@@ -170,10 +188,12 @@ impl World {
 
     fn start(&mut self, index: usize, stage: u32, since: Time, role: StartAs<'_>) -> Next {
         let (granted, upstream) = match role {
-            StartAs::Primary(generation) => (Some(generation), None),
+            StartAs::Primary(generation, _) => (Some(generation), None),
             StartAs::Standby(upstream) => (None, upstream),
         };
         let upstream_index = upstream.and_then(|upstream| self.by_address.get(&upstream.address).copied());
+        let upstream_index =
+            upstream_index.zip(upstream.map(|upstream| upstream.generation.unwrap_or_default()));
         let (standby, late) = (granted.is_none(), self.now.since(since) >= START_TIMEOUT);
         let Some(server) = &mut self.machines[index].server else { return ok() };
         if server.rewinding {
@@ -182,7 +202,12 @@ impl World {
         match server.phase() {
             None if stage > 0 => failed("PostgreSQL ended during its start"),
             None => {
-                (server.standby_signal, server.conninfo) = (standby, upstream_index);
+                (server.standby_signal, server.conninfo) = (standby, upstream_index.map(|(index, _)| index));
+                server.conninfo_generation = upstream_index.map(|(_, of)| of).unwrap_or_default();
+                server.waits = match role {
+                    StartAs::Primary(_, Commits::Held) => Waits::Held,
+                    StartAs::Primary(_, Commits::Free) | StartAs::Standby(_) => Waits::Free,
+                };
                 if let Some(generation) = granted {
                     server.generation = generation;
                     self.check_promoted(index, generation);
@@ -207,12 +232,15 @@ impl World {
     }
 
     /// The walreceiver's settings, in effect at once.
-    fn repoint(&mut self, index: usize, upstream: Option<usize>) {
+    fn repoint(&mut self, index: usize, upstream: Option<(usize, pgherd_common::Generation)>) {
         let Some(server) = &mut self.machines[index].server else { return };
+        let generation = upstream.map(|(_, generation)| generation).unwrap_or_default();
+        let renamed = std::mem::replace(&mut server.conninfo_generation, generation) != generation;
+        let upstream = upstream.map(|(index, _)| index);
         server.conninfo = upstream;
         let mut connects = false;
         if let Some(process) = &mut server.process {
-            if process.receiver.is_some_and(|receiver| Some(receiver.upstream) != upstream) {
+            if process.receiver.is_some_and(|receiver| renamed || Some(receiver.upstream) != upstream) {
                 process.receiver = None;
             }
             connects = process.receiver.is_none() && upstream.is_some();
@@ -220,6 +248,35 @@ impl World {
         if connects {
             self.connect_soon(index, 2 * MS);
         }
+    }
+
+    fn hold_commits(&mut self, index: usize, commits: Commits) {
+        if let Some(server) = &mut self.machines[index].server
+            && !server.accepts()
+        {
+            server.waits = match commits {
+                Commits::Held => Waits::Held,
+                Commits::Free => Waits::Free,
+            };
+        }
+    }
+
+    fn take_cover(
+        &mut self,
+        index: usize,
+        generation: pgherd_common::Generation,
+        number: u64,
+        (standbys, of): (u32, &BTreeSet<pgherd_common::NodeName>),
+    ) -> Next {
+        if self.phase(index) != Some(Phase::Primary) || self.hangs(index) {
+            return failed("PostgreSQL does not answer as a primary");
+        }
+        let machines = self.machines.iter().enumerate();
+        let of = machines.filter(|(_, machine)| of.contains(&machine.descriptor.name)).map(|(at, _)| at);
+        let standbys = usize::try_from(standbys).unwrap_or(usize::MAX);
+        let waits = Waits::For { standbys, of: of.collect(), generation };
+        self.cover(index, if standbys == 0 { Waits::Free } else { waits }, number);
+        ok()
     }
 
     fn stop(&mut self, index: usize, stage: u32) -> Next {
@@ -389,8 +446,8 @@ impl World {
         if self.phase(index).is_none() || self.hangs(index) {
             return failed("PostgreSQL does not run");
         }
-        let upstream = self.by_address.get(&upstream.address).copied();
-        self.repoint(index, upstream);
+        let at = self.by_address.get(&upstream.address).copied();
+        self.repoint(index, at.map(|at| (at, upstream.generation.unwrap_or_default())));
         ok()
     }
 
@@ -511,7 +568,7 @@ impl World {
 fn describe(action: &LocalAction) -> String {
     match action {
         LocalAction::Fence { reason } => format!("fences PostgreSQL: {reason}"),
-        LocalAction::StartPrimary(generation) => {
+        LocalAction::StartPrimary(generation, _) => {
             format!("starts PostgreSQL as primary of generation {generation}")
         }
         LocalAction::StartStandby => "starts PostgreSQL as a standby".to_owned(),
@@ -526,8 +583,12 @@ fn describe(action: &LocalAction) -> String {
             format!("recruited for generation {generation}: cuts the walreceiver")
         }
         LocalAction::Salvage { offer, .. } => format!("fetches what {} has left", offer.node),
-        LocalAction::Promote(generation) => {
+        LocalAction::Promote(generation, _) => {
             format!("promotes PostgreSQL to primary of generation {generation}")
+        }
+        LocalAction::Cover { standbys, of, .. } => {
+            let of: Vec<String> = of.iter().map(ToString::to_string).collect();
+            format!("has commits wait for {standbys} of {}", of.join(", "))
         }
         LocalAction::Follow(upstream) => format!("follows {}", upstream.node),
         LocalAction::AlignSlots { .. } => "aligns replication slots with the members".to_owned(),

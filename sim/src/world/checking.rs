@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, NodeId, Topology};
-use pgherd_core::cluster::{Applied, ChangePhase, ClusterState, Command, Service};
+use pgherd_core::cluster::{Applied, Change, ChangePhase, ClusterState, Command, Service};
 use pgherd_core::node::version;
 use pgherd_core::quorum::Admission;
 use pgherd_core::reconcile::LocalAction;
@@ -13,7 +13,7 @@ use pgherd_core::reconcile::LocalAction;
 use crate::clock::Time;
 use crate::invariants::{self, Claim, Excuse, Health, Sick, Violation};
 use crate::network::Class;
-use crate::postgres::{Kind, Phase, Server};
+use crate::postgres::{Kind, Phase, Server, Wal};
 use crate::raft::{Entry, Payload};
 
 use super::World;
@@ -82,7 +82,13 @@ impl World {
             && let Some(server) = &self.machines[index].server
         {
             let has = Self::rows_of(server);
-            self.checks.rows.failed_over(&has);
+            let found = if self.checks.covered.contains(&generation) {
+                self.checks.rows.survived(&has).filter(|_| !self.twins)
+            } else {
+                self.checks.rows.failed_over(&has);
+                None
+            };
+            self.judge(found);
         }
     }
 
@@ -133,12 +139,24 @@ impl World {
                 let known = own.running()?.timeline.0 == server.timeline;
                 let wal = Some(&server.wal).filter(|_| known)?;
                 let generation = wal.last().map_or(Generation::ZERO, |record| record.generation);
-                Some(Claim { node: at, generation, records: wal.len() })
+                // What it has fetched since it last spoke, nobody can know.
+                let told = Wal::count_until(own.running()?.received);
+                let records = if self.has_salvaged(at, change) { wal.len().min(told) } else { wal.len() };
+                Some(Claim { node: at, generation, records })
             });
             invariants::most_wins(chosen, &claims.collect::<Vec<_>>())
         };
         self.judge(still);
         self.judge(less);
+    }
+
+    /// Whether a standby has fetched what the old primary had left, or is about to.
+    fn has_salvaged(&self, index: usize, change: &Change) -> bool {
+        let Some(node) = self.node(index) else { return false };
+        let own = node.coordinator().seen().get(&node.id());
+        let own = own.and_then(|seen| seen.observation.postgres.as_ref());
+        self.machines[index].worker.as_ref().is_some_and(super::Worker::salvages)
+            || own.is_some_and(|own| own.salvaged == Some(change.generation))
     }
 
     /// Whether a voter that is to leave is the only one that is silent.
@@ -184,6 +202,10 @@ impl World {
             Command::Grant { node, .. } => Some((*node, before.change.as_ref().map(|change| change.kind))),
             _ => None,
         };
+        let forced = before.change.as_ref().is_some_and(|change| change.allow_data_loss);
+        if given.is_some() && !before.cover.promised.is_none() && !forced {
+            self.checks.covered.insert(state.generation);
+        }
         if let Some((node, kind)) = given
             && let Some(node) = self.index_of(node)
         {
@@ -300,7 +322,12 @@ impl World {
         let Some(state) = self.state(leader).cloned() else { return health };
         let primary = state.serving().filter(|_| state.change.is_none()).and_then(|id| self.index_of(id));
         let Some(primary) = primary else {
-            health.sick.push(Sick::NoPrimary);
+            let lost = self.databases_to_clone();
+            if self.starves(lost.len()) {
+                health.to_clone = lost;
+            } else {
+                health.sick.push(Sick::NoPrimary);
+            }
             return health;
         };
         if !self.machines[primary].accepts() {
@@ -332,6 +359,17 @@ impl World {
             }
         }
         health
+    }
+
+    fn databases_to_clone(&self) -> Vec<usize> {
+        (0..self.machines.len()).filter(|index| self.why(*index).contains("clone this node")).collect()
+    }
+
+    /// Whether commits have to wait for more standbys than are left without somebody's cloning one.
+    fn starves(&self, to_clone: usize) -> bool {
+        let databases = self.machines.iter().filter(|machine| machine.server.is_some()).count();
+        let standbys = usize::try_from(self.durability.standbys).unwrap_or(0);
+        self.durability.degrade_after_ms == 0 && databases <= standbys + to_clone
     }
 
     /// What an agent says of its own trouble.

@@ -240,6 +240,7 @@ impl World {
             ServerEvent::Promoted(generation, by_hand) => self.server_promoted(index, *generation, *by_hand),
             ServerEvent::Stopping(deadline) => self.server_stopping(index, *deadline),
             ServerEvent::Connect => self.connect(index),
+            ServerEvent::Told(standby, sent) => self.told_flushed(index, *standby, *sent),
             ServerEvent::Flushed(proxy, session, row) => self.row_flushed(index, *proxy, *session, *row),
         }
     }

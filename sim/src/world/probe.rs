@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgherd_common::{MonoTime, Timeline};
+use pgherd_common::{Generation, MonoTime, Timeline};
+use pgherd_core::cover::CoverSeen;
 use pgherd_core::observation::{Downstream, Health, PostgresObservation, PostgresState, Running, Stopped};
 use pgherd_core::salvage::LeftWal;
 
@@ -169,6 +170,10 @@ impl World {
     }
 
     fn facts(&mut self, index: usize, standbys: Vec<Downstream>) -> Option<Running> {
+        let streaming = self.streaming_from(index);
+        if let Some(process) = self.machines[index].server.as_mut().and_then(|s| s.process.as_mut()) {
+            process.walsenders.retain(|standby, _| streaming.contains(standby));
+        }
         let address = |upstream: usize| self.machines[upstream].descriptor.postgres.clone();
         let server = self.machines[index].server.as_ref()?;
         let process = server.process.as_ref()?;
@@ -185,9 +190,14 @@ impl World {
             checkpoint_timeline: Timeline(server.control.checkpoint_timeline),
             history: server.history_of(server.timeline),
             follows,
+            follows_in: server
+                .conninfo
+                .map(|_| server.conninfo_generation)
+                .filter(|generation| *generation != Generation::ZERO),
             receiver: process.receiver.map(|_| "streaming".to_owned()),
             standbys,
             slots: server.slots.clone(),
+            cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
         };
         let memory = &mut self.machines[index].worker.as_mut()?.memory;
         if in_recovery {

@@ -271,11 +271,12 @@ impl World {
         if there {
             self.check_written(index, row);
             self.wal_grew(index);
+            return self.commit(index, row, Some((proxy, session)));
         }
-        self.answer(index, proxy, session, row, there);
+        self.answer(index, proxy, session, row, false);
     }
 
-    fn answer(&mut self, from: usize, proxy: usize, session: usize, row: u64, there: bool) {
+    pub(super) fn answer(&mut self, from: usize, proxy: usize, session: usize, row: u64, there: bool) {
         let endpoint = self.proxy_endpoint(proxy);
         if let Some(delay) = self.network.delay(from, endpoint, Class::Postgres) {
             self.after(delay, Event::Proxy(proxy, Happens::Answered(session, row, there)));
@@ -304,12 +305,11 @@ impl World {
         }
         self.rows += 1;
         let row = self.rows;
-        let node = self.machines[index].descriptor.id;
         if let Some(server) = &mut self.machines[index].server
             && server.write(row).is_some()
         {
             self.check_written(index, row);
-            self.check_acknowledged(node, row);
+            self.commit(index, row, None);
             self.wal_grew(index);
         }
     }

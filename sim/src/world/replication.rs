@@ -68,6 +68,7 @@ impl World {
         let (name, other) = (self.name(index), self.name(upstream));
         self.note(|| format!("{name}: streams from {other}"));
         self.check_stream(index, upstream, agrees);
+        self.tell_flushed(index);
         self.pump_from(upstream, index);
         self.after(KEEPALIVE, Event::Keepalive { standby: index, connection, misses: 0 });
     }
@@ -147,6 +148,7 @@ impl World {
             self.check_received(standby, upstream);
             self.wal_grew(standby);
         }
+        self.tell_flushed(standby);
         self.pump_from(upstream, standby);
     }
 
@@ -170,6 +172,7 @@ impl World {
             return self.disconnect(standby);
         }
         self.pump_from(upstream, standby);
+        self.tell_flushed(standby);
         self.after(KEEPALIVE, Event::Keepalive { standby, connection, misses });
     }
 

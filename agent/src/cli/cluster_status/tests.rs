@@ -39,6 +39,7 @@ pub(in crate::cli) fn three_nodes() -> ClusterStatus {
         answered_by: "server1".parse().unwrap(),
         formed: true,
         auto_failover: true,
+        durability: DurabilityStatus::default(),
         generation,
         leader: Some("server4".parse().unwrap()),
         term: 3,
@@ -170,6 +171,21 @@ Last decision:
     recruiting: 1 of 2 standbys have answered
 "
     );
+}
+
+#[test]
+fn commits_that_wait_are_told_of() {
+    let told = |asked, standbys, of: &[&str], settled| {
+        let of = of.iter().map(|name| name.parse().unwrap()).collect();
+        durability(&DurabilityStatus { asked, standbys, of, settled })
+    };
+    let both = ["server2", "server3"];
+    assert_eq!(told(0, 0, &[], true), "");
+    assert_eq!(told(1, 1, &both, true), "Commits: wait for any 1 of server2, server3\n");
+    assert_eq!(told(2, 0, &[], true), "Commits: wait for no standby; 2 are asked for\n");
+    let changing =
+        "Commits: wait for any 1 of server2, server3; 2 are asked for; not yet so for those before\n";
+    assert_eq!(told(2, 1, &both, false), changing);
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! Commits that wait for standbys.
+
+use std::collections::BTreeSet;
+
+use pgherd_agent::observation::PostgresState;
+use pgherd_agent::postgres::{CoverError, Upstream};
+use pgherd_agent::reconcile::Commits;
+use pgherd_common::{Generation, NodeName};
+use pgherd_core::cover::CoverSeen;
+
+use super::server::Server;
+use super::{now, took};
+
+fn names(of: &[&str]) -> BTreeSet<NodeName> {
+    of.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn first() -> Generation {
+    Generation::ZERO.next()
+}
+
+/// As a standby of a generation's primary, by a name that belongs to it.
+async fn follow(standby: &Server, primary: &Server, generation: Generation) {
+    let upstream = Upstream { generation: Some(generation), ..primary.upstream() };
+    standby.instance.follow(&upstream).await.unwrap();
+    standby
+        .until("its new name", |state| match state {
+            PostgresState::Running(running) => {
+                running.follows_in == Some(generation) && running.is_streaming()
+            }
+            _ => false,
+        })
+        .await;
+}
+
+async fn until_met(primary: &Server, number: u64) {
+    let met = |state: &PostgresState| match state {
+        PostgresState::Running(running) => running.cover == Some(CoverSeen { number, met: true }),
+        _ => false,
+    };
+    primary.until("all of it is where commits wait for it", met).await;
+}
+
+#[tokio::test]
+async fn commits_wait_for_standbys_that_go_by_the_generation_and_for_no_others() {
+    let n1 = Server::primary("n1").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let n3 = Server::standby(&n1, "n3").await;
+    n1.instance.align_slots(&names(&["n2", "n3"]), false).await.unwrap();
+    follow(&n2, &n1, first()).await;
+    n1.sql("CREATE TABLE t (i int)").await;
+
+    // n3 streams, too, but under a name that anybody could give himself.
+    let both = names(&["n2", "n3"]);
+    let begun = now();
+    n1.instance.cover(first(), 5, (2, &both)).await.unwrap();
+    took("commits are to wait", begun);
+    assert_eq!(n1.running().await.cover, Some(CoverSeen { number: 5, met: false }));
+    let waits = "SELECT count(*)::text FROM pg_stat_replication WHERE sync_state = 'quorum'";
+    assert_eq!(n1.text(waits).await, "1");
+    follow(&n3, &n1, first()).await;
+    until_met(&n1, 5).await;
+    took("until all of it is on both", begun);
+    n1.sql("INSERT INTO t VALUES (1)").await;
+    let told = n1.running().await.standbys;
+    assert!(told.iter().all(|standby| both.iter().any(|name| name.as_str() == standby.name)), "{told:?}");
+
+    // Fewer, one of them, and none: the walsender of the one that counts no more has to know it.
+    n1.instance.cover(first(), 6, (1, &names(&["n2"]))).await.unwrap();
+    until_met(&n1, 6).await;
+    assert_eq!(n1.text(waits).await, "1");
+    n1.instance.cover(first(), 7, (0, &names(&[]))).await.unwrap();
+    assert_eq!(n1.running().await.cover, Some(CoverSeen { number: 7, met: true }));
+    assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
+
+    // What one generation's followers are called means nothing in the next.
+    n1.instance.cover(first().next(), 8, (1, &both)).await.unwrap();
+    assert_eq!(n1.text(waits).await, "0");
+    follow(&n2, &n1, first().next()).await;
+    let half = n1.running().await.cover;
+    assert!(half.is_some_and(|seen| seen.number == 8), "{half:?}");
+    until_met(&n1, 8).await;
+}
+
+#[tokio::test]
+async fn a_promoted_standby_holds_commits_until_it_is_told_for_whom_they_wait() {
+    let n1 = Server::primary("n1").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let n3 = Server::standby(&n1, "n3").await;
+    n3.instance.recruit().await.unwrap();
+    n2.instance.cut(Commits::Held).await.unwrap();
+    n1.instance.fence().await.unwrap();
+    n2.instance.promote().await.unwrap();
+    n2.instance.align_slots(&names(&["n1", "n3"]), false).await.unwrap();
+    let held = n2.text("SHOW synchronous_standby_names").await;
+    assert!(held.starts_with("ANY 1 (\"nobody/0/"), "{held}");
+    assert_eq!(n2.running().await.cover, None);
+
+    let begun = now();
+    n2.instance.cover(first(), 3, (1, &names(&["n3"]))).await.unwrap();
+    took("commits are to wait after a promotion", begun);
+    follow(&n3, &n2, first()).await;
+    until_met(&n2, 3).await;
+    n2.sql("INSERT INTO t VALUES (1)").await;
+
+    // A postmaster that is started anew knows it from its configuration, this agent not yet.
+    n2.instance.stop_fast(n2.settings.stop_timeout).await.unwrap();
+    n2.instance.start_primary(Commits::Held).await.unwrap();
+    assert_eq!(n2.text("SHOW synchronous_standby_names").await, held);
+    assert_eq!(n2.running().await.cover, None);
+}
+
+#[tokio::test]
+async fn a_wait_in_name_only_is_refused() {
+    let n1 = Server::primary("n1").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let of = names(&["n2"]);
+    let error = n2.instance.cover(first(), 1, (1, &of)).await.unwrap_err();
+    assert!(matches!(error, CoverError::NotAPrimary), "{error}");
+    n1.instance.stop_fast(n1.settings.stop_timeout).await.unwrap();
+    let text = std::fs::read_to_string(&n1.settings.config_file).unwrap();
+    std::fs::write(&n1.settings.config_file, format!("synchronous_commit = local\n{text}")).unwrap();
+    n1.instance.start_primary(Commits::Free).await.unwrap();
+    let error = n1.instance.cover(first(), 1, (1, &of)).await.unwrap_err();
+    assert!(matches!(&error, CoverError::NotSynchronous(level) if level == "local"), "{error}");
+    assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
+}

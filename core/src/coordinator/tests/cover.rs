@@ -1,0 +1,205 @@
+//! Commits that wait for standbys: which ones, and who may take over then.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::cover::{Cover, CoverSeen, SyncSet};
+
+const ONE: Durability = Durability { standbys: 1, degrade_after_ms: 0 };
+
+fn set(standbys: u32, of: &[u64]) -> SyncSet {
+    SyncSet { standbys, of: of.iter().copied().map(NodeId).collect::<BTreeSet<_>>() }
+}
+
+/// A cluster in which commits wait, and have waited, for any one of servers 2 and 3.
+fn covered(durability: Durability) -> Rig {
+    let mut rig = Rig::with(|policy| policy.durability = durability).form();
+    rig.covers(true);
+    rig.settle();
+    assert_eq!(rig.state.cover.promised, set(durability.standbys, &[2, 3]));
+    assert!(rig.state.cover.is_settled());
+    rig
+}
+
+impl Rig {
+    /// What the primary says of its commits: they wait for what the log wants, and have done so.
+    fn covers(&mut self, met: bool) {
+        let number = self.state.cover.number;
+        let Some(primary) = self.state.primary else { panic!("no primary") };
+        let PostgresState::Running(running) = &mut self.postgres(primary.node.0).state else {
+            panic!("down")
+        };
+        running.cover = Some(CoverSeen { number, met });
+    }
+
+    /// The agent of the primary's node is silent, and so is its PostgreSQL, until a failover has begun.
+    fn lose_primary(&mut self, silent: &[u64]) {
+        for _ in 0..40 {
+            for id in (2..=4).filter(|id| !silent.contains(id)) {
+                self.knocked(id, RemoteDatabase::Silent);
+            }
+            self.pass(silent);
+            if self.state.change.is_some() {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn commits_wait_before_a_failover_rests_on_it() {
+    let mut rig = Rig::with(|policy| policy.durability = ONE).form();
+    let cover = |promised, wanted: SyncSet| (promised, wanted);
+    let seen = |rig: &Rig| (rig.state.cover.promised.clone(), rig.state.cover.wanted.clone());
+    assert_eq!(seen(&rig), cover(SyncSet::default(), set(1, &[2, 3])));
+    rig.covers(false);
+    rig.settle();
+    assert_eq!(seen(&rig), cover(SyncSet::default(), set(1, &[2, 3])), "its walsenders have yet to say so");
+    rig.covers(true);
+    rig.settle();
+    assert_eq!(seen(&rig), cover(set(1, &[2, 3]), set(1, &[2, 3])));
+
+    // What was confirmed of an earlier wish says nothing of this one.
+    rig.postgres(3).state = down(true);
+    rig.settle();
+    assert_eq!(seen(&rig), cover(set(1, &[2, 3]), set(1, &[2])));
+    rig.covers(true);
+    rig.settle();
+    assert_eq!(seen(&rig), cover(set(1, &[2]), set(1, &[2])));
+}
+
+#[test]
+fn the_strongest_wish_of_any_agent_counts() {
+    let mut rig = covered(ONE);
+    rig.coordinator.policy.durability = Durability::default();
+    rig.seen.get_mut(&1).unwrap().durability = ONE;
+    rig.settle();
+    assert_eq!(rig.state.cover.wanted, set(1, &[2, 3]));
+    rig.seen.get_mut(&1).unwrap().durability = Durability::default();
+    rig.settle();
+    assert_eq!(rig.state.cover, Cover { number: rig.state.cover.number, ..Cover::default() });
+}
+
+#[test]
+fn too_few_standbys_are_waited_for_unless_commits_may_go_on() {
+    for degrade_after_ms in [0, 1500] {
+        let mut rig = covered(Durability { standbys: 2, degrade_after_ms });
+        rig.postgres(3).state = down(true);
+        rig.settle();
+        let waits = "commits are to wait for 2 (failover.sync_standbys), and of the standbys that can be promoted server2 is in \
+                     service: commits wait until there are more; bring the others back with `pgherd resume NODE`";
+        let decision = rig.step(&[]);
+        assert!(decision.report.lines().contains(&waits.to_owned()), "{:?}", decision.report.lines());
+        assert_eq!(rig.state.cover.wanted, set(2, &[2, 3]));
+        for _ in 0..20 {
+            rig.pass(&[]);
+        }
+        let degraded = degrade_after_ms > 0;
+        assert_eq!(rig.state.cover.wanted, if degraded { set(1, &[2]) } else { set(2, &[2, 3]) });
+        // Failovers ask for more before commits wait for less.
+        assert_eq!(rig.state.cover.promised, if degraded { set(1, &[2, 3]) } else { set(2, &[2, 3]) });
+    }
+}
+
+#[test]
+fn whoever_may_lack_a_commit_is_not_chosen_unless_an_operator_says_so() {
+    let mut rig = covered(ONE);
+    let silent = [1];
+    rig.postgres(3).state = PostgresState::Unresponsive { for_ms: 1000, reason: "timed out".to_owned() };
+    rig.lose_primary(&silent);
+    assert_eq!(rig.state.change, None);
+    let report = rig.step(&silent).report.lines().join("\n");
+    let why = "server2 may lack commits that were acknowledged: they are on any 1 of server2, server3, so 2 of those have to \
+               say what they have, and 1 does";
+    assert!(report.contains(why), "{report}");
+    let forced = rig.coordinator.view(rig.now, WallTime(9)).plan_forced(None).unwrap();
+    assert_eq!(rig.propose(&forced), Applied::Changed);
+    rig.recruited(2, 1000);
+    for _ in 0..12 {
+        rig.pass(&silent);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+    let entry = rig.state.history.last().unwrap();
+    assert!(!entry.old_end.unwrap().covered && entry.reason.contains("forced"), "{entry:?}");
+}
+
+#[test]
+fn the_one_that_has_most_of_those_that_are_needed_is_chosen() {
+    let mut rig = covered(ONE);
+    rig.lose_primary(&[1]);
+    rig.recruited(2, 1500);
+    rig.pass(&[1]);
+    assert_eq!(granted_to(&rig.state), None, "server3 has yet to say what it has");
+    rig.recruited(3, 1200);
+    rig.pass(&[1]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+    assert!(rig.state.history.last().unwrap().old_end.unwrap().covered);
+    // The old primary has yet to come back; server3 is what commits wait for.
+    assert_eq!(rig.state.cover.wanted, set(1, &[3]));
+    assert_eq!(rig.state.cover.promised, set(1, &[2, 3]));
+}
+
+#[test]
+fn whoever_has_all_of_the_old_primary_needs_nobody_else() {
+    let mut rig = covered(ONE);
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    let PostgresState::Down(stopped) = &mut rig.postgres(1).state else { unreachable!() };
+    stopped.left = Some(LeftWal { timeline: Timeline(1), end: Lsn(1500) });
+    rig.recruited(2, 1500);
+    for _ in 0..12 {
+        rig.pass(&[3]);
+    }
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn a_new_primary_serves_once_its_standbys_have_all_it_has() {
+    let mut rig = covered(ONE);
+    rig.lose_primary(&[1]);
+    rig.recruited(2, 1500);
+    rig.recruited(3, 1200);
+    rig.pass(&[1]);
+    rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
+    rig.pass(&[1]);
+    let covering = PrimaryPhase::Covering { timeline: Timeline(2) };
+    assert_eq!(rig.state.primary.map(|primary| primary.phase), Some(covering));
+    assert_eq!((rig.state.serving(), rig.state.upstream()), (None, Some(NodeId(2))));
+    assert_eq!(rig.state.topology().unwrap().unwrap().primary(), None);
+    let waiting = rig.step(&[1]).report.lines().join("\n");
+    assert!(
+        waiting.contains("server2 is up, and lets clients in once all it has is on any 1 of server3"),
+        "{waiting}"
+    );
+    rig.covers(true);
+    rig.pass(&[1]);
+    assert_eq!(rig.state.serving(), Some(NodeId(2)));
+
+    // One that was on its way there may have acknowledged something: its predecessor does not come back instead.
+    assert!(rig.state.history.last().unwrap().serving.is_some());
+}
+
+#[test]
+fn a_predecessor_does_not_return_once_its_successor_may_have_acknowledged_something() {
+    for covering in [false, true] {
+        let mut rig = covered(ONE);
+        rig.crash(1);
+        rig.pass(&[]);
+        rig.released(1);
+        rig.recruited(2, 1500);
+        rig.recruited(3, 1200);
+        rig.pass(&[]);
+        assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+        if covering {
+            rig.postgres(2).state =
+                PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
+            rig.pass(&[]);
+        }
+        rig.postgres(2).trouble = Some("no space left".to_owned());
+        rig.crash(2);
+        rig.pass(&[]);
+        let change = rig.state.change.as_ref().unwrap();
+        assert_eq!(change.before, (!covering).then_some(NodeId(1)), "{change:?}");
+    }
+}

@@ -1,0 +1,102 @@
+//! For which standbys a primary's commits wait: `synchronous_standby_names`, walsenders' positions, and who waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgherd_common::Generation;
+
+use super::{Process, Server};
+
+/// What `synchronous_standby_names` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Waits {
+    /// For nobody.
+    #[default]
+    Free,
+    /// For one that does not exist.
+    Held,
+    /// For so many of these, as far as they call themselves by this generation.
+    For {
+        /// How many.
+        standbys: usize,
+        /// Of which.
+        of: BTreeSet<usize>,
+        /// Part of their names.
+        generation: Generation,
+    },
+}
+
+/// What a walsender knows of its standby.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    /// Of the walreceiver.
+    pub connection: u64,
+    /// Part of the standby's name.
+    pub generation: Generation,
+    /// Records that are flushed there.
+    pub flushed: usize,
+}
+
+/// A commit that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// Records up to and with its own.
+    pub upto: usize,
+    /// Its row.
+    pub row: u64,
+    /// The proxy and its session; `None` for a direct client.
+    pub through: Option<(usize, usize)>,
+}
+
+impl Process {
+    fn listed<'a>(&'a self, waits: &'a Waits) -> impl Iterator<Item = &'a Sent> {
+        let (of, generation) = match waits {
+            Waits::For { of, generation, .. } => (Some(of), *generation),
+            Waits::Free | Waits::Held => (None, Generation::ZERO),
+        };
+        let walsenders: &BTreeMap<usize, Sent> = &self.walsenders;
+        walsenders
+            .iter()
+            .filter(move |(standby, sent)| {
+                of.is_some_and(|of| of.contains(standby)) && sent.generation == generation
+            })
+            .map(|(_, sent)| sent)
+    }
+
+    fn has(&self, waits: &Waits, upto: usize) -> bool {
+        match waits {
+            Waits::Free => true,
+            Waits::Held => false,
+            Waits::For { standbys, .. } => {
+                self.listed(waits).filter(|sent| sent.flushed >= upto).count() >= *standbys
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Commits wait for these from now on.
+    pub fn cover(&mut self, waits: Waits, number: u64) {
+        let upto = self.wal.len();
+        self.waits = waits;
+        if let Some(process) = &mut self.process {
+            process.cover = Some((number, upto));
+        }
+    }
+
+    /// The number of what is in effect, and whether all from before it is where commits wait for it.
+    pub fn covered(&self) -> Option<(u64, bool)> {
+        let process = self.process.as_ref()?;
+        let (number, upto) = process.cover?;
+        let all = process.listed(&self.waits).all(|sent| sent.flushed >= upto);
+        Some((number, all && process.has(&self.waits, upto)))
+    }
+
+    /// Those whose wait has ended.
+    pub fn release(&mut self) -> Vec<Waiting> {
+        let Some(process) = &mut self.process else { return Vec::new() };
+        let waiting = std::mem::take(&mut process.waiting);
+        let (done, rest) = waiting.into_iter().partition(|waiting| process.has(&self.waits, waiting.upto));
+        process.waiting = rest;
+        done
+    }
+}

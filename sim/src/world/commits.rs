@@ -1,0 +1,74 @@
+//! Commits that wait for standbys: what standbys say of their WAL, and who is told.
+
+use crate::network::Class;
+use crate::postgres::{Sent, Waiting, Waits};
+
+use super::{Event, ServerEvent, World};
+
+impl World {
+    /// A client's row is flushed: it is told, now or once standbys have it.
+    pub(super) fn commit(&mut self, index: usize, row: u64, through: Option<(usize, usize)>) {
+        let Some(server) = &mut self.machines[index].server else { return };
+        let upto = server.wal.len();
+        if let Some(process) = &mut server.process {
+            process.waiting.push(Waiting { upto, row, through });
+        }
+        self.end_waits(index);
+    }
+
+    /// Tells those clients that wait no longer.
+    pub(super) fn end_waits(&mut self, index: usize) {
+        let node = self.machines[index].descriptor.id;
+        let Some(server) = &mut self.machines[index].server else { return };
+        for Waiting { row, through, .. } in server.release() {
+            match through {
+                Some((proxy, session)) => self.answer(index, proxy, session, row, true),
+                None => self.check_acknowledged(node, row),
+            }
+        }
+    }
+
+    /// A standby says how far its WAL is on disk, where anybody asks.
+    pub(super) fn tell_flushed(&mut self, standby: usize) {
+        let Some(own) = &self.machines[standby].server else { return };
+        let Some(receiver) = own.process.as_ref().and_then(|process| process.receiver) else { return };
+        let (upstream, life) = (receiver.upstream, receiver.upstream_life);
+        let sent = Sent {
+            connection: receiver.connection,
+            generation: own.conninfo_generation,
+            flushed: own.wal.len(),
+        };
+        let asks = self.machines[upstream].server.as_ref().is_some_and(|server| server.waits != Waits::Free);
+        if !asks {
+            return;
+        }
+        if let Some(delay) = self.network.delay(standby, upstream, Class::Postgres) {
+            self.after(delay, Event::Server(upstream, life, ServerEvent::Told(standby, sent)));
+        }
+    }
+
+    pub(super) fn told_flushed(&mut self, index: usize, standby: usize, sent: Sent) {
+        let machine = &self.machines[index];
+        if machine.frozen || self.network.is_cut(standby, index, Class::Postgres) {
+            return;
+        }
+        let server = self.machines[index].server.as_mut();
+        let Some(process) = server.and_then(|server| server.process.as_mut()) else { return };
+        let known = process.walsenders.get(&standby);
+        if known.is_none_or(|known| known.connection <= sent.connection && known.flushed <= sent.flushed) {
+            process.walsenders.insert(standby, sent);
+        }
+        self.end_waits(index);
+    }
+
+    /// Commits are to wait for these.
+    pub(super) fn cover(&mut self, index: usize, waits: Waits, number: u64) {
+        if let Some(server) = &mut self.machines[index].server {
+            server.cover(waits, number);
+        }
+        for standby in self.streaming_from(index) {
+            self.tell_flushed(standby);
+        }
+        self.end_waits(index);
+    }
+}

@@ -39,6 +39,8 @@ pub struct Config {
     pub timings: Timings,
     /// What may happen without being asked.
     pub failover: Failover,
+    /// How the primary is changed when it is asked for.
+    pub switchover: Switchover,
     /// The device that stands behind the guardian.
     pub watchdog: Watchdog,
 }
@@ -75,6 +77,37 @@ pub struct Failover {
     pub salvage_wait: Duration,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
+}
+
+/// How the primary is changed when it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switchover {
+    /// What becomes of sessions that cannot move to another server.
+    pub unmovable: Unmovable,
+}
+
+/// What becomes of sessions with temporary tables, cursors that outlive their transaction, advisory locks, or LISTEN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmovable {
+    /// They are waited for, up to `timings.drain_timeout`, then ended.
+    Wait,
+    /// They are ended.
+    End,
+    /// They are waited for, up to `timings.drain_timeout`; then the switchover is given up.
+    Refuse,
+}
+
+impl ConfigValue for Unmovable {
+    const KIND: &'static str = "\"wait\", \"end\" or \"refuse\"";
+
+    fn from_value(value: &toml::Value) -> Result<Self, String> {
+        match value.as_str() {
+            Some("wait") => Ok(Self::Wait),
+            Some("end") => Ok(Self::End),
+            Some("refuse") => Ok(Self::Refuse),
+            Some(_) | None => Err(format!("found {} {value}", value.type_str())),
+        }
+    }
 }
 
 impl Config {
@@ -140,6 +173,9 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
     let durability = durability(r, &mut failover);
     failover.finish(r);
+    let mut switchover = root.table(r, "switchover");
+    let unmovable = switchover.or(r, "unmovable", "\"wait\"");
+    switchover.finish(r);
     root.finish(r);
 
     Some(Config {
@@ -154,6 +190,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
             salvage_wait: salvage_wait?.0,
             durability: durability?,
         },
+        switchover: Switchover { unmovable: unmovable? },
         watchdog: watchdog?,
     })
 }

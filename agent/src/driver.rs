@@ -364,7 +364,9 @@ impl Driver {
             self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
         let secret = self.parts.config.postgres.as_ref().and_then(Postgres::shared_secret).cloned();
         let drain_timeout = self.parts.config.timings.drain_timeout;
-        let hands = Hands { instance, stop_timeout, drain_timeout, link: self.parts.link.clone(), secret };
+        let (hub, unmovable) = (self.parts.hub.clone(), self.parts.config.switchover.unmovable);
+        let link = self.parts.link.clone();
+        let hands = Hands { instance, stop_timeout, drain_timeout, hub, unmovable, link, secret };
         let task = hands.perform(begun.action, begun.before, self.ended.clone());
         let events = self.parts.events.clone();
         self.acting = Some(tokio::spawn(async move {

@@ -10,7 +10,7 @@ use axum::extract::ws::{Message, WebSocket};
 use pgherd_common::push::{BackendStatus, PROTOCOL, Status, ToAgent, ToProxy};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::cluster::ClusterState;
 use crate::coordinator::Seen;
@@ -27,6 +27,10 @@ pub struct Hub {
     status: watch::Sender<Observed>,
     interval: Duration,
     proxies: Arc<Mutex<BTreeMap<String, Proxy>>>,
+    /// Counts how often the proxies were asked for sessions that cannot move.
+    asked: watch::Sender<u64>,
+    /// Rung by every answer, and by every link that ends.
+    told: Arc<Notify>,
 }
 
 /// What a status is made of when it is sent.
@@ -43,20 +47,63 @@ pub struct Proxy {
     pub listen: HostPort,
     /// The newest topology it has put into effect.
     pub acknowledged: Option<Version>,
+    /// Sessions there that cannot move to another server, and one of them; `None` while it has yet to say.
+    pub unmovable: Option<Unmovable>,
     /// Tells two links of the same proxy apart.
     link: u64,
+}
+
+/// Sessions that have something which is lost with their connection to the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unmovable {
+    /// How many.
+    pub sessions: u32,
+    /// One of them, for people.
+    pub example: Option<String>,
 }
 
 impl Hub {
     /// Publishes what raft applies.
     pub fn new(cluster: ClusterName, state: watch::Receiver<Arc<ClusterState>>, lease: Duration) -> Self {
         let interval = STATUS_INTERVAL_MAX.min(lease / 4);
-        Self { cluster, state, status: watch::Sender::default(), interval, proxies: Arc::default() }
+        Self {
+            cluster,
+            state,
+            status: watch::Sender::default(),
+            interval,
+            proxies: Arc::default(),
+            asked: watch::Sender::default(),
+            told: Arc::default(),
+        }
     }
 
     /// The connected proxies by name.
     pub fn proxies(&self) -> BTreeMap<String, Proxy> {
         self.lock().clone()
+    }
+
+    /// Asks all proxies for sessions that cannot move. One that does not answer in time has none.
+    pub async fn unmovable(&self) -> Unmovable {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        self.lock().values_mut().for_each(|proxy| proxy.unmovable = None);
+        self.asked.send_modify(|asked| *asked += 1);
+        let all_told = async {
+            loop {
+                let told = self.told.notified();
+                if self.lock().values().all(|proxy| proxy.unmovable.is_some()) {
+                    return;
+                }
+                told.await;
+            }
+        };
+        // The sum is of those who have answered.
+        let _ = tokio::time::timeout(PATIENCE, all_told).await;
+        let proxies = self.lock();
+        let told = proxies.values().filter_map(|proxy| proxy.unmovable.as_ref());
+        told.fold(Unmovable::default(), |sum, own| Unmovable {
+            sessions: sum.sessions.saturating_add(own.sessions),
+            example: sum.example.or_else(|| own.example.clone()),
+        })
     }
 
     /// What was heard of the backends, and until when this agent is backed by a quorum; sent with the
@@ -90,6 +137,7 @@ impl Hub {
         if proxies.get(&name).is_some_and(|proxy| proxy.link == link) {
             proxies.remove(&name);
         }
+        self.told.notify_waiters();
     }
 
     async fn welcome(&self, socket: &mut WebSocket) -> Result<(String, u64), String> {
@@ -107,16 +155,20 @@ impl Hub {
             )),
             Ok(ToAgent::Hello { proxy, listen, .. }) => {
                 let link = rand::random();
-                self.lock().insert(proxy.clone(), Proxy { listen, acknowledged: None, link });
+                self.lock()
+                    .insert(proxy.clone(), Proxy { listen, acknowledged: None, unmovable: None, link });
                 Ok((proxy, link))
             }
-            Ok(ToAgent::Ack(_) | ToAgent::Refused { .. }) => Err("it did not say hello first".to_owned()),
+            Ok(ToAgent::Ack(_) | ToAgent::Refused { .. } | ToAgent::Unmovable { .. }) => {
+                Err("it did not say hello first".to_owned())
+            }
             Err(error) => Err(error.to_string()),
         }
     }
 
     async fn push(&self, socket: &mut WebSocket, name: &str, link: u64) -> Result<(), axum::Error> {
         let (mut state, status) = (self.state.clone(), self.status.subscribe());
+        let mut asked = self.asked.subscribe();
         let mut sent = None;
         let mut beat = tokio::time::interval(self.interval);
         loop {
@@ -133,6 +185,7 @@ impl Hub {
                     Some(message) => self.heard(name, link, message?),
                     None => return Ok(()),
                 },
+                Ok(()) = asked.changed() => say(socket, &ToProxy::CountUnmovable).await?,
                 _ = beat.tick() => {
                     let Observed { backends, backed_until } = status.borrow().clone();
                     let backed_ms = millis(backed_until.since(RealClock.now()));
@@ -155,6 +208,12 @@ impl Hub {
                 if let Some(proxy) = self.lock().get_mut(name).filter(|proxy| proxy.link == link) {
                     proxy.acknowledged = proxy.acknowledged.max(Some(have));
                 }
+            }
+            Ok(ToAgent::Unmovable { sessions, example }) => {
+                if let Some(proxy) = self.lock().get_mut(name).filter(|proxy| proxy.link == link) {
+                    proxy.unmovable = Some(Unmovable { sessions, example });
+                }
+                self.told.notify_waiters();
             }
             Ok(ToAgent::Hello { .. }) => {}
             Err(error) => tracing::warn!(proxy = name, "{error}"),

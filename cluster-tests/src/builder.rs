@@ -373,8 +373,7 @@ impl Builder {
                 write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
             }
             let state_dir = node.dir.join("state");
-            let text =
-                config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &agent_settings);
+            let text = config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &agent_settings);
             write(&node.dir.join("agent.toml"), &text)?;
         }
         for proxy in cluster.proxies() {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ClusterName, HostPort, Lsn, NodeId, Topology, Version};
 
 /// Version of this protocol. Both sides refuse another major number.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The path of the push link on an agent's port.
 pub const PATH: &str = "/v1/push";
@@ -24,6 +24,8 @@ pub enum ToProxy {
     Reset(Topology),
     /// How things are, as this agent sees them. Not ordered, not acknowledged.
     Status(Status),
+    /// How many sessions would not outlive a change of primary? Answered with [`ToAgent::Unmovable`].
+    CountUnmovable,
     /// The link will be closed; the text says why (wrong cluster, unknown protocol).
     Goodbye(String),
 }
@@ -42,6 +44,13 @@ pub enum ToAgent {
         proxy: String,
         /// Where applications reach it.
         listen: HostPort,
+    },
+    /// So many sessions have something that only their connection to the primary has.
+    Unmovable {
+        /// How many.
+        sessions: u32,
+        /// One of them, for people.
+        example: Option<String>,
     },
     /// New transactions follow the topology of this version from now on.
     Ack(Version),

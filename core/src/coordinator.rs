@@ -23,10 +23,11 @@ use std::time::Duration;
 
 use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
 
-use crate::cluster::{ChangePhase, ClusterState, Command};
+use crate::cluster::{ChangePhase, ClusterState, Command, PrimaryPhase};
 use crate::cover::Durability;
 use crate::observation::NodeObservation;
 use crate::quorum::Quorum;
+use crate::waterfall::{Step, Waterfall};
 
 pub use report::{NotYet, Report, VotersStay};
 pub use switchover::SwitchoverRefused;
@@ -105,6 +106,8 @@ pub struct Coordinator {
     leading: Option<(MonoTime, MonoTime)>,
     /// When leadership was last offered away.
     transferred: Option<MonoTime>,
+    /// The steps of the last change.
+    waterfall: Waterfall,
 }
 
 impl Coordinator {
@@ -123,6 +126,7 @@ impl Coordinator {
             ends: BTreeMap::new(),
             leading: None,
             transferred: None,
+            waterfall: Waterfall::default(),
         }
     }
 
@@ -155,6 +159,7 @@ impl Coordinator {
         if self.step_since.is_none_or(|(generation, phase, _)| (generation, phase) != step) {
             self.step_since = Some((step.0, step.1, now));
         }
+        self.note_step(now);
     }
 
     /// What has been heard of every agent.
@@ -170,6 +175,7 @@ impl Coordinator {
             quorum: &self.quorum,
             hearing: &self.hearing,
             seen: &self.seen,
+            waterfall: &self.waterfall,
             ends: &self.ends,
             short_for: self.short_since.map_or(Duration::ZERO, |since| now.since(since)),
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
@@ -197,8 +203,12 @@ impl Coordinator {
                 .or_else(|| propose(view.advance_change(&mut report)))
                 .or_else(|| propose(view.begin_failover(&mut report)))
                 .or_else(|| propose(view.tend_cover(&mut report)))
+                .or_else(|| propose(view.tell_published()))
                 .or_else(|| view.tend_voters(&mut report))
                 .or_else(|| propose(view.serve_services(&self.stalled, &mut report)));
+        }
+        for step in &report.passed {
+            self.waterfall.reach(*step, now);
         }
         if action.is_none() {
             action = self.move_leadership(now).map(Action::TransferLeadership);
@@ -230,6 +240,32 @@ impl Coordinator {
         let fit = |id: NodeId| id != self.me && view.is_fresh(id) && !view.has_forgotten(id);
         let others = self.quorum.voters.iter().filter(|id| fit(**id));
         others.max_by_key(|id| (self.state.members.get(*id).is_some_and(|m| !m.is_database()), **id)).copied()
+    }
+
+    /// What the log tells of the change in flight.
+    fn note_step(&mut self, now: MonoTime) {
+        let Some(change) = &self.state.change else {
+            let promoted = if self.waterfall.has(Step::Promote) { Step::Cover } else { Step::Promote };
+            return self.waterfall.reach(promoted, now);
+        };
+        let noticed = Duration::from_millis(change.noticed_ms);
+        self.waterfall.begin((change.begun, change.kind), noticed, now);
+        let phase = self.state.primary.map(|primary| primary.phase);
+        match (change.phase, phase) {
+            (ChangePhase::Preparing | ChangePhase::Recruiting, _) => {}
+            (ChangePhase::Stopping, _) => self.waterfall.reach(Step::Prepare, now),
+            (ChangePhase::Granted, Some(PrimaryPhase::Covering { .. })) => {
+                self.waterfall.reach(Step::Promote, now);
+            }
+            (ChangePhase::Granted, _) => self.waterfall.reach(Step::Commit, now),
+        }
+    }
+
+    /// Every proxy that is connected here knows the newest topology.
+    pub fn published(&mut self, now: MonoTime) {
+        if self.state.change.is_none() && self.waterfall.has(Step::Promote) {
+            self.waterfall.reach(Step::Publish, now);
+        }
     }
 
     fn note_short(&mut self, now: MonoTime) {

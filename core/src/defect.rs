@@ -36,7 +36,7 @@ pub enum Defect {
     AmnesiaVotes,
     /// Voters that are lost together lose their votes one after the other.
     ShrinkTogether,
-    /// A new primary acknowledges commits before it knows for which standbys they are to wait.
+    /// A new primary acknowledges commits before they wait for standbys.
     CommitsNotHeld,
     /// A failover takes the best of those that are there, whatever was promised of the others.
     IgnoreCover,

@@ -21,3 +21,4 @@ pub mod quorum;
 pub mod reconcile;
 pub mod salvage;
 pub mod timings;
+pub mod waterfall;

@@ -361,7 +361,7 @@ impl Node {
         self.wake_at = None;
         turn.act = self.look_after_postgres(&observation, held, now);
         turn.guard = self.guard(now);
-        self.lead(now, wall, &mut turn);
+        self.lead(held, now, wall, &mut turn);
         turn.knock = self.knock(now);
         let essence = observation.essence();
         if beat_due || self.told.as_ref() != Some(&essence) {
@@ -508,7 +508,7 @@ impl Node {
         self.coordinator.seen().get(&id).filter(|seen| now.since(seen.at) < lease)
     }
 
-    fn lead(&mut self, now: MonoTime, wall: WallTime, turn: &mut Turn) {
+    fn lead(&mut self, held: bool, now: MonoTime, wall: WallTime, turn: &mut Turn) {
         if !self.quorum.leads {
             self.report.clear();
             return;
@@ -521,6 +521,9 @@ impl Node {
             turn.doing = vec![format!("the raft store of this node does not answer: node {heir} is to lead")];
             turn.lead = Some(Action::TransferLeadership(heir));
             return;
+        }
+        if held {
+            self.coordinator.published(now);
         }
         let decision = self.coordinator.step(now, wall);
         self.report = decision.report.lines();

@@ -84,8 +84,8 @@ pub struct PostgresObservation {
     /// The generation for which this server has fetched what the old primary had left on its disk, as far as it could be
     /// replayed. Set together with a position read afterwards.
     pub salvaged: Option<Generation>,
-    /// When the switchover was begun for which the transactions of this primary did not end in time; `trouble` says
-    /// which.
+    /// When the switchover was begun for which this primary could not be prepared, or its transactions did not end in
+    /// time; `trouble` says why.
     pub undrained: Option<WallTime>,
     /// The switchover this primary has checkpointed for.
     pub prepared: Option<Generation>,

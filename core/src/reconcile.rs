@@ -51,8 +51,13 @@ pub enum LocalAction {
         /// End those that do not end in time, rather than give up.
         end_transactions: bool,
     },
-    /// Checkpoint ahead of the switchover to a generation.
-    Prepare(Generation),
+    /// Checkpoint ahead of the switchover to a generation, and wait for sessions that cannot move.
+    Prepare {
+        /// The generation to come.
+        generation: Generation,
+        /// When the switchover was begun: a later one may be to the same generation.
+        begun: WallTime,
+    },
     /// Checkpoint after a promotion, so that others can rewind to this server.
     Checkpoint,
     /// Cut the walreceiver off for good, for the change of primary to this generation.
@@ -67,17 +72,8 @@ pub enum LocalAction {
     },
     /// Leave recovery as primary of this generation.
     Promote(Generation, Commits),
-    /// Have commits wait for these standbys, which call themselves as followers of this generation's primary do.
-    Cover {
-        /// Whose primary this is.
-        generation: Generation,
-        /// Of the wish in the log.
-        number: u64,
-        /// How many; 0: commits wait for none.
-        standbys: u32,
-        /// Of which members.
-        of: BTreeSet<NodeName>,
-    },
+    /// Have commits wait for these standbys.
+    Cover(Wait),
     /// Stream from this server from now on.
     Follow(Upstream),
     /// Have exactly one slot for each of these members.
@@ -102,25 +98,39 @@ impl LocalAction {
             Self::StartPrimary(..)
             | Self::StartStandby
             | Self::Rejoin { .. }
-            | Self::Prepare(_)
+            | Self::Prepare { .. }
             | Self::Checkpoint
             | Self::Recruit(_)
             | Self::Salvage { .. }
             | Self::Promote(..)
-            | Self::Cover { .. }
+            | Self::Cover(_)
             | Self::Follow(_)
             | Self::AlignSlots { .. } => false,
         }
     }
 }
 
-/// Whether a new primary acknowledges commits by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// For whom a new primary's commits wait, from the first one on.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Commits {
     /// As its own configuration says.
     Free,
-    /// Not before it has been told for which standbys they are to wait.
-    Held,
+    /// For these.
+    WaitFor(Wait),
+}
+
+/// Standbys that commits wait for. They call themselves as followers of this generation's primary do, so that none does
+/// before it follows that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// Whose primary it is.
+    pub generation: Generation,
+    /// Of the wish in the log.
+    pub number: u64,
+    /// How many; 0: commits wait for none.
+    pub standbys: u32,
+    /// Of which members.
+    pub of: BTreeSet<NodeName>,
 }
 
 /// A server to stream from.
@@ -359,6 +369,12 @@ impl Reconciler {
     fn keep_primary(&self, s: &Situation<'_>, running: &Running, promoting: bool) -> Reconciliation {
         let wake = |r: Reconciliation| Reconciliation { wake_at: r.wake_at.or(s.fence_at), ..r };
         if promoting {
+            // As soon as it can: it is what clients will wait for.
+            if let Some(cover) =
+                cover_action(s, running).filter(|action| self.rests_until(action, s.now).is_none())
+            {
+                return wake(Reconciliation::act(cover));
+            }
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
         // The checkpoint removes WAL, so the slots come first, unless they cannot be had for now.
@@ -577,8 +593,12 @@ fn give_up(s: &Situation<'_>, reason: String) -> Reconciliation {
 
 fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
     match (change.phase, &s.own.state) {
+        (ChangePhase::Preparing, _) if s.own.undrained == Some(change.begun) => {
+            Reconciliation::wait("waiting for the switchover to be given up")
+        }
         (ChangePhase::Preparing, PostgresState::Running(_)) if s.own.prepared != Some(change.generation) => {
-            Reconciliation::act(LocalAction::Prepare(change.generation))
+            let (generation, begun) = (change.generation, change.begun);
+            Reconciliation::act(LocalAction::Prepare { generation, begun })
         }
         (ChangePhase::Stopping, PostgresState::Running(_)) if !s.work_is_held => {
             Reconciliation::wait("waiting for the proxies to hold new work")
@@ -605,23 +625,25 @@ fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
     Some(Upstream { node, address, generation })
 }
 
-/// Whether a new primary is to hold commits until it knows for whom they wait.
+/// For whom a new primary's commits wait.
 fn commits(s: &Situation<'_>) -> Commits {
     let waits = !s.state.cover.wanted.is_none() && !planted(Defect::CommitsNotHeld);
-    if waits { Commits::Held } else { Commits::Free }
+    if waits { Commits::WaitFor(wait(s)) } else { Commits::Free }
 }
 
-/// Has commits wait for whom the log says.
-fn cover_action(s: &Situation<'_>, running: &Running) -> Option<LocalAction> {
+fn wait(s: &Situation<'_>) -> Wait {
     let cover = &s.state.cover;
-    if running.cover.map_or(0, |seen| seen.number) == cover.number {
-        return None;
-    }
     let name = |id: &NodeId| s.state.members.get(id).map(|member| member.descriptor.name.clone());
-    Some(LocalAction::Cover {
+    Wait {
         generation: s.state.generation,
         number: cover.number,
         standbys: cover.wanted.standbys,
         of: cover.wanted.of.iter().filter_map(name).collect(),
-    })
+    }
+}
+
+/// Has commits wait for whom the log says.
+fn cover_action(s: &Situation<'_>, running: &Running) -> Option<LocalAction> {
+    let done = running.cover.map_or(0, |seen| seen.number) == s.state.cover.number;
+    (!done).then(|| LocalAction::Cover(wait(s)))
 }

@@ -162,6 +162,22 @@ impl Clients {
     }
 
     /// One of them.
+    /// How many sessions have something on their connection to the primary that is lost with it, and one of them.
+    pub(crate) fn unmovable(&self) -> (u32, Option<String>) {
+        let present = lock(&self.present);
+        let mut found = present
+            .badges
+            .values()
+            .filter_map(|badge| Some((badge, badge.kept_by().filter(|why| why.is_unmovable())?)));
+        let example = found.next().map(|(badge, why)| {
+            let Guest { user, database, application, address, .. } = &badge.guest;
+            let application = if application.is_empty() { "without a name" } else { application };
+            format!("user {user} in {database} from {address}, application {application}, for its {why}")
+        });
+        let others = u32::try_from(found.count()).unwrap_or(u32::MAX);
+        (if example.is_some() { others.saturating_add(1) } else { 0 }, example)
+    }
+
     pub(crate) fn find(&self, id: ClientId) -> Option<Arc<Badge>> {
         lock(&self.present).badges.get(&id).cloned()
     }

@@ -94,11 +94,12 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let listeners = listen(&config).await?;
     let cluster = Arc::new(Cluster::new(config.cluster.clone()));
     let mut background = JoinSet::new();
-    for agent in &config.agents {
-        background.spawn(keep_link(cluster.clone(), config.clone(), agent.clone()));
-    }
     let (stopping, watcher) = watch::channel(false);
-    let shared = Arc::new(Shared::new(config, cluster, watcher).map_err(RunError::Tls)?);
+    let shared = Arc::new(Shared::new(config.clone(), cluster.clone(), watcher).map_err(RunError::Tls)?);
+    for agent in &config.agents {
+        let link = keep_link(cluster.clone(), shared.clients.clone(), config.clone(), agent.clone());
+        background.spawn(link);
+    }
     let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     background.spawn(keep_certificates(shared.clone(), hangup));
     background.spawn(pool::keep(shared.clone()));

@@ -102,6 +102,8 @@ pub struct Session {
     /// Something is on its primary connection that only it may have.
     kept: bool,
     why_kept: Option<Why>,
+    /// What would be lost for good with its connection to the primary, beside temporary objects.
+    unmovable: Option<Why>,
     temporaries: Temporaries,
     /// How often a standby would not follow the session's settings.
     refusals: u32,
@@ -208,7 +210,20 @@ impl Session {
 
     /// Why that is so; the first reason counts.
     pub fn why_kept(&self) -> Option<Why> {
-        self.is_kept().then(|| self.why_kept.unwrap_or(Why::Unknown))
+        let why = || self.why_unmovable().or(self.why_kept).unwrap_or(Why::Unknown);
+        self.is_kept().then(why)
+    }
+
+    /// What is lost for good with its connection to the primary, if something is.
+    pub fn why_unmovable(&self) -> Option<Why> {
+        let temporary = self.temporaries.are_there().then_some(Why::Temporary);
+        temporary.or(self.unmovable.filter(|_| self.is_kept()))
+    }
+
+    fn is_kept_for(&mut self, why: Why) {
+        self.why_kept = self.why_kept.or(Some(why));
+        self.unmovable =
+            self.unmovable.or(Some(why).filter(|why| why.is_unmovable() && *why != Why::Temporary));
     }
 
     /// Whatever only one connection had is gone with it.
@@ -217,7 +232,7 @@ impl Session {
         self.suspects.clear();
         self.kept = false;
         self.temporaries.forget();
-        self.why_kept = None;
+        (self.why_kept, self.unmovable) = (None, None);
     }
 
     /// `segment` is to be run next.
@@ -497,7 +512,7 @@ impl Session {
                 Effect::Pin => self.pinned = true,
                 Effect::Suspect(name) => self.suspect(name),
                 Effect::Keep => self.kept = true,
-                Effect::Because(why) => self.why_kept = self.why_kept.or(Some(*why)),
+                Effect::Because(why) => self.is_kept_for(*why),
                 // What failed is over with the first of these.
                 Effect::Commit if std::mem::take(&mut was_failed) => self.settings.rollback(),
                 Effect::Rollback => {
@@ -534,6 +549,7 @@ impl Session {
             Effect::Pin => self.pinned = true,
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
+            Effect::Dropped(name) => self.temporaries.on_dropped(name),
             Effect::Rollback
             | Effect::ForTransaction
             | Effect::Terminate

@@ -95,6 +95,8 @@ pub enum Effect {
     Temporary(String),
     /// The same, if it rests on something temporary.
     LikelyTemporary(String),
+    /// What had this name is gone, temporary or not.
+    Dropped(String),
     /// What is temporary, if there is any, may be found under other names now.
     Mingles,
     /// The likely reason for [`Effect::Keep`], [`Effect::Pin`] or [`Effect::Temporary`] beside it.

@@ -125,6 +125,15 @@ pub enum Trouble {
         /// Which.
         server: NodeName,
     },
+    /// The connection is gone, and with it what only that one had.
+    StateLost {
+        /// Where it was.
+        server: NodeName,
+        /// What.
+        what: Why,
+        /// What became of the connection.
+        why: String,
+    },
     /// The client asked to cancel what was waiting for a server.
     Cancelled,
     /// The proxy is being stopped.
@@ -176,7 +185,9 @@ impl Trouble {
             Self::RolledBack { .. } => "40001",
             Self::ServerLogin { .. } => "08001",
             Self::Cancelled => "57014",
-            Self::ShuttingDown | Self::Killed | Self::ReplicationEnded { .. } => "57P01",
+            Self::ShuttingDown | Self::Killed | Self::StateLost { .. } | Self::ReplicationEnded { .. } => {
+                "57P01"
+            }
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => &error.code,
         }
     }
@@ -218,6 +229,11 @@ impl Trouble {
             Self::RolledBack { server, transaction: false, .. } => {
                 format!("the connection to server {server} was lost while it answered")
             }
+            Self::StateLost { server, what, .. } => {
+                format!(
+                    "terminating connection: it is kept on server {server} for its {what}, and that is gone"
+                )
+            }
             Self::ServerLogin { server, why } => format!("cannot log in to server {server}: {why}"),
             Self::ServerProtocol { server } => format!("server {server} broke the protocol"),
             Self::Cancelled => "canceling statement due to user request".to_owned(),
@@ -232,6 +248,7 @@ impl Trouble {
         match self {
             Self::OutcomeUnknown { why, .. }
             | Self::RolledBack { why, .. }
+            | Self::StateLost { why, .. }
             | Self::ReplicationEnded { why, .. } => Some(why.clone()),
             Self::NoServer { held_ms, .. } => {
                 Some(format!("The work was held for {held_ms} ms and was not run."))
@@ -301,6 +318,9 @@ impl Trouble {
             Self::RolledBack { transaction: true, .. } => {
                 Some("Nothing of it took effect: it is safe to run the whole transaction again.")
             }
+            Self::StateLost { .. } => Some(
+                "Connect again, and make anew what is needed. Transactions that were committed are kept.",
+            ),
             Self::RolledBack { transaction: false, .. } => Some("It only read: it is safe to run it again."),
             Self::TlsRequired => Some("Use sslmode=require or better."),
             Self::ServerLogin { .. } => Some(
@@ -451,6 +471,11 @@ mod tests {
             },
             Trouble::IdleSession,
             Trouble::IdleInTransaction,
+            Trouble::StateLost {
+                server: server.clone(),
+                what: Why::AdvisoryLock,
+                why: "the server left its role".into(),
+            },
             Trouble::Killed,
             Trouble::AdminsOnly { what: "SHOW CLIENTS".into() },
             Trouble::NotUnderstood("x".into()),

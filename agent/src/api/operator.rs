@@ -20,6 +20,7 @@ use crate::consensus::ProposeError;
 use crate::coordinator::SwitchoverRefused;
 use crate::driver::Event;
 use crate::peers::CallError;
+use crate::publish::Unmovable;
 
 type Answer = Result<Json<Accepted>, Refused>;
 
@@ -72,6 +73,13 @@ async fn explain(api: &Api, request: &PromoteRequest) -> Answer {
             ),
             Err(error) => format!("what runs on {name} is not known: {error}"),
         });
+    }
+    let Unmovable { sessions, example } = api.hub.unmovable().await;
+    if let Some(example) = example {
+        lines.push(format!(
+            "{sessions} sessions cannot move to another server (switchover.unmovable says what becomes of them); the first is \
+             of {example}"
+        ));
     }
     let took: Vec<u64> = state.history.iter().rev().filter_map(took).take(5).collect();
     lines.push(match (took.iter().min(), took.iter().max()) {

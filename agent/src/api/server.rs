@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::Refusal;
-use super::{operator, status};
+use super::{metrics, operator, status};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
@@ -59,6 +59,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/status", get(status::cluster))
         .route("/v1/node", get(status::node))
         .route("/v1/history", get(status::history))
+        .route("/metrics", get(metrics::scrape))
         .route("/v1/promote", post(operator::promote))
         .route("/v1/resume", post(operator::resume))
         .route("/v1/attach", post(operator::attach))

@@ -16,6 +16,7 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
         "Generation",
         "Timeline",
         "Took",
+        "Steps (ms)",
         "Lost",
         "Outcome",
         "Reason",
@@ -29,6 +30,7 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
             entry.generation.to_string(),
             entry.timeline.map_or("-".to_owned(), |timeline| timeline.to_string()),
             entry.serving.map_or("-".to_owned(), |serving| between(entry.begun, serving)),
+            steps(entry),
             lost(entry),
             entry.outcome.to_string(),
             entry.reason.clone(),
@@ -39,6 +41,13 @@ pub(super) fn render(entries: &[HistoryEntry]) -> String {
     } else {
         table.render()
     }
+}
+
+/// How long each step took. Those that took no time are left out.
+fn steps(entry: &HistoryEntry) -> String {
+    let taken = entry.took.iter().filter(|took| took.ms > 0);
+    let steps: Vec<String> = taken.map(|took| format!("{} {}", took.step, took.ms)).collect();
+    if steps.is_empty() { "-".to_owned() } else { steps.join(", ") }
 }
 
 /// What of the old primary's WAL the new one does not have.
@@ -56,6 +65,7 @@ fn lost(entry: &HistoryEntry) -> String {
 mod tests {
     use pgherd_common::topology::ChangeKind;
     use pgherd_common::{Generation, Lsn, Timeline, WallTime};
+    use pgherd_core::waterfall::{Step, Took};
 
     use super::*;
     use crate::cluster::Outcome;
@@ -74,6 +84,7 @@ mod tests {
             timeline: Some(Timeline(1)),
             received: Lsn(0),
             old_end: None,
+            took: Vec::new(),
             outcome: Outcome::Completed,
         };
         let failover = HistoryEntry {
@@ -88,6 +99,9 @@ mod tests {
             timeline: None,
             received: Lsn(7),
             old_end: Some(OldEnd { at: Lsn(7), exact: true, covered: false }),
+            took: [(Step::Detect, 3), (Step::Fence, 0), (Step::Recruit, 12)]
+                .map(|(step, ms)| Took { step, ms })
+                .to_vec(),
             outcome: Outcome::InFlight,
         };
         let known = |at, exact| {
@@ -102,10 +116,10 @@ mod tests {
         assert_eq!(
             render(&[formed, failover]),
             "\
-Begun                     Change    From     To       Generation  Timeline  Took    Lost     Outcome    Reason
---------------------------------------------------------------------------------------------------------------------------------------
-2026-11-23 08:31:07.123Z  formed    -        server1  1           1         200 ms  -        completed  the cluster formed
-2026-11-23 08:31:40.000Z  failover  server1  server2  2           -         -       nothing  in flight  the postmaster of server1 died
+Begun                     Change    From     To       Generation  Timeline  Took    Steps (ms)            Lost     Outcome    Reason
+------------------------------------------------------------------------------------------------------------------------------------------------------------
+2026-11-23 08:31:07.123Z  formed    -        server1  1           1         200 ms  -                     -        completed  the cluster formed
+2026-11-23 08:31:40.000Z  failover  server1  server2  2           -         -       detect 3, recruit 12  nothing  in flight  the postmaster of server1 died
 "
         );
         assert_eq!(render(&[]), "The cluster has not formed yet: there is no history.\n");

@@ -89,6 +89,7 @@ mod tests {
             timeline: Some(Timeline(5)),
             received: Lsn(7),
             old_end: None,
+            took: Vec::new(),
             outcome,
         }
     }

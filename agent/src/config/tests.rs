@@ -58,6 +58,7 @@ fn a_database_node_needs_little() {
             durability: Durability::default()
         }
     );
+    assert_eq!(config.switchover.unmovable, Unmovable::Wait);
     assert_eq!(config.descriptor().postgres.unwrap().to_string(), "10.0.0.1:5432");
     assert!(!format!("{config:?}").contains("hunter2"));
 }

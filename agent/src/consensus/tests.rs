@@ -201,7 +201,12 @@ fn form(size: u64) -> Command {
 }
 
 fn serve() -> Command {
-    Command::Serve { generation: Generation::ZERO.next(), timeline: Timeline(1), at: WallTime(2) }
+    Command::Serve {
+        generation: Generation::ZERO.next(),
+        timeline: Timeline(1),
+        took: Vec::new(),
+        at: WallTime(2),
+    }
 }
 
 fn set_priority(priority: u32) -> Command {

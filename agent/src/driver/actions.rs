@@ -11,9 +11,11 @@ use pgherd_core::node::{Before, Done};
 use tokio::sync::{mpsc, watch};
 
 use super::Event;
+use crate::config::Unmovable;
 use crate::peers::Link;
 use crate::postgres::Instance;
-use crate::reconcile::LocalAction;
+use crate::publish::{self, Hub};
+use crate::reconcile::{Commits, LocalAction, Wait};
 use crate::salvage::Offer;
 
 /// What actions are carried out with.
@@ -21,6 +23,10 @@ pub(super) struct Hands {
     pub(super) instance: Instance,
     pub(super) stop_timeout: Duration,
     pub(super) drain_timeout: Duration,
+    /// The proxies.
+    pub(super) hub: Hub,
+    /// What becomes of sessions that cannot move.
+    pub(super) unmovable: Unmovable,
     /// For what another agent has.
     pub(super) link: Link,
     /// What shows that this is an agent of the cluster.
@@ -41,7 +47,10 @@ impl Hands {
         let instance = &self.instance;
         match action {
             LocalAction::Fence { .. } => text(instance.fence().await),
-            LocalAction::StartPrimary(_, commits) => text(instance.start_primary(*commits).await),
+            LocalAction::StartPrimary(_, commits) => {
+                text(instance.start_primary(commits).await)?;
+                self.cover(commits).await
+            }
             LocalAction::StartStandby => text(instance.start_standby(None).await),
             LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
             LocalAction::StopFast { .. } => text(instance.stop_fast(self.stop_timeout).await),
@@ -54,21 +63,61 @@ impl Hands {
                 }
                 text(instance.stop_fast(self.stop_timeout).await)
             }
-            LocalAction::Prepare(_) | LocalAction::Checkpoint => text(instance.checkpoint().await),
+            LocalAction::Prepare { .. } => {
+                text(instance.checkpoint().await)?;
+                self.wait_for_unmovable().await
+            }
+            LocalAction::Checkpoint => text(instance.checkpoint().await),
             LocalAction::Recruit(_) => text(instance.recruit().await),
             LocalAction::Salvage { offer, .. } => self.salvage(offer).await,
             // After a clean switchover the walreceiver still looks for the old primary.
-            LocalAction::Promote(_, commits) => match text(instance.cut(*commits).await) {
-                Ok(()) => text(instance.promote().await),
-                refused => refused,
-            },
-            LocalAction::Cover { generation, number, standbys, of } => {
-                text(instance.cover(*generation, *number, (*standbys, of)).await)
+            LocalAction::Promote(_, commits) => {
+                text(instance.cut(commits).await)?;
+                text(instance.promote().await)?;
+                self.cover(commits).await
             }
+            LocalAction::Cover(wait) => text(instance.cover(wait).await),
             LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
             LocalAction::AlignSlots { members, in_recovery } => {
                 text(instance.align_slots(members, *in_recovery).await)
             }
+        }
+    }
+
+    /// Nobody is held up meanwhile: they may come to their end.
+    async fn wait_for_unmovable(&self) -> Result<(), String> {
+        const PAUSE: Duration = Duration::from_millis(100);
+        if self.unmovable == Unmovable::End {
+            return Ok(());
+        }
+        let until = tokio::time::Instant::now() + self.drain_timeout;
+        loop {
+            let publish::Unmovable { sessions, example } = self.hub.unmovable().await;
+            if sessions == 0 {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= until {
+                let example = example.unwrap_or_default();
+                let told = format!(
+                    "sessions that cannot move to another server are still there after {} s, {sessions} in all; the first is of \
+                     {example}",
+                    self.drain_timeout.as_secs_f64()
+                );
+                if self.unmovable == Unmovable::Refuse {
+                    return Err(told);
+                }
+                tracing::warn!("going on, which ends them: {told}");
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Commits that are to wait for standbys do so already; this tells when.
+    async fn cover(&self, commits: &Commits) -> Result<(), String> {
+        match commits {
+            Commits::Free => Ok(()),
+            Commits::WaitFor(wait) => text(self.instance.cover(wait).await),
         }
     }
 
@@ -109,7 +158,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
         }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
         LocalAction::DrainAndStop { .. } => "stopping PostgreSQL: switchover".to_owned(),
-        LocalAction::Prepare(generation) => {
+        LocalAction::Prepare { generation, .. } => {
             format!("checkpoint before the switchover to generation {generation}")
         }
         LocalAction::Checkpoint => "checkpoint after the promotion".to_owned(),
@@ -122,8 +171,8 @@ pub(super) fn describe(action: &LocalAction) -> String {
         LocalAction::Promote(generation, _) => {
             format!("promoting PostgreSQL to primary of generation {generation}")
         }
-        LocalAction::Cover { standbys: 0, .. } => "commits wait for no standby any more".to_owned(),
-        LocalAction::Cover { standbys, of, .. } => {
+        LocalAction::Cover(Wait { standbys: 0, .. }) => "commits wait for no standby any more".to_owned(),
+        LocalAction::Cover(Wait { standbys, of, .. }) => {
             let of: Vec<&str> = of.iter().map(NodeName::as_str).collect();
             format!("having commits wait for any {standbys} of {}", of.join(", "))
         }

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tokio::sync::oneshot;
 
 use super::command::release_priority;
-use super::cover::held;
+use super::cover::waits_for;
 use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::follow::FollowError;
@@ -140,13 +140,13 @@ pub struct CheckpointError(#[from] SessionError);
 
 impl Instance {
     /// Runs PostgreSQL as a primary and returns when it lets us in. Fine when it does already.
-    pub async fn start_primary(&self, commits: Commits) -> Result<(), StartError> {
+    pub async fn start_primary(&self, commits: &Commits) -> Result<(), StartError> {
         let _acting = self.shared.acting.lock().await;
         let fenced = *self.births();
         if self.runs_as("primary").await? {
             return Ok(());
         }
-        let following = Following::nobody().waiting(held(self.settings(), commits));
+        let following = Following::nobody().waiting(waits_for(self.settings(), commits));
         following.write(self.data_dir(), &self.shared.owner)?;
         files::remove_durably(&files::standby_signal(self.data_dir()))?;
         self.launch(&following, fenced).await

@@ -3,8 +3,8 @@
 //! PostgreSQL does not say when it has taken that setting over. Each walsender reads it anew for itself, and whether there
 //! is anybody to wait for at all is a word of the checkpointer. So, before a setting counts:
 //!
-//! 1. Where nothing shows yet that commits wait at all, they are made to wait for a standby that does not exist, until one
-//!    of the agent's own is seen to do so.
+//! 1. Where nothing shows yet that commits wait at all, one of the agent's own has to be seen to do so; if standbys answer
+//!    too quickly for that, commits are made to wait for one that does not exist.
 //! 2. A connection that is new and knows the setting shows that the postmaster has signalled every process that is older.
 //! 3. A record that is written after that has come back from every standby that commits may wait for: its walsender read
 //!    the signal before it read the answer. Walsenders of others have to say that they count as asynchronous.
@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use pgherd_common::config::Secret;
 use pgherd_common::{Generation, Lsn, NodeName};
 use pgherd_core::cover::CoverSeen;
+use tokio::task::JoinHandle;
 
 use super::files::Following;
 use super::follow::{FollowError, SETTLE, SETTLE_PAUSE};
@@ -21,7 +22,7 @@ use super::instance::{Instance, Patience};
 use super::session::{Session, SessionError};
 use super::settings::Settings;
 use crate::proof;
-use crate::reconcile::Commits;
+use crate::reconcile::{Commits, Wait};
 
 /// Why commits do not wait for those they are to wait for.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,15 @@ pub(super) struct Waits {
     set: Option<Set>,
 }
 
+/// A commit under way, for as long as somebody watches it.
+struct Committing(JoinHandle<Result<(), SessionError>>);
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Set {
     number: u64,
@@ -96,102 +106,130 @@ pub(super) fn member_and_generation(name: &str) -> (&str, Option<Generation>) {
 }
 
 /// `synchronous_standby_names` for so many of these.
-fn any_of(standbys: usize, names: &BTreeSet<String>) -> String {
+fn any_of(standbys: u32, names: &BTreeSet<String>) -> String {
     let names: Vec<String> = names.iter().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).collect();
     format!("ANY {standbys} ({})", names.join(", "))
 }
 
-/// What a new primary's commits wait for until it is told.
-pub(super) fn held(settings: &Settings, commits: Commits) -> Option<String> {
+fn names(settings: &Settings, wait: &Wait) -> BTreeSet<String> {
+    wait.of.iter().map(|node| standby_name(settings, node, wait.generation)).collect()
+}
+
+fn setting(settings: &Settings, wait: &Wait) -> String {
+    any_of(wait.standbys, &names(settings, wait))
+}
+
+/// What a new primary's commits wait for.
+pub(super) fn waits_for(settings: &Settings, commits: &Commits) -> Option<String> {
     match commits {
         Commits::Free => None,
-        Commits::Held => Some(any_of(1, &[marked(settings, "nobody", Generation::ZERO)].into())),
+        Commits::WaitFor(wait) => Some(setting(settings, wait)),
     }
 }
 
+fn nobody(settings: &Settings) -> String {
+    any_of(1, &[marked(settings, "nobody", Generation::ZERO)].into())
+}
+
 impl Instance {
-    /// Has commits wait for so many of these members, which call themselves as followers of this generation's primary do.
-    /// Returns when the setting is in effect; when it also holds for what was committed before, a later look tells.
-    pub async fn cover(
-        &self,
-        generation: Generation,
-        number: u64,
-        (standbys, of): (u32, &BTreeSet<NodeName>),
-    ) -> Result<(), CoverError> {
+    /// Has commits wait for these. Returns when the setting is in effect; when it also holds for what was committed before,
+    /// a later look tells.
+    pub async fn cover(&self, wait: &Wait) -> Result<(), CoverError> {
         let _acting = self.shared.acting.lock().await;
         let session = self.session().await?;
         if session.value::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err(CoverError::NotAPrimary);
         }
-        let level: String =
-            session.value("SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'").await?;
-        if standbys > 0 && !matches!(level.as_str(), "on" | "remote_apply") {
-            return Err(CoverError::NotSynchronous(level));
-        }
-        let names: BTreeSet<String> =
-            of.iter().map(|node| standby_name(self.settings(), node, generation)).collect();
-        let standbys = usize::try_from(standbys).unwrap_or(usize::MAX);
-        let upto = if standbys == 0 {
+        let upto = if wait.standbys == 0 {
             self.apply(&Following::nobody()).await?;
             self.memory().waits.proven = false;
             Lsn::default()
         } else {
-            if !self.memory().waits.proven {
-                self.apply(&Following::nobody().waiting(held(self.settings(), Commits::Held))).await?;
-                self.see_one_wait(&session).await?;
-                self.memory().waits.proven = true;
+            let level: String =
+                session.value("SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'").await?;
+            if !matches!(level.as_str(), "on" | "remote_apply") {
+                return Err(CoverError::NotSynchronous(level));
             }
-            let setting = any_of(standbys, &names);
+            let setting = setting(self.settings(), wait);
             self.apply(&Following::nobody().waiting(Some(setting.clone()))).await?;
-            self.everybody_signalled(&setting).await?
+            if self.memory().waits.proven {
+                self.mark(&setting).await?
+            } else {
+                self.prove(&session, &setting).await?
+            }
         };
-        self.memory().waits.set = Some(Set { number, standbys, names, upto, met: standbys == 0 });
+        let standbys = usize::try_from(wait.standbys).unwrap_or(usize::MAX);
+        let names = names(self.settings(), wait);
+        let set = Set { number: wait.number, standbys, names, upto, met: standbys == 0 };
+        self.memory().waits.set = Some(set);
         self.shared.stirred.notify_one();
         Ok(())
     }
 
-    /// Commits until one is seen to wait for standbys.
-    async fn see_one_wait(&self, session: &Session) -> Result<(), CoverError> {
+    /// Shows that commits wait, with this setting in effect. Returns a position behind which every process has been told.
+    async fn prove(&self, session: &Session, setting: &str) -> Result<Lsn, CoverError> {
+        let upto = match self.one_waits(session, setting).await? {
+            Some(upto) => upto,
+            None => {
+                let nobody = nobody(self.settings());
+                self.apply(&Following::nobody().waiting(Some(nobody.clone()))).await?;
+                let patience = Patience::new(SETTLE, SETTLE_PAUSE);
+                while self.one_waits(session, &nobody).await?.is_none() {
+                    if !patience.next().await {
+                        return Err(CoverError::NotWaiting);
+                    }
+                }
+                self.apply(&Following::nobody().waiting(Some(setting.to_owned()))).await?;
+                self.mark(setting).await?
+            }
+        };
+        self.memory().waits.proven = true;
+        Ok(upto)
+    }
+
+    /// Commits something on a new connection, and watches it wait. Where it ends after that; `None` when it was not seen to
+    /// wait: it did not, or not for long.
+    async fn one_waits(&self, session: &Session, setting: &str) -> Result<Option<Lsn>, CoverError> {
         const COMMIT: &str =
             "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'pgherd', 'does this wait?')";
-        const WAITS: &str =
-            "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep' FROM pg_stat_activity WHERE pid = ";
-        let committer = self.connect().await?;
+        let committer = self.knows(setting).await?;
         let pid = committer.value::<i32>("SELECT pg_backend_pid()").await?;
-        let waits = format!("{WAITS}{pid}");
-        let patience = Patience::new(SETTLE, SETTLE_PAUSE);
-        let watch = async {
-            while !session.value::<bool>(&waits).await? {
-                if !patience.next().await {
-                    return Err(CoverError::NotWaiting);
-                }
+        let waits = format!(
+            "SELECT wait_event IS NOT DISTINCT FROM 'SyncRep', pg_current_wal_flush_lsn()::text \
+               FROM pg_stat_activity WHERE pid = {pid}"
+        );
+        // Left to itself it ends when a standby has it, or by its statement_timeout.
+        let commit = Committing(tokio::spawn(async move { committer.run(COMMIT, SETTLE).await }));
+        while !commit.0.is_finished() {
+            let row = session.rows(&waits, &[]).await?;
+            let Some(row) = row.first() else { break };
+            if session.take::<bool>(row, 0)? {
+                // It was flushed before it began to wait.
+                return Ok(session.take::<&str>(row, 1)?.parse().ok());
             }
-            Ok(())
-        };
-        let commit = async {
-            // One that does not wait came too early.
-            loop {
-                committer.run(COMMIT, SETTLE).await?;
-            }
-        };
-        // What is left of the last commit ends when a standby has it, or by its statement_timeout.
-        tokio::select! {
-            seen = watch => seen,
-            failed = commit => failed,
+            tokio::time::sleep(SETTLE_PAUSE).await;
         }
+        Ok(None)
     }
 
     /// Returns a position behind which every process has been told of the setting.
-    async fn everybody_signalled(&self, setting: &str) -> Result<Lsn, CoverError> {
+    async fn mark(&self, setting: &str) -> Result<Lsn, CoverError> {
+        const MARK: &str =
+            "SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'pgherd', 'from here on')";
+        let fresh = self.knows(setting).await?;
+        fresh.run(MARK, SETTLE).await?;
+        let upto = fresh.value::<String>("SELECT pg_current_wal_flush_lsn()::text").await?;
+        Ok(upto.parse().unwrap_or(Lsn(u64::MAX)))
+    }
+
+    /// A new connection that knows the setting.
+    async fn knows(&self, setting: &str) -> Result<Session, CoverError> {
         let patience = Patience::new(SETTLE, SETTLE_PAUSE);
         loop {
             let fresh = self.connect().await?;
             if fresh.value::<String>("SELECT current_setting('synchronous_standby_names')").await? == setting
             {
-                let mark = "SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'pgherd', 'from here on')";
-                fresh.run(mark, SETTLE).await?;
-                let upto = fresh.value::<String>("SELECT pg_current_wal_flush_lsn()::text").await?;
-                return Ok(upto.parse().unwrap_or(Lsn(u64::MAX)));
+                return Ok(fresh);
             }
             if !patience.next().await {
                 return Err(CoverError::NotInEffect);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgherd_common::{Lsn, Timeline};
 use rustix::process::Signal;
 
-use super::cover::held;
+use super::cover::waits_for;
 use super::files::{FileError, Following, own_file};
 use super::instance::{Instance, Patience};
 use super::process::{self, Process};
@@ -116,17 +116,17 @@ impl Instance {
     /// the position tells, never less, and it acknowledges nothing to the old primary: all that this
     /// standby ever acknowledged came through the walreceiver, which is gone.
     pub async fn recruit(&self) -> Result<(), RecruitError> {
-        self.cut(Commits::Free).await
+        self.cut(&Commits::Free).await
     }
 
     /// The same, with what holds for commits if it becomes a primary.
-    pub async fn cut(&self, commits: Commits) -> Result<(), RecruitError> {
+    pub async fn cut(&self, commits: &Commits) -> Result<(), RecruitError> {
         let _acting = self.shared.acting.lock().await;
         let session = self.session().await?;
         if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
             return Err(RecruitError::NotAStandby);
         }
-        self.apply(&Following::nobody().waiting(held(self.settings(), commits))).await?;
+        self.apply(&Following::nobody().waiting(waits_for(self.settings(), commits))).await?;
         let patience = Patience::new(SETTLE, SETTLE_PAUSE);
         let grace = Patience::new(RECEIVER_GRACE, Duration::ZERO);
         // The startup process starts a walreceiver with the old setting only if the reload reached it

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pgherd_agent::observation::PostgresState;
 use pgherd_agent::postgres::{CoverError, Upstream};
-use pgherd_agent::reconcile::Commits;
+use pgherd_agent::reconcile::{Commits, Wait};
 use pgherd_common::{Generation, NodeName};
 use pgherd_core::cover::CoverSeen;
 
@@ -13,6 +13,10 @@ use super::{now, took};
 
 fn names(of: &[&str]) -> BTreeSet<NodeName> {
     of.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn wait(generation: Generation, number: u64, standbys: u32, of: &BTreeSet<NodeName>) -> Wait {
+    Wait { generation, number, standbys, of: of.clone() }
 }
 
 fn first() -> Generation {
@@ -53,7 +57,7 @@ async fn commits_wait_for_standbys_that_go_by_the_generation_and_for_no_others()
     // n3 streams, too, but under a name that anybody could give himself.
     let both = names(&["n2", "n3"]);
     let begun = now();
-    n1.instance.cover(first(), 5, (2, &both)).await.unwrap();
+    n1.instance.cover(&wait(first(), 5, 2, &both)).await.unwrap();
     took("commits are to wait", begun);
     assert_eq!(n1.running().await.cover, Some(CoverSeen { number: 5, met: false }));
     let waits = "SELECT count(*)::text FROM pg_stat_replication WHERE sync_state = 'quorum'";
@@ -66,15 +70,15 @@ async fn commits_wait_for_standbys_that_go_by_the_generation_and_for_no_others()
     assert!(told.iter().all(|standby| both.iter().any(|name| name.as_str() == standby.name)), "{told:?}");
 
     // Fewer, one of them, and none: the walsender of the one that counts no more has to know it.
-    n1.instance.cover(first(), 6, (1, &names(&["n2"]))).await.unwrap();
+    n1.instance.cover(&wait(first(), 6, 1, &names(&["n2"]))).await.unwrap();
     until_met(&n1, 6).await;
     assert_eq!(n1.text(waits).await, "1");
-    n1.instance.cover(first(), 7, (0, &names(&[]))).await.unwrap();
+    n1.instance.cover(&wait(first(), 7, 0, &names(&[]))).await.unwrap();
     assert_eq!(n1.running().await.cover, Some(CoverSeen { number: 7, met: true }));
     assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
 
     // What one generation's followers are called means nothing in the next.
-    n1.instance.cover(first().next(), 8, (1, &both)).await.unwrap();
+    n1.instance.cover(&wait(first().next(), 8, 1, &both)).await.unwrap();
     assert_eq!(n1.text(waits).await, "0");
     follow(&n2, &n1, first().next()).await;
     let half = n1.running().await.cover;
@@ -83,32 +87,40 @@ async fn commits_wait_for_standbys_that_go_by_the_generation_and_for_no_others()
 }
 
 #[tokio::test]
-async fn a_promoted_standby_holds_commits_until_it_is_told_for_whom_they_wait() {
+async fn commits_of_a_promoted_standby_wait_from_the_first_one_on() {
     let n1 = Server::primary("n1").await;
     n1.sql("CREATE TABLE t (i int)").await;
     let n2 = Server::standby(&n1, "n2").await;
     let n3 = Server::standby(&n1, "n3").await;
     n3.instance.recruit().await.unwrap();
-    n2.instance.cut(Commits::Held).await.unwrap();
+    let wait = wait(first(), 3, 1, &names(&["n3"]));
+    let commits = Commits::WaitFor(wait.clone());
+    n2.instance.cut(&commits).await.unwrap();
     n1.instance.fence().await.unwrap();
     n2.instance.promote().await.unwrap();
     n2.instance.align_slots(&names(&["n1", "n3"]), false).await.unwrap();
-    let held = n2.text("SHOW synchronous_standby_names").await;
-    assert!(held.starts_with("ANY 1 (\"nobody/0/"), "{held}");
+    let waits = n2.text("SHOW synchronous_standby_names").await;
+    assert!(waits.starts_with("ANY 1 (\"n3/1/"), "{waits}");
     assert_eq!(n2.running().await.cover, None);
 
     let begun = now();
-    n2.instance.cover(first(), 3, (1, &names(&["n3"]))).await.unwrap();
-    took("commits are to wait after a promotion", begun);
+    n2.instance.cover(&wait).await.unwrap();
+    took("commits are known to wait after a promotion", begun);
+    assert_eq!(n2.running().await.cover, Some(CoverSeen { number: 3, met: false }));
     follow(&n3, &n2, first()).await;
     until_met(&n2, 3).await;
     n2.sql("INSERT INTO t VALUES (1)").await;
 
     // A postmaster that is started anew knows it from its configuration, this agent not yet.
     n2.instance.stop_fast(n2.settings.stop_timeout).await.unwrap();
-    n2.instance.start_primary(Commits::Held).await.unwrap();
-    assert_eq!(n2.text("SHOW synchronous_standby_names").await, held);
+    n2.instance.start_primary(&commits).await.unwrap();
+    assert_eq!(n2.text("SHOW synchronous_standby_names").await, waits);
     assert_eq!(n2.running().await.cover, None);
+    // A standby that is quicker than anybody who watches is no proof: commits are made to wait once.
+    n3.streams().await;
+    n2.instance.cover(&wait).await.unwrap();
+    until_met(&n2, 3).await;
+    assert_eq!(n2.text("SHOW synchronous_standby_names").await, waits);
 }
 
 #[tokio::test]
@@ -116,13 +128,13 @@ async fn a_wait_in_name_only_is_refused() {
     let n1 = Server::primary("n1").await;
     let n2 = Server::standby(&n1, "n2").await;
     let of = names(&["n2"]);
-    let error = n2.instance.cover(first(), 1, (1, &of)).await.unwrap_err();
+    let error = n2.instance.cover(&wait(first(), 1, 1, &of)).await.unwrap_err();
     assert!(matches!(error, CoverError::NotAPrimary), "{error}");
     n1.instance.stop_fast(n1.settings.stop_timeout).await.unwrap();
     let text = std::fs::read_to_string(&n1.settings.config_file).unwrap();
     std::fs::write(&n1.settings.config_file, format!("synchronous_commit = local\n{text}")).unwrap();
-    n1.instance.start_primary(Commits::Free).await.unwrap();
-    let error = n1.instance.cover(first(), 1, (1, &of)).await.unwrap_err();
+    n1.instance.start_primary(&Commits::Free).await.unwrap();
+    let error = n1.instance.cover(&wait(first(), 1, 1, &of)).await.unwrap_err();
     assert!(matches!(&error, CoverError::NotSynchronous(level) if level == "local"), "{error}");
     assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
 }

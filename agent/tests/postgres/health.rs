@@ -192,7 +192,7 @@ fn run(program: &str, arguments: &[&str]) {
 async fn a_full_disk_is_told_before_and_after_postgresql_gives_up() {
     let mut server = Server::initialised("n1").await;
     let disk = SmallDisk::under(&mut server, 80);
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     until(&server, "a commit", good).await;
     server.sql("CREATE TABLE t (i int, filler text)").await;
     let ballast = disk.fill();
@@ -210,7 +210,7 @@ async fn a_full_disk_is_told_before_and_after_postgresql_gives_up() {
     std::fs::remove_file(ballast).unwrap();
     until(&server, "room", |health| health.disk == Disk::Room).await;
     if server.instance.observe().await.pid.is_none() {
-        server.instance.start_primary(Commits::Free).await.unwrap();
+        server.instance.start_primary(&Commits::Free).await.unwrap();
     }
     until(&server, "a commit", good).await;
     server.sql("INSERT INTO t VALUES (1)").await;

@@ -58,9 +58,9 @@ async fn a_primary_starts_is_adopted_and_stops() {
     assert!(stopped.clean && !stopped.standby && stopped.found_down, "{down:?}");
 
     let begun = now();
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     took("start of a primary", begun);
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     let running = server.running().await;
     assert!(!running.in_recovery && running.position.0 > 0 && running.received == running.position);
     assert_eq!((running.timeline, running.checkpoint_timeline), (Timeline(1), Timeline(1)));
@@ -131,7 +131,7 @@ async fn the_death_of_a_postmaster_is_told_at_once() {
             "{state:?}"
         );
         let begun = now();
-        server.instance.start_primary(Commits::Free).await.unwrap();
+        server.instance.start_primary(&Commits::Free).await.unwrap();
         took("restart after a crash", begun);
         server.instance.observe().await;
     }
@@ -152,7 +152,7 @@ async fn fencing_ends_a_stopped_postmaster_and_its_backends() {
     took("fence, postmaster stopped", begun);
     assert!(!alive(postmaster) && !alive(u32::try_from(backend).unwrap()));
 
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     let begun = now();
     server.instance.fence().await.unwrap();
     took("fence", begun);
@@ -161,14 +161,14 @@ async fn fencing_ends_a_stopped_postmaster_and_its_backends() {
     took("fence, nothing to kill", begun);
 
     // Orphans of a dead postmaster do not block a start.
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     let client = server.connect().await;
     let backend = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
     signal(u32::try_from(backend).unwrap(), Signal::STOP);
     signal(pid(&server).await, Signal::KILL);
     server.until("down", |state| matches!(state, PostgresState::Down(_))).await;
     assert!(alive(u32::try_from(backend).unwrap()));
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     assert!(!alive(u32::try_from(backend).unwrap()));
 }
 
@@ -235,7 +235,7 @@ async fn a_pid_file_that_names_a_stranger_harms_nobody() {
     let observation = server.instance.observe().await;
     assert_eq!(observation.pid, None);
     server.instance.fence().await.unwrap();
-    server.instance.start_primary(Commits::Free).await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
     assert!(server.running().await.position.0 > 0);
     assert!(alive(stranger.id()));
     stranger.kill().unwrap();
@@ -248,7 +248,7 @@ async fn a_failed_start_tells_what_postgresql_said() {
     let mut text = std::fs::read_to_string(&server.settings.config_file).unwrap();
     text.push_str("shared_buffers = 'plenty'\n");
     std::fs::write(&server.settings.config_file, text).unwrap();
-    let error = server.instance.start_primary(Commits::Free).await.unwrap_err();
+    let error = server.instance.start_primary(&Commits::Free).await.unwrap_err();
     let StartError::Ended { tail, .. } = &error else { panic!("{error:?}") };
     assert!(tail.contains("shared_buffers"), "{error}");
 }
@@ -369,7 +369,7 @@ async fn an_interrupted_rewind_bars_the_start_until_it_is_repeated() {
     std::fs::write(&n1.settings.config_file, "port = 1\n").unwrap();
     let observation = n1.instance.observe().await;
     assert!(observation.stopped().is_some_and(|s| !s.clean && !s.standby), "{observation:?}");
-    for error in [n1.instance.start_primary(Commits::Free).await, n1.instance.start_standby(None).await] {
+    for error in [n1.instance.start_primary(&Commits::Free).await, n1.instance.start_standby(None).await] {
         let error = error.unwrap_err();
         assert!(matches!(error, StartError::RewindPending(_)), "{error}");
     }
@@ -418,7 +418,7 @@ async fn a_rewound_node_keeps_nothing_of_the_timeline_that_was_undone() {
 #[tokio::test]
 async fn without_checksums_a_diverged_node_is_not_rewound() {
     let n1 = Server::initialised_with("n1", &[]).await;
-    n1.instance.start_primary(Commits::Free).await.unwrap();
+    n1.instance.start_primary(&Commits::Free).await.unwrap();
     let n2 = Server::standby(&n1, "n2").await;
     n2.instance.recruit().await.unwrap();
     n1.sql("CREATE TABLE t (i int)").await;
@@ -529,7 +529,7 @@ async fn slots_are_aligned_in_both_roles() {
 async fn a_configuration_outside_the_data_directory_is_used_throughout() {
     let mut n1 = Server::initialised("n1").await;
     n1.move_configuration().await;
-    n1.instance.start_primary(Commits::Free).await.unwrap();
+    n1.instance.start_primary(&Commits::Free).await.unwrap();
     n1.sql("CREATE TABLE t (i int)").await;
     let n2 = Server::standby(&n1, "n2").await;
     n2.instance.recruit().await.unwrap();
@@ -548,7 +548,7 @@ async fn a_fence_ends_a_start_in_progress() {
     let server = Server::initialised("n1").await;
     for delay_ms in [0, 1, 3, 6, 10, 20] {
         let instance = server.instance.clone();
-        let start = tokio::spawn(async move { instance.start_primary(Commits::Free).await });
+        let start = tokio::spawn(async move { instance.start_primary(&Commits::Free).await });
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         server.instance.fence().await.unwrap();
         let started = start.await.unwrap();

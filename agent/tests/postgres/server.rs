@@ -114,7 +114,7 @@ impl Server {
     /// A running primary.
     pub(crate) async fn primary(name: &str) -> Self {
         let server = Self::initialised(name).await;
-        server.instance.start_primary(Commits::Free).await.unwrap();
+        server.instance.start_primary(&Commits::Free).await.unwrap();
         server
     }
 

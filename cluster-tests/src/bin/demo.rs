@@ -28,6 +28,9 @@ struct Args {
     /// Give each server a network namespace of its own, so that it can be cut off.
     #[arg(long)]
     netns: bool,
+    /// Commits wait until a standby has them, so that no failover loses one (failover.durability = "sync").
+    #[arg(long)]
+    sync: bool,
     /// Write a description of the running cluster to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     descriptor: Option<PathBuf>,
@@ -71,6 +74,7 @@ async fn demo(args: &Args) -> Ended {
         return Ok(());
     }
     let builder = Cluster::builder().dir(args.dir.clone()).pg_bin(args.pg_bin.clone()).netns(args.netns);
+    let builder = builder.synchronous(args.sync);
     let cluster = builder.progress(progress).start().await?;
     if let Some(path) = &args.descriptor {
         Descriptor::of(&cluster).write(path)?;

@@ -195,7 +195,8 @@ mod tests {
         let lost = |kind, replication| {
             violations(kind, replication, &Measured { lost: 1, ..seen(true, 1, "b") }).len()
         };
-        for kind in [Kind::Isolate, Kind::KillPostmaster, Kind::LoseNode, Kind::FreezeNode, Kind::QuorumLost] {
+        for kind in [Kind::Isolate, Kind::KillPostmaster, Kind::LoseNode, Kind::FreezeNode, Kind::QuorumLost]
+        {
             assert_eq!((lost(kind, Asynchronous), lost(kind, Synchronous)), (0, 1), "{kind:?}");
         }
         assert_eq!((lost(Kind::Switchover, Asynchronous), lost(Kind::Switchover, Synchronous)), (1, 1));

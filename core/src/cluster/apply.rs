@@ -12,6 +12,7 @@ use super::state::{
 };
 use super::voters::{LeaseVoters, VoterPlan};
 use crate::cover::SyncSet;
+use crate::waterfall::Took;
 
 /// Applies a command that the log has at `revision`. Total: whatever the state and the command, it
 /// returns, and a rejected command changes nothing.
@@ -35,7 +36,17 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             same_generation(state, *generation)?;
             set_service(state, *node, service.clone(), *at)
         }
-        Command::Begin { generation, kind, from, to, reason, allow_data_loss, end_transactions, at } => {
+        Command::Begin {
+            generation,
+            kind,
+            from,
+            to,
+            reason,
+            allow_data_loss,
+            end_transactions,
+            noticed_ms,
+            at,
+        } => {
             same_generation(state, *generation)?;
             let change = Change {
                 kind: *kind,
@@ -50,6 +61,7 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
                 reason: reason.clone(),
                 allow_data_loss: *allow_data_loss,
                 end_transactions: *end_transactions,
+                noticed_ms: *noticed_ms,
                 begun: *at,
             };
             begin(state, change)
@@ -65,7 +77,8 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             Ok(true)
         }
         Command::Promoted { generation, timeline } => promoted(state, *generation, *timeline),
-        Command::Serve { generation, timeline, at } => serve(state, *generation, *timeline, *at),
+        Command::Serve { generation, timeline, took, at } => serve(state, *generation, *timeline, took, *at),
+        Command::Published { generation, took } => published(state, *generation, *took),
         Command::Abandon { generation, stopping, reason, at } => {
             let decided_in = if *stopping { ChangePhase::Stopping } else { ChangePhase::Preparing };
             abandon(state, *generation, decided_in, reason, *at)
@@ -133,6 +146,7 @@ fn form(
         timeline: None,
         received: Lsn::default(),
         old_end: None,
+        took: Vec::new(),
         outcome: Outcome::InFlight,
     });
     Ok(true)
@@ -288,6 +302,7 @@ fn grant(
         timeline: None,
         received,
         old_end,
+        took: Vec::new(),
         outcome: Outcome::InFlight,
     });
     let excess = state.history.len().saturating_sub(ClusterState::HISTORY_MAX);
@@ -315,6 +330,7 @@ fn serve(
     state: &mut ClusterState,
     generation: Generation,
     timeline: Timeline,
+    took: &[Took],
     at: WallTime,
 ) -> Result<bool, Rejected> {
     same_generation(state, generation)?;
@@ -334,9 +350,23 @@ fn serve(
     if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
         entry.serving = Some(at);
         entry.timeline = Some(timeline);
+        entry.took = took.to_vec();
         entry.outcome = if back { Outcome::RolledBack } else { Outcome::Completed };
     }
     Ok(true)
+}
+
+fn published(state: &mut ClusterState, generation: Generation, took: Took) -> Result<bool, Rejected> {
+    same_generation(state, generation)?;
+    let entry = state.history.last_mut().filter(|entry| entry.generation == generation);
+    let known = |entry: &HistoryEntry| entry.took.iter().any(|known| known.step == took.step);
+    Ok(match entry.filter(|entry| !known(entry)) {
+        Some(entry) => {
+            entry.took.push(took);
+            true
+        }
+        None => false,
+    })
 }
 
 fn abandon(
@@ -366,6 +396,7 @@ fn abandon(
             timeline: None,
             received: Lsn::default(),
             old_end: None,
+            took: Vec::new(),
             outcome: Outcome::RolledBack,
         });
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Descriptor, Identity, OldEnd, Service};
 use crate::cover::SyncSet;
+use crate::waterfall::Took;
 
 /// A proposal to the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,9 @@ pub enum Command {
         /// Switchover: whether an operator accepted that transactions which do not end in time are ended.
         #[serde(default)]
         end_transactions: bool,
+        /// Failover: for how many milliseconds the trouble has been seen.
+        #[serde(default)]
+        noticed_ms: u64,
         /// Now.
         at: WallTime,
     },
@@ -103,8 +107,18 @@ pub enum Command {
         generation: Generation,
         /// The timeline it writes.
         timeline: Timeline,
+        /// How long it took to get there.
+        #[serde(default)]
+        took: Vec<Took>,
         /// Now.
         at: WallTime,
+    },
+    /// The proxies know the primary of this generation.
+    Published {
+        /// Its generation.
+        generation: Generation,
+        /// How long that took.
+        took: Took,
     },
     /// Gives up a switchover of which nothing irreversible has happened yet: the old primary was not stopped, and its
     /// agent is not about to.

@@ -13,6 +13,7 @@ use toml::Value;
 
 use super::voters::LeaseVoters;
 use crate::cover::Cover;
+use crate::waterfall::Took;
 
 /// The state machine behind the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -102,6 +103,9 @@ pub struct Change {
     /// Switchover: whether an operator accepted that transactions which do not end in time are ended.
     #[serde(default)]
     pub end_transactions: bool,
+    /// Failover: for how many milliseconds the trouble had been seen when it was begun.
+    #[serde(default)]
+    pub noticed_ms: u64,
     /// When it was begun.
     pub begun: WallTime,
 }
@@ -228,6 +232,9 @@ pub struct HistoryEntry {
     /// Failover: how far the WAL of the primary before goes. What lies behind `received` is lost.
     #[serde(default)]
     pub old_end: Option<OldEnd>,
+    /// How long its steps took, as far as one node has led them.
+    #[serde(default)]
+    pub took: Vec<Took>,
     /// How it went.
     pub outcome: Outcome,
 }

@@ -52,6 +52,7 @@ fn commands() -> Vec<Command> {
                     reason,
                     allow_data_loss,
                     end_transactions: false,
+                    noticed_ms: 0,
                     at,
                 });
             }
@@ -64,7 +65,7 @@ fn commands() -> Vec<Command> {
                 rolled_back: None,
                 at,
             });
-            commands.push(Command::Serve { generation, timeline: Timeline(1), at });
+            commands.push(Command::Serve { generation, timeline: Timeline(1), took: Vec::new(), at });
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, stopping: node.0 % 2 == 0, reason: reason(), at });
         }
@@ -149,7 +150,12 @@ fn formed() -> ClusterState {
     let members = (1..=4).map(descriptor).collect();
     let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
     let form = Command::Form { identity, primary: NodeId(1), members, at: WallTime(1) };
-    let serve = Command::Serve { generation: generation(1), timeline: Timeline(1), at: WallTime(2) };
+    let serve = Command::Serve {
+        generation: generation(1),
+        timeline: Timeline(1),
+        took: Vec::new(),
+        at: WallTime(2),
+    };
     for command in [form, serve] {
         let revision = state.revision + 1;
         assert_eq!(apply(&mut state, &command, revision), Applied::Changed);
@@ -168,6 +174,7 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
         reason: "it crashed".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin(generation(1)), 10), Applied::Changed);
@@ -238,6 +245,7 @@ fn the_history_is_bounded() {
             reason,
             allow_data_loss: false,
             end_transactions: false,
+            noticed_ms: 0,
             at,
         };
         let grant = Command::Grant {
@@ -249,7 +257,7 @@ fn the_history_is_bounded() {
             rolled_back: None,
             at,
         };
-        let serve = Command::Serve { generation: next, timeline: Timeline(2), at };
+        let serve = Command::Serve { generation: next, timeline: Timeline(2), took: Vec::new(), at };
         for command in [begin, grant, serve] {
             let revision = state.revision + 1;
             assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
@@ -302,6 +310,7 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         reason: "it crashed".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
@@ -335,11 +344,12 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
         reason: "test".to_owned(),
         allow_data_loss,
         end_transactions: false,
+        noticed_ms: 0,
         at,
     };
     let log = [
         Command::Form { identity, primary: NodeId(1), members, at },
-        Command::Serve { generation: generation(1), timeline: Timeline(1), at },
+        Command::Serve { generation: generation(1), timeline: Timeline(1), took: Vec::new(), at },
         begin(generation(1), NodeId(1), false),
         Command::Grant {
             generation: generation(2),
@@ -356,7 +366,7 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
     for (command, revision) in log.iter().zip(1..) {
         assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
     }
-    let late = Command::Serve { generation: generation(2), timeline: Timeline(2), at };
+    let late = Command::Serve { generation: generation(2), timeline: Timeline(2), took: Vec::new(), at };
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(3) };
     assert_eq!(apply(&mut state, &late, 9), Applied::Rejected(in_flight));
     assert_eq!(state.change.map(|change| change.generation), Some(generation(3)));

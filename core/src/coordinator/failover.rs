@@ -13,6 +13,7 @@ use crate::cluster::{Change, ChangePhase, Command, OldEnd, PrimaryPhase, Service
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, RemoteDatabase};
 use crate::salvage;
+use crate::waterfall::Step;
 
 /// A primary in trouble.
 struct Trouble {
@@ -74,8 +75,20 @@ impl View<'_> {
             reason: trouble.reason,
             allow_data_loss: false,
             end_transactions: false,
+            noticed_ms: self.noticed(primary),
             at: self.wall,
         })
+    }
+
+    /// For how many milliseconds the trouble with the primary has been seen.
+    fn noticed(&self, primary: NodeId) -> u64 {
+        let age = self.age(primary).unwrap_or_default();
+        let seen = match self.postgres(primary).map(|postgres| &postgres.state) {
+            Some(PostgresState::Down(stopped)) => Duration::from_millis(stopped.for_ms),
+            Some(PostgresState::Starting { for_ms, .. }) => Duration::from_millis(*for_ms),
+            _ => Duration::ZERO,
+        };
+        u64::try_from((age + seen).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn somebody_can_take_over(&self, primary: NodeId, fit: bool) -> Result<(), Vec<String>> {
@@ -241,6 +254,7 @@ impl View<'_> {
             report.waiting.push(NotYet::Step { kind: change.kind, node, what: "be fenced", since });
             return None;
         }
+        report.passed.push(Step::Fence);
         if change.to == Some(from) && released {
             return Some(self.grant(change, from, Lsn::default(), report));
         }
@@ -258,6 +272,7 @@ impl View<'_> {
             report.waiting.push(NotYet::Recruiting { done: recruited.len(), expected });
             return None;
         }
+        report.passed.push(Step::Recruit);
         if let Some((rank, bytes)) =
             recruited.first().and_then(|rank| Some((rank, self.yet_to_fetch(*rank, change)?)))
         {
@@ -265,6 +280,7 @@ impl View<'_> {
             report.waiting.push(NotYet::Salvaging { node, from, bytes, since: self.step_age });
             return None;
         }
+        report.passed.push(Step::Salvage);
         for rank in recruited {
             match self.within_lag(rank, from).and_then(|()| self.covers(rank, change)) {
                 Err(reason) if !change.allow_data_loss => rejected.push(reason),
@@ -362,6 +378,16 @@ impl View<'_> {
         }
     }
 
+    /// How long it took until the proxies knew, for the record.
+    pub(super) fn tell_published(&self) -> Option<Command> {
+        self.state.serving().filter(|_| self.state.change.is_none())?;
+        let took = self.waterfall.of(Step::Publish)?;
+        let entry = self.state.history.last().filter(|entry| entry.generation == self.state.generation)?;
+        let known = entry.took.iter().any(|known| known.step == Step::Publish);
+        (!known && !entry.took.is_empty())
+            .then_some(Command::Published { generation: self.state.generation, took })
+    }
+
     /// The chosen primary accepts writes: say so to everybody. Where commits wait for standbys, those are told first.
     pub(super) fn confirm(&self, report: &mut Report) -> Option<Command> {
         let serves = |phase| matches!(phase, PrimaryPhase::Serving { .. });
@@ -387,7 +413,9 @@ impl View<'_> {
                     });
                     return None;
                 }
-                Some(Command::Serve { generation, timeline, at: self.wall })
+                let last = if self.waterfall.has(Step::Promote) { Step::Cover } else { Step::Promote };
+                let took = self.waterfall.up_to(last, self.now);
+                Some(Command::Serve { generation, timeline, took, at: self.wall })
             }
             Some(_) | None => {
                 let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);

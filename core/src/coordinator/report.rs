@@ -6,6 +6,8 @@ use std::time::Duration;
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{NodeId, NodeName};
 
+use crate::waterfall::Step;
+
 /// What one step concluded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
@@ -13,6 +15,8 @@ pub struct Report {
     pub doing: Vec<String>,
     /// What keeps it from going on.
     pub waiting: Vec<NotYet>,
+    /// Steps of the change that have ended, now or earlier.
+    pub(super) passed: Vec<Step>,
 }
 
 impl Report {

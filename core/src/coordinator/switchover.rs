@@ -6,6 +6,7 @@ use pgherd_common::{Lsn, NodeId, NodeName};
 use super::report::{NotYet, Report};
 use super::view::View;
 use crate::cluster::{Change, ChangePhase, Command, Member, Service};
+use crate::waterfall::Step;
 
 /// Why an operator's request for a change of primary is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +87,7 @@ impl View<'_> {
             reason: "an operator asked for a switchover".to_owned(),
             allow_data_loss: false,
             end_transactions,
+            noticed_ms: 0,
             at: self.wall,
         })
     }
@@ -131,6 +133,7 @@ impl View<'_> {
             reason: "an operator forced a promotion".to_owned(),
             allow_data_loss: true,
             end_transactions: false,
+            noticed_ms: 0,
             at: self.wall,
         })
     }
@@ -183,21 +186,32 @@ impl View<'_> {
             report.doing.push(format!("switchover: {} stops", self.name(change.from)));
             return Some(Command::Stop { generation: change.generation });
         }
+        let give_up = |reason: String| Command::Abandon {
+            generation: change.generation,
+            stopping: false,
+            reason,
+            at: self.wall,
+        };
+        if let Some(old) = old.filter(|old| old.undrained == Some(change.begun)) {
+            let why = old.trouble.clone().unwrap_or("it could not be prepared".to_owned());
+            report.doing.push(format!("{}: given up: {why}", change.kind));
+            return Some(give_up(why));
+        }
         let writable = self.running(change.from).is_some_and(|running| !running.in_recovery);
         let overdue = self.step_age > self.policy.switchover_timeout;
         if writable && !overdue {
             let (node, since) = (self.name(change.from), self.step_age);
-            report.waiting.push(NotYet::Step { kind: change.kind, node, what: "checkpoint", since });
+            report.waiting.push(NotYet::Step {
+                kind: change.kind,
+                node,
+                what: "checkpoint, and its sessions that cannot move to end",
+                since,
+            });
             return None;
         }
         let reason =
             if writable { "the checkpoint took too long" } else { "the primary is no longer in service" };
-        Some(Command::Abandon {
-            generation: change.generation,
-            stopping: false,
-            reason: format!("{}: {reason}", self.name(change.from)),
-            at: self.wall,
-        })
+        Some(give_up(format!("{}: {reason}", self.name(change.from))))
     }
 
     /// The old primary stops; once it has, whoever holds its last checkpoint record holds everything.
@@ -235,6 +249,7 @@ impl View<'_> {
             report.waiting.push(step(change.from, "be gone"));
             return None;
         }
+        report.passed.push(Step::Stop);
         let why = if stopped.clean {
             let holds_all = |id: NodeId| {
                 self.running(id)
@@ -243,6 +258,7 @@ impl View<'_> {
             };
             let wanted = change.to.and_then(|to| Some((to, holds_all(to)?)));
             if let Some((to, received)) = wanted {
+                report.passed.push(Step::Receive);
                 return Some(self.grant(change, to, received, report));
             }
             let alive = |to| self.postgres(to).is_some_and(|postgres| postgres.stopped().is_none());
@@ -285,6 +301,7 @@ impl View<'_> {
             reason: format!("{name} was lost during a switchover"),
             allow_data_loss: false,
             end_transactions: false,
+            noticed_ms: 0,
             at: self.wall,
         })
     }

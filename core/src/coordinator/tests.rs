@@ -824,7 +824,7 @@ fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_onl
     let newer = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
     rig.postgres(1).state = PostgresState::Running(newer);
     let generation = rig.state.generation;
-    rig.propose(&Command::Serve { generation, timeline: Timeline(2), at: WallTime(0) });
+    rig.propose(&Command::Serve { generation, timeline: Timeline(2), took: Vec::new(), at: WallTime(0) });
     rig.crash(1);
     let decision = rig.step(&[]);
     let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };

@@ -106,6 +106,7 @@ fn state(rig: &mut Rig, state: State) {
         reason: "test".to_owned(),
         allow_data_loss,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     };
     let grant = |node: u64| Command::Grant {

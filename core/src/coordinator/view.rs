@@ -10,6 +10,7 @@ use super::voters::Hearing;
 use crate::cluster::{ClusterState, Command, Member};
 use crate::observation::{NodeObservation, PostgresObservation, Running};
 use crate::quorum::Quorum;
+use crate::waterfall::Waterfall;
 
 /// The last word of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct View<'a> {
     pub(super) hearing: &'a Hearing,
     /// What was heard.
     pub seen: &'a BTreeMap<NodeId, Seen>,
+    /// The steps of the last change.
+    pub(super) waterfall: &'a Waterfall,
     /// The last known end of each server's WAL, from when it was a primary.
     pub ends: &'a BTreeMap<NodeId, Lsn>,
     /// For how long there have been too few standbys for commits to wait for.

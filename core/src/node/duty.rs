@@ -48,7 +48,9 @@ impl Duty {
             match &done.action {
                 // What could not be had is told by the history: nothing is wrong with this node.
                 LocalAction::Salvage { .. } => return,
-                LocalAction::DrainAndStop { begun, .. } => self.undrained = Some(*begun),
+                LocalAction::Prepare { begun, .. } | LocalAction::DrainAndStop { begun, .. } => {
+                    self.undrained = Some(*begun);
+                }
                 _ => {}
             }
             self.trouble = gist(error);
@@ -58,7 +60,7 @@ impl Duty {
         match &done.action {
             LocalAction::Recruit(generation) => self.recruited = Some(*generation),
             LocalAction::Salvage { generation, .. } => self.salvaged = Some(*generation),
-            LocalAction::Prepare(generation) => self.prepared = Some(*generation),
+            LocalAction::Prepare { generation, .. } => self.prepared = Some(*generation),
             LocalAction::Fence { .. } | LocalAction::StopFast { .. } | LocalAction::DrainAndStop { .. } => {
                 self.released = done.before.primary_of.or(self.released);
                 self.stopped_here |= done.before.ran;
@@ -73,7 +75,7 @@ impl Duty {
             }
             LocalAction::Checkpoint
             | LocalAction::Promote(..)
-            | LocalAction::Cover { .. }
+            | LocalAction::Cover(_)
             | LocalAction::Follow(_)
             | LocalAction::AlignSlots { .. } => {}
         }

@@ -67,7 +67,7 @@ impl Rig {
     fn serving() -> Self {
         let mut rig = Self::formed();
         let generation = rig.state.generation;
-        rig.commit(&Command::Serve { generation, timeline: Timeline(1), at: WallTime(0) });
+        rig.commit(&Command::Serve { generation, timeline: Timeline(1), took: Vec::new(), at: WallTime(0) });
         rig
     }
 
@@ -164,7 +164,12 @@ fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
     let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
     let members = (1..=3).map(descriptor).collect();
     rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
-    let serve = Command::Serve { generation: rig.state.generation, timeline: Timeline(1), at: WallTime(0) };
+    let serve = Command::Serve {
+        generation: rig.state.generation,
+        timeline: Timeline(1),
+        took: Vec::new(),
+        at: WallTime(0),
+    };
     rig.commit(&serve);
     let starting = PostgresState::Starting { for_ms: 9, standby: true };
     rig.node.look(PostgresObservation { state: starting, ..postgres(true) });
@@ -190,6 +195,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         reason,
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     });
     let next = generation.next();
@@ -257,6 +263,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         reason,
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -304,6 +311,7 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
         reason: "test".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     });
     rig.commit(&Command::Stop { generation: generation.next() });
@@ -359,6 +367,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
         reason: "test".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -464,6 +473,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         reason: "test".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     };
     rig.commit(&begin(first));
@@ -505,7 +515,17 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
     let (generation, from) = (rig.state.generation, NodeId(1));
     let (kind, to, reason) = (ChangeKind::Failover, None, "test".to_owned());
     let (allow_data_loss, end_transactions, at) = (false, false, WallTime(0));
-    rig.commit(&Command::Begin { generation, kind, from, to, reason, allow_data_loss, end_transactions, at });
+    rig.commit(&Command::Begin {
+        generation,
+        kind,
+        from,
+        to,
+        reason,
+        allow_data_loss,
+        end_transactions,
+        noticed_ms: 0,
+        at,
+    });
     let Begun { action, before, .. } = rig.turn().act.unwrap();
     assert_eq!(action, LocalAction::Recruit(generation.next()));
     rig.node.acted(Done { action, before, result: Ok(()), observation: postgres(true) }, rig.now);
@@ -532,7 +552,7 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
         rolled_back,
         at,
     });
-    rig.commit(&Command::Serve { generation: next, timeline: Timeline(2), at });
+    rig.commit(&Command::Serve { generation: next, timeline: Timeline(2), took: Vec::new(), at });
     let mut beat = rig.beat_of(3, next, None);
     let mut primary = postgres(false);
     let PostgresState::Running(running) = &mut primary.state else { unreachable!() };

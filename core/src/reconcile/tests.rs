@@ -111,6 +111,7 @@ impl Rig {
         rig.commit(&Command::Serve {
             generation: rig.state.generation,
             timeline: Timeline(1),
+            took: Vec::new(),
             at: WallTime(0),
         });
         rig
@@ -130,6 +131,7 @@ impl Rig {
             reason: "test".to_owned(),
             allow_data_loss: false,
             end_transactions: false,
+            noticed_ms: 0,
             at: WallTime(0),
         });
     }
@@ -151,6 +153,7 @@ impl Rig {
         self.commit(&Command::Serve {
             generation: self.state.generation,
             timeline: Timeline(2),
+            took: Vec::new(),
             at: WallTime(0),
         });
     }
@@ -404,7 +407,7 @@ fn a_switchover_checkpoints_then_stops() {
     let mut rig = Rig::new(PostgresState::Running(running(false)));
     rig.begin(ChangeKind::Switchover);
     let generation = rig.state.generation.next();
-    assert_eq!(rig.decide(1).action, Some(LocalAction::Prepare(generation)));
+    assert_eq!(rig.decide(1).action, Some(LocalAction::Prepare { generation, begun: WallTime(0) }));
     rig.own.prepared = Some(generation);
     assert_eq!(rig.decide(1).action, None);
     rig.commit(&Command::Stop { generation });
@@ -520,6 +523,7 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
         reason: "it crashed and nobody can take over".to_owned(),
         allow_data_loss: false,
         end_transactions: false,
+        noticed_ms: 0,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -597,7 +601,7 @@ fn a_primary_has_commits_wait_for_whom_the_log_says() {
     rig.commit(&Command::WantCover { generation: rig.state.generation, set: wanted });
     let number = rig.state.cover.number;
     let of = ["server2", "server3"].map(|name| name.parse().unwrap()).into();
-    let cover = LocalAction::Cover { generation: rig.state.generation, number, standbys: 1, of };
+    let cover = LocalAction::Cover(Wait { generation: rig.state.generation, number, standbys: 1, of });
     assert_eq!(rig.decide(1).action, Some(cover));
     let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
     own.cover = Some(CoverSeen { number, met: false });
@@ -605,11 +609,11 @@ fn a_primary_has_commits_wait_for_whom_the_log_says() {
     // A postmaster that was started since knows nothing of it.
     let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
     own.cover = None;
-    assert!(matches!(rig.decide(1).action, Some(LocalAction::Cover { .. })));
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::Cover(_))));
 }
 
 #[test]
-fn where_commits_wait_a_new_primary_holds_them_and_its_followers_are_named_after_its_generation() {
+fn where_commits_wait_they_do_from_the_promotion_on_and_followers_are_named_after_its_generation() {
     let mut rig = Rig::new(PostgresState::Running(running(true)));
     rig.commit(&Command::WantCover {
         generation: rig.state.generation,
@@ -626,7 +630,13 @@ fn where_commits_wait_a_new_primary_holds_them_and_its_followers_are_named_after
         rolled_back: None,
         at: WallTime(0),
     });
-    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(generation, Commits::Held)));
+    let wait = Wait {
+        generation,
+        number: rig.state.cover.number,
+        standbys: 1,
+        of: ["server3".parse().unwrap()].into(),
+    };
+    assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(generation, Commits::WaitFor(wait))));
     rig.commit(&Command::Promoted { generation, timeline: Timeline(2) });
     let upstream = Upstream { generation: Some(generation), ..upstream(2) };
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream)));

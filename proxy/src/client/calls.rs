@@ -40,9 +40,12 @@ impl Client {
         counts.bytes_out.set(self.pipe.sent);
     }
 
-    /// Whether an administrator sends it away.
-    pub(super) fn heed(&self) -> Result<(), Gone> {
-        if self.presence.badge.is_killed() { Err(Gone::Trouble(Trouble::Killed)) } else { Ok(()) }
+    /// Whether it has to go: an administrator sends it away, or it has lost what it cannot do without.
+    pub(super) fn heed(&mut self) -> Result<(), Gone> {
+        if self.presence.badge.is_killed() {
+            return Err(Gone::Trouble(Trouble::Killed));
+        }
+        self.bereft.take().map_or(Ok(()), |trouble| Err(Gone::Trouble(trouble)))
     }
 
     /// Somebody wanted something of it while nothing ran.

@@ -509,7 +509,9 @@ impl Client {
             // Whatever became of it, the next read sees all of it or nothing.
             Role::Primary(_) => self.session.floor.doubt(),
         }
+        self.lose_state(server, why);
         if flow.reply.is_replaceable()
+            && self.bereft.is_none()
             && let Some(segment) = flow.segment.take()
         {
             if self.session.tx_node().is_none() {

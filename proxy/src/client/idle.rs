@@ -152,7 +152,16 @@ impl Client {
             if server.role != Role::Standby || !self.session.strand(node, &server.name) {
                 self.session.on_idle_loss(node, &server.name, why);
             }
+            self.lose_state(&server, why);
             server.close();
+        }
+    }
+
+    /// A connection is gone: whether the session can do without what only that one had.
+    pub(super) fn lose_state(&mut self, server: &Server, why: &str) {
+        let own = matches!(server.role, Role::Primary(_)) && !self.shares_always();
+        if let Some(what) = self.session.why_unmovable().filter(|_| own) {
+            self.bereft = Some(Trouble::StateLost { server: server.name.clone(), what, why: why.to_owned() });
         }
     }
 

@@ -75,6 +75,8 @@ pub(super) struct Client {
     pub(super) discard: usize,
     /// So many bytes of the client's are still part of a message that this server has the beginning of.
     pub(super) owed: Option<(NodeId, usize)>,
+    /// What the session had on one connection only is gone: it cannot go on.
+    pub(super) bereft: Option<Trouble>,
     /// What is in effect, as of the last statement.
     pub(super) config: Arc<Config>,
     /// What of it holds for this user in this database.
@@ -123,6 +125,7 @@ impl Client {
             skipping: false,
             discard: 0,
             owed: None,
+            bereft: None,
             key: None,
             heard: 0,
         }

@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::topology::Acceptance;
 
@@ -53,7 +54,12 @@ enum LinkError {
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Connects to `agent`, follows it, and connects again when that ends. Never returns.
-pub(crate) async fn keep_link(cluster: Arc<Cluster>, config: Arc<Config>, agent: HostPort) {
+pub(crate) async fn keep_link(
+    cluster: Arc<Cluster>,
+    clients: Arc<Clients>,
+    config: Arc<Config>,
+    agent: HostPort,
+) {
     let mut backoff = BACKOFF_MIN;
     cluster.set_link(&agent, LinkState::Down("not yet connected".to_owned()));
     loop {
@@ -62,7 +68,7 @@ pub(crate) async fn keep_link(cluster: Arc<Cluster>, config: Arc<Config>, agent:
                 backoff = BACKOFF_MIN;
                 cluster.set_link(&agent, LinkState::Connected);
                 tracing::info!(%agent, "link to agent is up");
-                follow(&cluster, socket).await
+                follow(&cluster, &clients, socket).await
             }
             Err(error) => error,
         };
@@ -99,7 +105,7 @@ async fn send(socket: &mut Socket, message: &ToAgent) -> Result<(), LinkError> {
 }
 
 /// Takes in what the agent says until the link ends.
-async fn follow(cluster: &Cluster, mut socket: Socket) -> LinkError {
+async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> LinkError {
     loop {
         let message = match timeout(SILENCE_MAX, socket.next()).await {
             Err(_) => return LinkError::Silence,
@@ -113,7 +119,7 @@ async fn follow(cluster: &Cluster, mut socket: Socket) -> LinkError {
             Message::Ping(_) | Message::Pong(_) | Message::Binary(_) | Message::Frame(_) => continue,
         };
         let step = match ToProxy::decode(&text) {
-            Ok(message) => on_message(cluster, message),
+            Ok(message) => on_message(cluster, clients, message),
             Err(error) => return LinkError::Invalid(error),
         };
         match step {
@@ -129,7 +135,11 @@ async fn follow(cluster: &Cluster, mut socket: Socket) -> LinkError {
 }
 
 /// Takes one message in; the answer, if there is one, says what is in effect by now.
-fn on_message(cluster: &Cluster, message: ToProxy) -> ControlFlow<LinkError, Option<ToAgent>> {
+fn on_message(
+    cluster: &Cluster,
+    clients: &Clients,
+    message: ToProxy,
+) -> ControlFlow<LinkError, Option<ToAgent>> {
     match message {
         ToProxy::Reset(topology) => {
             let pushed = topology.version();
@@ -151,6 +161,10 @@ fn on_message(cluster: &Cluster, message: ToProxy) -> ControlFlow<LinkError, Opt
             cluster.backed(status.backed_ms);
             cluster.observe(status.backends);
             ControlFlow::Continue(None)
+        }
+        ToProxy::CountUnmovable => {
+            let (sessions, example) = clients.unmovable();
+            ControlFlow::Continue(Some(ToAgent::Unmovable { sessions, example }))
         }
         ToProxy::Goodbye(why) => ControlFlow::Break(LinkError::Goodbye(why)),
     }

@@ -300,7 +300,7 @@ impl Session {
 
     /// What `batch` held on to, and what it prepared by SQL.
     pub(super) fn on_traces(&mut self, batch: &Batch, reply: &Reply, known: &mut Known) {
-        self.why_kept = self.why_kept.or(batch.traces.holds.first().copied());
+        batch.traces.holds.iter().for_each(|why| self.is_kept_for(*why));
         let Some((name, sql)) = &batch.traces.prepares else { return };
         if !reply.failed() {
             let path = self.settings.path();
@@ -309,7 +309,7 @@ impl Session {
         } else if batch.statements > 1 || reply.completed() > 0 {
             // Whether it was this one that failed is not known.
             self.kept = true;
-            self.why_kept = self.why_kept.or(Some(Why::Prepare));
+            self.is_kept_for(Why::Prepare);
         }
     }
 }

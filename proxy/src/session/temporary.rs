@@ -10,21 +10,41 @@ const NAMES_MAX: usize = 1_000;
 
 /// The names of all temporary objects of a session, and perhaps of others.
 #[derive(Debug, Default)]
-pub(super) struct Temporaries(BTreeSet<String>);
+pub(super) struct Temporaries {
+    all: BTreeSet<String>,
+    /// Those that were made, and not dropped since as far as texts tell.
+    there: BTreeSet<String>,
+}
 
 impl Temporaries {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
+    }
+
+    /// Whether one of them is there, as far as texts tell.
+    pub(super) fn are_there(&self) -> bool {
+        !self.there.is_empty()
+    }
+
+    /// One that has this name, if there is one, is gone.
+    pub(super) fn on_dropped(&mut self, name: &str) {
+        self.there.remove(name);
     }
 
     pub(super) fn forget(&mut self) {
-        self.0.clear();
+        self.all.clear();
+        self.there.clear();
     }
 
     /// Takes note of what a statement may have done to them. Whether they can still be told by their names.
     pub(super) fn on_effect(&mut self, effect: &Effect) -> bool {
         match effect {
-            Effect::Temporary(name) => self.enter(name),
+            Effect::Temporary(name) => {
+                if self.there.len() < NAMES_MAX {
+                    self.there.insert(name.clone());
+                }
+                self.enter(name)
+            }
             Effect::LikelyTemporary(name) if !self.is_empty() => self.enter(name),
             Effect::Mingles => self.is_empty(),
             _ => true,
@@ -33,9 +53,9 @@ impl Temporaries {
 
     fn enter(&mut self, name: &str) -> bool {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        let followed = name.chars().all(plain) && self.0.len() < NAMES_MAX;
+        let followed = name.chars().all(plain) && self.all.len() < NAMES_MAX;
         if followed {
-            self.0.insert(name.to_owned());
+            self.all.insert(name.to_owned());
         }
         followed
     }
@@ -56,7 +76,7 @@ impl Temporaries {
         let mut words = text.split(|byte| !in_word(byte)).filter(|word| !word.is_empty());
         escapes
             || words.any(|word| {
-                std::str::from_utf8(word).is_ok_and(|word| self.0.contains(&word.to_ascii_lowercase()))
+                std::str::from_utf8(word).is_ok_and(|word| self.all.contains(&word.to_ascii_lowercase()))
             })
     }
 }

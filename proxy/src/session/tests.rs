@@ -728,8 +728,11 @@ fn what_only_one_connection_has_is_kept_until_it_is_discarded() {
         fixture.run(NODE, query(sql), &done("", TxStatus::Idle));
         assert!(fixture.session.is_kept(), "{sql}");
         assert_eq!(fixture.session.is_pinned(), pinned, "{sql}");
+        let lost = ["LISTEN", "CURSOR", "TEMP", "advisory"].iter().any(|word| sql.contains(word));
+        assert_eq!(fixture.session.why_unmovable().is_some(), lost, "{sql}");
         fixture.run(NODE, query("DISCARD ALL"), &done("DISCARD ALL", TxStatus::Idle));
         assert!(!fixture.session.is_kept(), "{sql}");
+        assert_eq!(fixture.session.why_unmovable(), None, "{sql}");
     }
     let mut fixture = Fixture::new();
     for sql in

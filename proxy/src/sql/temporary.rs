@@ -10,6 +10,9 @@ use super::walk::folded_part;
 
 /// What a statement does to the temporary objects of a session; `text`: the whole of it.
 pub(super) fn made_by(statement: &Statement, text: &str) -> Vec<Effect> {
+    if let Statement::Drop { names, .. } = statement {
+        return names.iter().filter_map(last_part).map(Effect::Dropped).collect();
+    }
     let effect = match statement {
         // It is gone before anything else can come.
         Statement::CreateTable(table) if matches!(table.on_commit, Some(OnCommit::Drop)) => None,
@@ -138,6 +141,13 @@ mod tests {
         ] {
             assert_eq!(effects(text), [Effect::Temporary("x".to_owned())], "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_dropped_is_known_by_its_name() {
+        assert_eq!(effects("DROP TABLE X"), [Effect::Dropped("x".to_owned())]);
+        let both = ["x", "y"].map(|name| Effect::Dropped(name.to_owned()));
+        assert_eq!(effects("DROP TABLE IF EXISTS x, y CASCADE"), both);
     }
 
     #[test]

@@ -25,6 +25,17 @@ pub enum Why {
     Unknown,
 }
 
+impl Why {
+    /// Whether something is lost for good with the connection: the session cannot go on on another one as if nothing
+    /// had happened.
+    pub fn is_unmovable(self) -> bool {
+        match self {
+            Self::Temporary | Self::Listen | Self::HeldCursor | Self::AdvisoryLock => true,
+            Self::Prepare | Self::Sequence | Self::Statistics | Self::Replication | Self::Unknown => false,
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

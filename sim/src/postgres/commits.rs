@@ -12,8 +12,6 @@ pub enum Waits {
     /// For nobody.
     #[default]
     Free,
-    /// For one that does not exist.
-    Held,
     /// For so many of these, as far as they call themselves by this generation.
     For {
         /// How many.
@@ -51,7 +49,7 @@ impl Process {
     fn listed<'a>(&'a self, waits: &'a Waits) -> impl Iterator<Item = &'a Sent> {
         let (of, generation) = match waits {
             Waits::For { of, generation, .. } => (Some(of), *generation),
-            Waits::Free | Waits::Held => (None, Generation::ZERO),
+            Waits::Free => (None, Generation::ZERO),
         };
         let walsenders: &BTreeMap<usize, Sent> = &self.walsenders;
         walsenders
@@ -65,7 +63,6 @@ impl Process {
     fn has(&self, waits: &Waits, upto: usize) -> bool {
         match waits {
             Waits::Free => true,
-            Waits::Held => false,
             Waits::For { standbys, .. } => {
                 self.listed(waits).filter(|sent| sent.flushed >= upto).count() >= *standbys
             }

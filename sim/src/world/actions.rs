@@ -1,11 +1,9 @@
 //! Local actions: what the real agent's adapters do to PostgreSQL, step by step, each taking its time.
 
-use std::collections::BTreeSet;
-
 use pgherd_core::defect::{Defect, planted};
 use pgherd_core::node::{Begun, Done};
 use pgherd_core::observation::Running;
-use pgherd_core::reconcile::{Commits, LocalAction, Upstream};
+use pgherd_core::reconcile::{Commits, LocalAction, Upstream, Wait};
 use pgherd_core::salvage::Offer;
 
 use crate::clock::{MS, Micros, SECOND, Time};
@@ -49,7 +47,7 @@ enum Next {
 /// In which role PostgreSQL is started.
 #[derive(Clone, Copy)]
 enum StartAs<'a> {
-    Primary(pgherd_common::Generation, Commits),
+    Primary(pgherd_common::Generation, &'a Commits),
     Standby(Option<&'a Upstream>),
 }
 
@@ -134,7 +132,8 @@ impl World {
         match action {
             LocalAction::Fence { .. } => self.fence(index, stage),
             LocalAction::StartPrimary(generation, commits) => {
-                self.start(index, stage, since, StartAs::Primary(*generation, *commits))
+                let next = self.start(index, stage, since, StartAs::Primary(*generation, commits));
+                self.covered_too(index, next, commits)
             }
             LocalAction::StartStandby => self.start(index, stage, since, StartAs::Standby(None)),
             LocalAction::Rejoin { upstream, running } => self.rejoin(index, stage, since, upstream, running),
@@ -142,20 +141,21 @@ impl World {
             LocalAction::DrainAndStop { end_transactions, .. } => {
                 self.drain_and_stop(index, stage, *end_transactions)
             }
-            LocalAction::Prepare(_) | LocalAction::Checkpoint => self.checkpoint(index, stage),
+            LocalAction::Prepare { .. } | LocalAction::Checkpoint => self.checkpoint(index, stage),
             LocalAction::Recruit(_) => self.recruit(index, stage, since),
             LocalAction::Salvage { offer, .. } => self.salvage(index, stage, offer),
             LocalAction::Promote(generation, commits) => {
                 if stage == 0 {
-                    self.hold_commits(index, *commits);
+                    self.hold_commits(index, commits);
                 }
-                self.promote(index, stage, since, *generation)
+                let next = self.promote(index, stage, since, *generation);
+                self.covered_too(index, next, commits)
             }
-            LocalAction::Cover { generation, number, standbys, of } => {
+            LocalAction::Cover(wait) => {
                 if stage == 0 {
                     return Next::Step(1, self.rng.tailed(15 * MS, 300 * MS));
                 }
-                self.take_cover(index, *generation, *number, (*standbys, of))
+                self.take_cover(index, wait)
             }
             LocalAction::Follow(upstream) => self.follow(index, stage, upstream),
             LocalAction::AlignSlots { members, .. } => {
@@ -194,6 +194,10 @@ impl World {
         let upstream_index = upstream.and_then(|upstream| self.by_address.get(&upstream.address).copied());
         let upstream_index =
             upstream_index.zip(upstream.map(|upstream| upstream.generation.unwrap_or_default()));
+        let waits = match role {
+            StartAs::Primary(_, commits) => self.waits(commits),
+            StartAs::Standby(_) => Waits::Free,
+        };
         let (standby, late) = (granted.is_none(), self.now.since(since) >= START_TIMEOUT);
         let Some(server) = &mut self.machines[index].server else { return ok() };
         if server.rewinding {
@@ -204,10 +208,7 @@ impl World {
             None => {
                 (server.standby_signal, server.conninfo) = (standby, upstream_index.map(|(index, _)| index));
                 server.conninfo_generation = upstream_index.map(|(_, of)| of).unwrap_or_default();
-                server.waits = match role {
-                    StartAs::Primary(_, Commits::Held) => Waits::Held,
-                    StartAs::Primary(_, Commits::Free) | StartAs::Standby(_) => Waits::Free,
-                };
+                server.waits = waits;
                 if let Some(generation) = granted {
                     server.generation = generation;
                     self.check_promoted(index, generation);
@@ -250,32 +251,39 @@ impl World {
         }
     }
 
-    fn hold_commits(&mut self, index: usize, commits: Commits) {
+    fn hold_commits(&mut self, index: usize, commits: &Commits) {
+        let waits = self.waits(commits);
         if let Some(server) = &mut self.machines[index].server
             && !server.accepts()
         {
-            server.waits = match commits {
-                Commits::Held => Waits::Held,
-                Commits::Free => Waits::Free,
-            };
+            server.waits = waits;
         }
     }
 
-    fn take_cover(
-        &mut self,
-        index: usize,
-        generation: pgherd_common::Generation,
-        number: u64,
-        (standbys, of): (u32, &BTreeSet<pgherd_common::NodeName>),
-    ) -> Next {
+    fn waits(&self, commits: &Commits) -> Waits {
+        let Commits::WaitFor(wait) = commits else { return Waits::Free };
+        let machines = self.machines.iter().enumerate();
+        let of = machines.filter(|(_, machine)| wait.of.contains(&machine.descriptor.name)).map(|(at, _)| at);
+        match usize::try_from(wait.standbys).unwrap_or(usize::MAX) {
+            0 => Waits::Free,
+            standbys => Waits::For { standbys, of: of.collect(), generation: wait.generation },
+        }
+    }
+
+    /// What makes a server writable ends with the word that commits wait.
+    fn covered_too(&mut self, index: usize, next: Next, commits: &Commits) -> Next {
+        match (next, commits) {
+            (Next::End(Ok(())), Commits::WaitFor(wait)) => self.take_cover(index, wait),
+            (next, _) => next,
+        }
+    }
+
+    fn take_cover(&mut self, index: usize, wait: &Wait) -> Next {
         if self.phase(index) != Some(Phase::Primary) || self.hangs(index) {
             return failed("PostgreSQL does not answer as a primary");
         }
-        let machines = self.machines.iter().enumerate();
-        let of = machines.filter(|(_, machine)| of.contains(&machine.descriptor.name)).map(|(at, _)| at);
-        let standbys = usize::try_from(standbys).unwrap_or(usize::MAX);
-        let waits = Waits::For { standbys, of: of.collect(), generation };
-        self.cover(index, if standbys == 0 { Waits::Free } else { waits }, number);
+        let waits = self.waits(&Commits::WaitFor(wait.clone()));
+        self.cover(index, waits, wait.number);
         ok()
     }
 
@@ -575,7 +583,7 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
         LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
         LocalAction::DrainAndStop { .. } => "drains and stops PostgreSQL: switchover".to_owned(),
-        LocalAction::Prepare(generation) => {
+        LocalAction::Prepare { generation, .. } => {
             format!("checkpoints for the switchover to generation {generation}")
         }
         LocalAction::Checkpoint => "checkpoints after the promotion".to_owned(),
@@ -586,7 +594,7 @@ fn describe(action: &LocalAction) -> String {
         LocalAction::Promote(generation, _) => {
             format!("promotes PostgreSQL to primary of generation {generation}")
         }
-        LocalAction::Cover { standbys, of, .. } => {
+        LocalAction::Cover(Wait { standbys, of, .. }) => {
             let of: Vec<String> = of.iter().map(ToString::to_string).collect();
             format!("has commits wait for {standbys} of {}", of.join(", "))
         }

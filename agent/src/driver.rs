@@ -269,7 +269,7 @@ impl Driver {
                 let plan = if request.switchover {
                     self.node.plan_switchover(to, request.end_transactions, now, wall)
                 } else {
-                    self.node.plan_forced(to, now, wall)
+                    self.node.plan_forced(to, request.allow_data_loss, now, wall)
                 };
                 let _ = answer.send(plan);
             }

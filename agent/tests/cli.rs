@@ -364,7 +364,8 @@ async fn a_promotion_is_followed_to_its_end() {
     let end = "server2 is the primary (generation 2, timeline 2).\n\
                It took 412 ms: 300 ms to choose it, 112 ms until it accepted writes.\n";
     assert!(text.ends_with(end), "{text}");
-    let body = json!({"switchover": true, "to": "server2", "explain": false, "end_transactions": false});
+    let body = json!({"switchover": true, "to": "server2", "explain": false, "end_transactions": false,
+        "allow_data_loss": false});
     let order = ("/v1/promote".to_owned(), body);
     assert_eq!(script.lock().unwrap().ordered, [order]);
 

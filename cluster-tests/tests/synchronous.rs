@@ -99,6 +99,19 @@ async fn a_failover_of_a_synchronous_cluster_loses_nothing_that_was_acknowledged
     let history = cluster.cli("server4", &["history"]).await?;
     let told = history.out.lines().filter(|line| line.contains("  nothing that was acknowledged  "));
     assert_eq!(told.count(), 3, "{history:?}");
+    let metrics =
+        reqwest::get(format!("{}/metrics", cluster.node("server4").agent_url())).await?.text().await?;
+    for name in [
+        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"promote\"} 0.",
+        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"cover\"} 0.",
+        "pgherd_last_change_seconds{kind=\"failover\"} 0.",
+        "pgherd_sync_standbys 1.0",
+        "pgherd_generation 4.0",
+        "pgherd_node_is_primary{node=\"server3\"}",
+        "# EOF",
+    ] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} in {metrics}");
+    }
     Ok(cluster.finish(&[])?)
 }
 

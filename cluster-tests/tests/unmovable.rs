@@ -28,7 +28,7 @@ impl Watched {
     async fn ended(self) -> Result<(String, String), Failure> {
         let end = tokio::time::timeout(SOON, self.end).await.map_err(|_| Failure::new("it goes on"))??;
         let error = end.err().ok_or_else(|| Failure::new("it ended without a word"))?;
-        let error = error.as_db_error().ok_or_else(|| Failure::new(&format!("it broke: {error}")))?;
+        let error = error.as_db_error().ok_or_else(|| Failure::new(format!("it broke: {error}")))?;
         Ok((error.code().code().to_owned(), error.message().to_owned()))
     }
 }

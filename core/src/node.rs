@@ -342,10 +342,11 @@ impl Node {
     pub fn plan_forced(
         &self,
         to: Option<&NodeName>,
+        allow_data_loss: bool,
         now: MonoTime,
         wall: WallTime,
     ) -> Result<Command, SwitchoverRefused> {
-        self.coordinator.view(now, wall).plan_forced(to)
+        self.coordinator.view(now, wall).plan_forced(to, allow_data_loss)
     }
 
     /// Decides. `beat_due`: the others are to hear of this node even if there is no news. `held`:

@@ -4,6 +4,7 @@
 //! lease; never from a wish of its own. It may only name an action: the driver carries it out and
 //! reports back. It must not know sockets, files or clocks.
 
+mod action;
 pub mod lease;
 #[cfg(test)]
 mod tests;
@@ -13,142 +14,14 @@ use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Generation, HostPort, MonoTime, NodeId, NodeName, WallTime};
+use pgherd_common::{Generation, MonoTime, NodeId, NodeName};
 
 use crate::cluster::{Change, ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
-/// Something to do to the local PostgreSQL. Idempotent; carries all that was decided.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LocalAction {
-    /// Kill every process of the instance, now.
-    Fence {
-        /// Why.
-        reason: String,
-    },
-    /// Start it as primary of a generation.
-    StartPrimary(Generation, Commits),
-    /// Start it as a standby that follows nobody yet.
-    StartStandby,
-    /// Make a stopped instance a standby of this server, rewinding it where its history demands it.
-    Rejoin {
-        /// The new primary.
-        upstream: Upstream,
-        /// What that primary last said of itself.
-        running: Running,
-    },
-    /// Stop it cleanly, before a rejoin.
-    StopFast {
-        /// Why.
-        reason: String,
-    },
-    /// Wait for running transactions to end, then stop it cleanly. If they do not end in time it goes on as it is.
-    DrainAndStop {
-        /// When the switchover was begun: a later one may be to the same generation.
-        begun: WallTime,
-        /// End those that do not end in time, rather than give up.
-        end_transactions: bool,
-    },
-    /// Checkpoint ahead of the switchover to a generation, and wait for sessions that cannot move.
-    Prepare {
-        /// The generation to come.
-        generation: Generation,
-        /// When the switchover was begun: a later one may be to the same generation.
-        begun: WallTime,
-    },
-    /// Checkpoint after a promotion, so that others can rewind to this server.
-    Checkpoint,
-    /// Cut the walreceiver off for good, for the change of primary to this generation.
-    Recruit(Generation),
-    /// Fetch what the old primary has left on its disk and this standby lacks, and replay it, for the change of primary to
-    /// this generation.
-    Salvage {
-        /// Of the change.
-        generation: Generation,
-        /// Where it is.
-        offer: Offer,
-    },
-    /// Leave recovery as primary of this generation.
-    Promote(Generation, Commits),
-    /// Have commits wait for these standbys.
-    Cover(Wait),
-    /// Stream from this server from now on.
-    Follow(Upstream),
-    /// Have exactly one slot for each of these members.
-    AlignSlots {
-        /// The other database members.
-        members: BTreeSet<NodeName>,
-        /// Whether nothing streams from here, so that slots must hold no WAL.
-        in_recovery: bool,
-    },
-}
-
-impl LocalAction {
-    /// Whether PostgreSQL accepts writes once it has succeeded.
-    pub fn makes_writable(&self) -> bool {
-        matches!(self, Self::Promote(..) | Self::StartPrimary(..))
-    }
-
-    /// Whether PostgreSQL is down once it has succeeded.
-    pub fn stops(&self) -> bool {
-        match self {
-            Self::Fence { .. } | Self::StopFast { .. } | Self::DrainAndStop { .. } => true,
-            Self::StartPrimary(..)
-            | Self::StartStandby
-            | Self::Rejoin { .. }
-            | Self::Prepare { .. }
-            | Self::Checkpoint
-            | Self::Recruit(_)
-            | Self::Salvage { .. }
-            | Self::Promote(..)
-            | Self::Cover(_)
-            | Self::Follow(_)
-            | Self::AlignSlots { .. } => false,
-        }
-    }
-}
-
-/// For whom a new primary's commits wait, from the first one on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Commits {
-    /// As its own configuration says.
-    Free,
-    /// For these.
-    WaitFor(Wait),
-}
-
-/// Standbys that commits wait for. They call themselves as followers of this generation's primary do, so that none does
-/// before it follows that one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wait {
-    /// Whose primary it is.
-    pub generation: Generation,
-    /// Of the wish in the log.
-    pub number: u64,
-    /// How many; 0: commits wait for none.
-    pub standbys: u32,
-    /// Of which members.
-    pub of: BTreeSet<NodeName>,
-}
-
-/// A server to stream from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// The member.
-    pub node: NodeName,
-    /// Where its PostgreSQL listens.
-    pub address: HostPort,
-    /// Part of what its followers call themselves, where commits wait for them.
-    pub generation: Option<Generation>,
-}
-
-impl std::fmt::Display for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.node, self.address)
-    }
-}
+pub use action::{Commits, LocalAction, Upstream, Wait};
 
 /// What there is to decide from.
 #[derive(Debug, Clone, Copy)]

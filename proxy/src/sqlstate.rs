@@ -326,23 +326,7 @@ impl Trouble {
             Self::ServerLogin { .. } => Some(
                 "Servers must ask for the kind of password that the client logged in with, or trust the proxy.",
             ),
-            Self::NeedsConnection(why) => Some(match why {
-                Why::Temporary => {
-                    "Say ON COMMIT DROP, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
-                }
-                Why::AdvisoryLock => {
-                    "Use pg_advisory_xact_lock, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
-                }
-                Why::Sequence => {
-                    "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
-                }
-                Why::Listen
-                | Why::Prepare
-                | Why::HeldCursor
-                | Why::Statistics
-                | Why::Replication
-                | Why::Unknown => "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration.",
-            }),
+            Self::NeedsConnection(why) => Some(without_connection(*why)),
             Self::ServerEnded(error) | Self::ConnectionRefused(error) => error.hint.as_deref(),
             Self::Startup(StartupError::Replication(_)) => {
                 Some("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
@@ -428,6 +412,24 @@ impl ClientLimit {
             Self::All { .. } | Self::Database { .. } | Self::User { .. } => {
                 "Close connections that nobody uses, or raise the limit and have the proxy RELOAD its configuration."
             }
+        }
+    }
+}
+
+/// What to do where a session may keep no connection.
+fn without_connection(why: Why) -> &'static str {
+    match why {
+        Why::Temporary => {
+            "Say ON COMMIT DROP, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+        }
+        Why::AdvisoryLock => {
+            "Use pg_advisory_xact_lock, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+        }
+        Why::Sequence => {
+            "Use RETURNING, ask within the same transaction, or set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
+        }
+        Why::Listen | Why::Prepare | Why::HeldCursor | Why::Statistics | Why::Replication | Why::Unknown => {
+            "Set pool.mode to \"auto\" or \"session\" in the proxy's configuration."
         }
     }
 }

@@ -241,6 +241,9 @@ pub struct PromoteRequest {
     /// Switchover: end transactions that do not end in time, rather than roll back.
     #[serde(default)]
     pub end_transactions: bool,
+    /// By force: also where it is known that commits which were acknowledged may be lost.
+    #[serde(default)]
+    pub allow_data_loss: bool,
 }
 
 /// Answer to `GET /v1/busy`: what a switchover would have to wait for.

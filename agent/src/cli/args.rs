@@ -174,6 +174,9 @@ pub(super) struct PromoteArgs {
     /// With --switchover: end transactions that do not end within timings.drain_timeout, rather than roll back
     #[arg(long, requires = "switchover")]
     pub(super) end_transactions: bool,
+    /// By force, where commits wait for standbys (failover.durability): although some that were acknowledged may be lost
+    #[arg(long, conflicts_with = "switchover")]
+    pub(super) allow_data_loss: bool,
     /// Do not ask
     #[arg(long)]
     pub(super) yes: bool,

@@ -35,6 +35,7 @@ pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, Cl
         to: args.to.clone(),
         explain: args.explain,
         end_transactions: args.end_transactions,
+        allow_data_loss: args.allow_data_loss,
     };
     let accepted = agent.order("/v1/promote", &request).await?;
     print(&format!("{}\n", accepted.message))?;

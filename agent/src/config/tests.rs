@@ -163,5 +163,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 3 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 6 + 1 + 3);
 }

@@ -189,7 +189,7 @@ pub(super) async fn watch(
     events: mpsc::Sender<Event>,
 ) {
     /// In a hurry: as often as a look costs, without drowning the machine in them.
-    const QUICK: Duration = Duration::from_millis(10);
+    const QUICK: Duration = Duration::from_millis(5);
     loop {
         let begun = ended.load(Ordering::Acquire);
         let observation = instance.observe().await;

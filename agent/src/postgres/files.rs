@@ -106,12 +106,17 @@ impl Following {
 
     /// Puts it into `pgherd.conf`, unless it is there already.
     pub(super) fn write(&self, data_dir: &Path, owner: &OsUser) -> Result<(), FileError> {
+        self.replace(data_dir, owner)?.map_or(Ok(()), Replaced::outlives_crash)
+    }
+
+    /// The same, but for the last step that makes it outlive a crash of the machine, if there is anything to write.
+    pub(super) fn replace(&self, data_dir: &Path, owner: &OsUser) -> Result<Option<Replaced>, FileError> {
         let path = own_file(data_dir);
         let text = self.text();
         if fs::read(&path).is_ok_and(|present| present == text.as_bytes()) {
-            return Ok(());
+            return Ok(None);
         }
-        write_durably(&path, text.as_bytes(), 0o600, Some(owner))
+        replace_whole(&path, text.as_bytes(), 0o600, Some(owner)).map(Some)
     }
 }
 
@@ -121,13 +126,33 @@ pub(super) fn create_standby_signal(data_dir: &Path, owner: &OsUser) -> Result<(
     if path.exists() { Ok(()) } else { write_durably(&path, b"", 0o600, Some(owner)) }
 }
 
-/// Replaces a file so that after a crash either the old or the new content is there.
+/// Replaces a file so that after a crash the new content is there.
 pub(super) fn write_durably(
     path: &Path,
     content: &[u8],
     mode: u32,
     owner: Option<&OsUser>,
 ) -> Result<(), FileError> {
+    replace_whole(path, content, mode, owner)?.outlives_crash()
+}
+
+/// A file that was replaced: after a crash either the old or the new content is there.
+#[must_use]
+pub(super) struct Replaced(PathBuf);
+
+impl Replaced {
+    /// From now on it is the new one.
+    pub(super) fn outlives_crash(self) -> Result<(), FileError> {
+        sync_parent(&self.0)
+    }
+}
+
+fn replace_whole(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<&OsUser>,
+) -> Result<Replaced, FileError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".pgherd-tmp");
     let temporary = PathBuf::from(temporary);
@@ -143,7 +168,7 @@ pub(super) fn write_durably(
         fs::rename(&temporary, path)
     })();
     written.map_err(failed("write", path))?;
-    sync_parent(path)
+    Ok(Replaced(path.to_owned()))
 }
 
 /// Removes a file for good; its absence is fine.

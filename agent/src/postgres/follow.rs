@@ -7,7 +7,7 @@ use pgherd_common::{Lsn, Timeline};
 use rustix::process::Signal;
 
 use super::cover::waits_for;
-use super::files::{FileError, Following, own_file};
+use super::files::{FileError, Following, Replaced, own_file};
 use super::instance::{Instance, Patience};
 use super::process::{self, Process};
 use super::session::{Session, SessionError};
@@ -221,10 +221,15 @@ impl Instance {
 
     /// Puts the walreceiver's settings into `pgherd.conf` and waits until the running server has them.
     pub(super) async fn apply(&self, following: &Following) -> Result<(), FollowError> {
-        following.write(self.data_dir(), &self.shared.owner)?;
+        // The server takes it over while the directory is synced.
+        let written = following.replace(self.data_dir(), &self.shared.owner)?;
+        let mut first = written.is_none();
+        if !first {
+            self.reload()?;
+        }
+        written.map_or(Ok(()), Replaced::outlives_crash)?;
         let session = self.session().await?;
         let patience = Patience::new(SETTLE, SETTLE_PAUSE);
-        let mut first = true;
         loop {
             let foreign = match self.effective(&session, following).await? {
                 Effect::Ours => return Ok(()),

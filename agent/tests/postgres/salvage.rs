@@ -14,6 +14,10 @@ async fn left_behind() -> (Server, Server, LeftWal) {
     n1.sql("CREATE TABLE t (i int)").await;
     let n2 = Server::standby(&n1, "n2").await;
     assert_eq!(n1.instance.observe().await.running().unwrap().standbys.len(), 1);
+    // Something was sent: its WAL does not end with a page of the backup.
+    n1.sql("SELECT pg_logical_emit_message(true, 'test', 'sent')").await;
+    let sent = n1.running().await.position;
+    n2.until("the first WAL", |state| matches!(state, PostgresState::Running(r) if r.received >= sent)).await;
     n2.instance.recruit().await.unwrap();
     // More than one answer of an agent can hold, and many segments.
     n1.sql("INSERT INTO t SELECT generate_series(1, 150000)").await;

@@ -36,35 +36,9 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             same_generation(state, *generation)?;
             set_service(state, *node, service.clone(), *at)
         }
-        Command::Begin {
-            generation,
-            kind,
-            from,
-            to,
-            reason,
-            allow_data_loss,
-            end_transactions,
-            noticed_ms,
-            at,
-        } => {
+        Command::Begin { generation, .. } => {
             same_generation(state, *generation)?;
-            let change = Change {
-                kind: *kind,
-                from: *from,
-                to: *to,
-                before: None,
-                generation: generation.next(),
-                phase: match kind {
-                    ChangeKind::Failover => ChangePhase::Recruiting,
-                    ChangeKind::Switchover => ChangePhase::Preparing,
-                },
-                reason: reason.clone(),
-                allow_data_loss: *allow_data_loss,
-                end_transactions: *end_transactions,
-                noticed_ms: *noticed_ms,
-                begun: *at,
-            };
-            begin(state, change)
+            begin(state, command.begun().ok_or(Rejected::WrongPhase)?)
         }
         Command::Stop { generation } => stop(state, *generation),
         Command::Grant { generation, node, received, old_end, cover, rolled_back, at } => {
@@ -93,22 +67,10 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         }
         Command::SetAllowed { node, allowed, at } => set_allowed(state, *node, *allowed, *at),
         Command::Resume { node, at } => resume(state, *node, *at),
-        Command::PlanVoters { generation, next } => {
-            same_generation(state, *generation)?;
-            plan_voters(state, next, revision)
-        }
-        Command::SettleVoters { generation, planned } => {
-            same_generation(state, *generation)?;
-            settle_voters(state, *planned)
-        }
-        Command::WantCover { generation, set } => {
-            same_generation(state, *generation)?;
-            want_cover(state, set, revision)
-        }
-        Command::SettleCover { generation, number } => {
-            same_generation(state, *generation)?;
-            settle_cover(state, *number)
-        }
+        Command::PlanVoters { generation, next } => plan_voters(state, *generation, next, revision),
+        Command::SettleVoters { generation, planned } => settle_voters(state, *generation, *planned),
+        Command::WantCover { generation, set } => want_cover(state, *generation, set, revision),
+        Command::SettleCover { generation, number } => settle_cover(state, *generation, *number),
         Command::Readmit { node, token } => readmit(state, *node, *token),
     }
 }
@@ -436,7 +398,13 @@ fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, 
     }
 }
 
-fn plan_voters(state: &mut ClusterState, next: &BTreeSet<NodeId>, revision: u64) -> Result<bool, Rejected> {
+fn plan_voters(
+    state: &mut ClusterState,
+    decided: Generation,
+    next: &BTreeSet<NodeId>,
+    revision: u64,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
     let Some(primary) = state.upstream() else {
         return Err(match &state.change {
             Some(change) => Rejected::ChangeInFlight { kind: change.kind, generation: change.generation },
@@ -455,7 +423,13 @@ fn plan_voters(state: &mut ClusterState, next: &BTreeSet<NodeId>, revision: u64)
     Ok(true)
 }
 
-fn want_cover(state: &mut ClusterState, set: &SyncSet, revision: u64) -> Result<bool, Rejected> {
+fn want_cover(
+    state: &mut ClusterState,
+    decided: Generation,
+    set: &SyncSet,
+    revision: u64,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
     if state.cover.wanted == *set {
         return Ok(false);
     }
@@ -466,7 +440,8 @@ fn want_cover(state: &mut ClusterState, set: &SyncSet, revision: u64) -> Result<
     Ok(true)
 }
 
-fn settle_cover(state: &mut ClusterState, number: u64) -> Result<bool, Rejected> {
+fn settle_cover(state: &mut ClusterState, decided: Generation, number: u64) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
     if state.cover.number != number {
         return Err(Rejected::CoverChanged(number));
     }
@@ -474,7 +449,8 @@ fn settle_cover(state: &mut ClusterState, number: u64) -> Result<bool, Rejected>
     Ok(std::mem::replace(&mut state.cover.promised, wanted) != state.cover.wanted)
 }
 
-fn settle_voters(state: &mut ClusterState, planned: u64) -> Result<bool, Rejected> {
+fn settle_voters(state: &mut ClusterState, decided: Generation, planned: u64) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
     match state.voters.plan.take() {
         Some(plan) if plan.revision == planned => {
             state.voters.current = plan.next;

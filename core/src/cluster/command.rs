@@ -7,7 +7,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
-use super::state::{Descriptor, Identity, OldEnd, Service};
+use super::state::{Change, ChangePhase, Descriptor, Identity, OldEnd, Service};
 use crate::cover::SyncSet;
 use crate::waterfall::Took;
 
@@ -198,6 +198,42 @@ pub enum Command {
         /// The number of its new store.
         token: u64,
     },
+}
+
+impl Command {
+    /// The change of primary that it begins, if it begins one.
+    pub(super) fn begun(&self) -> Option<Change> {
+        let Self::Begin {
+            generation,
+            kind,
+            from,
+            to,
+            reason,
+            allow_data_loss,
+            end_transactions,
+            noticed_ms,
+            at,
+        } = self
+        else {
+            return None;
+        };
+        Some(Change {
+            kind: *kind,
+            from: *from,
+            to: *to,
+            before: None,
+            generation: generation.next(),
+            phase: match kind {
+                ChangeKind::Failover => ChangePhase::Recruiting,
+                ChangeKind::Switchover => ChangePhase::Preparing,
+            },
+            reason: reason.clone(),
+            allow_data_loss: *allow_data_loss,
+            end_transactions: *end_transactions,
+            noticed_ms: *noticed_ms,
+            begun: *at,
+        })
+    }
 }
 
 /// What became of a command.

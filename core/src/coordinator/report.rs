@@ -221,11 +221,7 @@ impl fmt::Display for NotYet {
                 write!(f, "{done} of {expected} standbys have cut their walreceivers")
             }
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
-            Self::Covering { node, by, since } => write!(
-                f,
-                "{node} is up, and lets clients in once all it has is on {by} ({} ms so far)",
-                since.as_millis()
-            ),
+            Self::Covering { node, by, since } => covering(f, node, by, *since),
             Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
@@ -252,6 +248,11 @@ fn salvaging(
 ) -> fmt::Result {
     let since = since.as_millis();
     write!(f, "{node} fetches {bytes} bytes of WAL that only the disk of {from} has ({since} ms so far)")
+}
+
+fn covering(f: &mut fmt::Formatter<'_>, node: &NodeName, by: &str, since: Duration) -> fmt::Result {
+    let since = since.as_millis();
+    write!(f, "{node} is up, and lets clients in once all it has is on {by} ({since} ms so far)")
 }
 
 fn too_few_standbys(f: &mut fmt::Formatter<'_>, asked: u32, up: &str, so: &str) -> fmt::Result {

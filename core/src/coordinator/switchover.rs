@@ -29,6 +29,9 @@ pub enum SwitchoverRefused {
     /// Nobody could stop it.
     #[error("PostgreSQL on {0} is in service but its agent is silent, so nobody could stop it")]
     Unguarded(NodeName),
+    /// Commits wait for standbys so that none is lost, and some would be.
+    #[error("acknowledged commits could be lost: {}", .0.join("; "))]
+    NotCovered(Vec<String>),
     /// The target, or every possible target, is unfit.
     #[error("no standby can take over: {}", .0.join("; "))]
     NoTarget(Vec<String>),
@@ -47,6 +50,9 @@ impl SwitchoverRefused {
                  failover (transactions may be lost)"
             }
             Self::Unguarded(_) => "start the agent on that node again, or stop PostgreSQL there first",
+            Self::NotCovered(_) => {
+                "bring those standbys back; `pgherd promote --allow-data-loss` gives up what only they or the old primary have"
+            }
             Self::NoTarget(_) => {
                 "bring a standby back with `pgherd resume NODE`, or wait until it has caught up"
             }
@@ -116,7 +122,12 @@ impl View<'_> {
     }
 
     /// An operator asks for a promotion come what may. Also the way out of a change that is stuck.
-    pub fn plan_forced(&self, to: Option<&NodeName>) -> Result<Command, SwitchoverRefused> {
+    /// `allow_data_loss`: also where it is known that acknowledged commits may be lost.
+    pub fn plan_forced(
+        &self,
+        to: Option<&NodeName>,
+        allow_data_loss: bool,
+    ) -> Result<Command, SwitchoverRefused> {
         let (from, to) = self.check_request(to)?;
         if !self.is_fresh(from) && self.is_in_service(from) {
             return Err(SwitchoverRefused::Unguarded(self.name(from)));
@@ -125,13 +136,24 @@ impl View<'_> {
         if ranks.is_empty() {
             return Err(no_target(rejected));
         }
+        // Without such a promise nobody knows, and whoever forces a promotion has been asked.
+        let promised = !self.state.cover.promised.is_none();
+        if promised && !allow_data_loss {
+            let uncovered: Vec<_> =
+                ranks.iter().filter_map(|rank| self.could_be_covered(*rank).err()).collect();
+            if uncovered.len() == ranks.len() {
+                return Err(SwitchoverRefused::NotCovered(uncovered));
+            }
+        }
+        let loss =
+            if allow_data_loss { ", and accepted the loss of commits that were acknowledged" } else { "" };
         Ok(Command::Begin {
             generation: self.state.generation,
             kind: ChangeKind::Failover,
             from,
             to,
-            reason: "an operator forced a promotion".to_owned(),
-            allow_data_loss: true,
+            reason: format!("an operator forced a promotion{loss}"),
+            allow_data_loss: allow_data_loss || !promised,
             end_transactions: false,
             noticed_ms: 0,
             at: self.wall,

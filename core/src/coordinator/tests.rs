@@ -569,7 +569,7 @@ fn a_standby_far_behind_is_not_promoted_unless_an_operator_accepts_the_loss() {
     let text = rig.step(&silent).report.lines().join("\n");
     assert!(text.contains("max_lag"), "{text}");
 
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(None).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(None, false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.recruited(2, 1000);
     rig.recruited(3, 900);
@@ -650,7 +650,7 @@ fn an_operator_can_overrule_a_failover_that_is_stuck() {
     let PostgresState::Running(standby) = &mut rig.postgres(2).state else { unreachable!() };
     standby.received = Lsn(5);
     let target = "server2".parse().unwrap();
-    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(Some(&target)).unwrap();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(Some(&target), false).unwrap();
     assert_eq!(rig.propose(&command), Applied::Changed);
     rig.recruited(2, 5);
     rig.pass(&[]);

@@ -260,16 +260,6 @@ impl World {
         }
     }
 
-    fn waits(&self, commits: &Commits) -> Waits {
-        let Commits::WaitFor(wait) = commits else { return Waits::Free };
-        let machines = self.machines.iter().enumerate();
-        let of = machines.filter(|(_, machine)| wait.of.contains(&machine.descriptor.name)).map(|(at, _)| at);
-        match usize::try_from(wait.standbys).unwrap_or(usize::MAX) {
-            0 => Waits::Free,
-            standbys => Waits::For { standbys, of: of.collect(), generation: wait.generation },
-        }
-    }
-
     /// What makes a server writable ends with the word that commits wait.
     fn covered_too(&mut self, index: usize, next: Next, commits: &Commits) -> Next {
         match (next, commits) {

@@ -1,5 +1,7 @@
 //! Commits that wait for standbys: what standbys say of their WAL, and who is told.
 
+use pgherd_core::reconcile::Commits;
+
 use crate::network::Class;
 use crate::postgres::{Sent, Waiting, Waits};
 
@@ -70,5 +72,16 @@ impl World {
             self.tell_flushed(standby);
         }
         self.end_waits(index);
+    }
+
+    /// For whom commits wait, as the agent says it.
+    pub(super) fn waits(&self, commits: &Commits) -> Waits {
+        let Commits::WaitFor(wait) = commits else { return Waits::Free };
+        let machines = self.machines.iter().enumerate();
+        let of = machines.filter(|(_, machine)| wait.of.contains(&machine.descriptor.name)).map(|(at, _)| at);
+        match usize::try_from(wait.standbys).unwrap_or(usize::MAX) {
+            0 => Waits::Free,
+            standbys => Waits::For { standbys, of: of.collect(), generation: wait.generation },
+        }
     }
 }

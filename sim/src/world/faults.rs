@@ -339,7 +339,7 @@ impl World {
         let (now, wall) = (self.mono(leader), self.wall());
         let Some(node) = self.node(leader) else { return };
         let plan = if forced {
-            node.plan_forced(to.as_ref(), now, wall)
+            node.plan_forced(to.as_ref(), true, now, wall)
         } else {
             node.plan_switchover(to.as_ref(), false, now, wall)
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::cover::{Cover, CoverSeen, SyncSet};
+use crate::waterfall::Step;
 
 const ONE: Durability = Durability { standbys: 1, degrade_after_ms: 0 };
 
@@ -112,7 +113,10 @@ fn whoever_may_lack_a_commit_is_not_chosen_unless_an_operator_says_so() {
     let why = "server2 may lack commits that were acknowledged: they are on any 1 of server2, server3, so 2 of those have to \
                say what they have, and 1 does";
     assert!(report.contains(why), "{report}");
-    let forced = rig.coordinator.view(rig.now, WallTime(9)).plan_forced(None).unwrap();
+    let view = rig.coordinator.view(rig.now, WallTime(9));
+    let refused = view.plan_forced(None, false).unwrap_err();
+    assert_eq!(refused, SwitchoverRefused::NotCovered(vec![why.to_owned()]));
+    let forced = view.plan_forced(None, true).unwrap();
     assert_eq!(rig.propose(&forced), Applied::Changed);
     rig.recruited(2, 1000);
     for _ in 0..12 {
@@ -120,7 +124,7 @@ fn whoever_may_lack_a_commit_is_not_chosen_unless_an_operator_says_so() {
     }
     assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
     let entry = rig.state.history.last().unwrap();
-    assert!(!entry.old_end.unwrap().covered && entry.reason.contains("forced"), "{entry:?}");
+    assert!(!entry.old_end.unwrap().covered && entry.reason.contains("accepted the loss"), "{entry:?}");
 }
 
 #[test]
@@ -176,8 +180,27 @@ fn a_new_primary_serves_once_its_standbys_have_all_it_has() {
     rig.pass(&[1]);
     assert_eq!(rig.state.serving(), Some(NodeId(2)));
 
-    // One that was on its way there may have acknowledged something: its predecessor does not come back instead.
-    assert!(rig.state.history.last().unwrap().serving.is_some());
+    // Each step was timed, the last one once the proxies know.
+    let steps = |rig: &Rig| {
+        let entry = rig.state.history.last().unwrap();
+        assert!(entry.serving.is_some());
+        entry.took.iter().map(|took| (took.step, took.ms)).collect::<Vec<_>>()
+    };
+    let mut expected = vec![
+        (Step::Detect, 2000),
+        (Step::Fence, 100),
+        (Step::Recruit, 0),
+        (Step::Salvage, 0),
+        (Step::Commit, 0),
+        (Step::Promote, 100),
+        (Step::Cover, 200),
+    ];
+    assert_eq!(steps(&rig), expected);
+    rig.coordinator.published(rig.now + Duration::from_millis(7));
+    rig.pass(&[1]);
+    rig.pass(&[1]);
+    expected.push((Step::Publish, 7));
+    assert_eq!(steps(&rig), expected);
 }
 
 #[test]

@@ -245,8 +245,7 @@ impl Coordinator {
     /// What the log tells of the change in flight.
     fn note_step(&mut self, now: MonoTime) {
         let Some(change) = &self.state.change else {
-            let promoted = if self.waterfall.has(Step::Promote) { Step::Cover } else { Step::Promote };
-            return self.waterfall.reach(promoted, now);
+            return self.waterfall.serve(now);
         };
         let noticed = Duration::from_millis(change.noticed_ms);
         self.waterfall.begin((change.begun, change.kind), noticed, now);

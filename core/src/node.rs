@@ -459,6 +459,8 @@ impl Node {
                 before.ran |= begun.ran && interrupted.stops();
                 true
             }
+            // The checkpoint goes on in the server.
+            Some((LocalAction::Checkpoint, _)) if matches!(action, LocalAction::Cover(_)) => true,
             // Whoever is chosen now has what it has; whoever is not, follows.
             Some((LocalAction::Salvage { .. }, _)) if !matches!(action, LocalAction::Salvage { .. }) => true,
             Some(_) => return None,

@@ -95,6 +95,8 @@ pub struct Waterfall {
     /// The end of the last step.
     last: Option<MonoTime>,
     took: Vec<Took>,
+    /// It is over.
+    served: bool,
 }
 
 impl Waterfall {
@@ -104,7 +106,8 @@ impl Waterfall {
             return;
         }
         let detect = (change.1 == ChangeKind::Failover).then(|| took(Step::Detect, noticed));
-        *self = Self { change: Some(change), last: Some(now), took: detect.into_iter().collect() };
+        *self =
+            Self { change: Some(change), last: Some(now), took: detect.into_iter().collect(), served: false };
     }
 
     /// A step has ended; nothing new if it has before.
@@ -112,6 +115,13 @@ impl Waterfall {
         let Some(last) = self.last.filter(|_| !self.has(step)) else { return };
         self.took.push(took(step, now.since(last)));
         self.last = Some(now);
+    }
+
+    /// The new primary serves; nothing new if it has before.
+    pub(crate) fn serve(&mut self, now: MonoTime) {
+        if !std::mem::replace(&mut self.served, true) {
+            self.reach(if self.has(Step::Promote) { Step::Cover } else { Step::Promote }, now);
+        }
     }
 
     /// Whether a step has ended.

@@ -161,7 +161,6 @@ impl Clients {
         lock(&self.present).badges.values().cloned().collect()
     }
 
-    /// One of them.
     /// How many sessions have something on their connection to the primary that is lost with it, and one of them.
     pub(crate) fn unmovable(&self) -> (u32, Option<String>) {
         let present = lock(&self.present);
@@ -178,6 +177,7 @@ impl Clients {
         (if example.is_some() { others.saturating_add(1) } else { 0 }, example)
     }
 
+    /// One of them.
     pub(crate) fn find(&self, id: ClientId) -> Option<Arc<Badge>> {
         lock(&self.present).badges.get(&id).cloned()
     }

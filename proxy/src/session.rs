@@ -222,8 +222,6 @@ impl Session {
 
     fn is_kept_for(&mut self, why: Why) {
         self.why_kept = self.why_kept.or(Some(why));
-        self.unmovable =
-            self.unmovable.or(Some(why).filter(|why| why.is_unmovable() && *why != Why::Temporary));
     }
 
     /// Whatever only one connection had is gone with it.
@@ -550,13 +548,14 @@ impl Session {
             Effect::Suspect(name) => self.suspect(name),
             Effect::Keep => self.kept = true,
             Effect::Dropped(name) => self.temporaries.on_dropped(name),
+            Effect::Temporary(name) => self.temporaries.on_made(name),
             Effect::Rollback
             | Effect::ForTransaction
             | Effect::Terminate
             | Effect::LazyCommits
             | Effect::Because(_)
             | Effect::Logins(_) => {}
-            Effect::Temporary(_) | Effect::LikelyTemporary(_) | Effect::Mingles => {}
+            Effect::LikelyTemporary(_) | Effect::Mingles => {}
             Effect::Deallocate(_) | Effect::DeallocateAll => {}
             Effect::DiscardAll => {
                 self.settings.discard_all();

@@ -1,5 +1,6 @@
 //! What monitoring scrapes: `GET /metrics`, in the OpenMetrics text format. Everything is as this agent knows it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -80,8 +81,11 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
 /// The last change of each kind that brought a primary into service.
 fn changes(registry: &mut Registry, history: &[HistoryEntry]) {
     let (took, steps) = (Gauges::default(), Gauges::default());
-    for entry in history.iter().filter(|entry| entry.outcome == Outcome::Completed) {
-        let Some((kind, serving)) = entry.kind.zip(entry.serving) else { continue };
+    let completed = history.iter().filter(|entry| entry.outcome == Outcome::Completed);
+    let last: BTreeMap<String, &HistoryEntry> =
+        completed.filter_map(|entry| Some((entry.kind?.to_string(), entry))).collect();
+    for (kind, entry) in last {
+        let Some(serving) = entry.serving else { continue };
         let ms = serving.0.saturating_sub(entry.begun.0);
         took.get_or_create(&vec![("kind", kind.to_string())]).set(number(ms) / 1000.0);
         for step in &entry.took {

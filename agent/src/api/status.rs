@@ -373,9 +373,14 @@ impl<'a> Composer<'a> {
         {
             verdict.push(format!("{} does not stream from the primary.", node.name));
         }
-        let DurabilityStatus { asked, standbys, .. } = self.durability();
+        let DurabilityStatus { asked, standbys, settled, .. } = self.durability();
         if standbys < asked {
             verdict.push(format!("Commits wait for {standbys} standbys instead of {asked}."));
+        } else if !settled {
+            verdict.push(
+                "Standbys have yet to have what commits wait for; if that lasts, compare postgres.password."
+                    .to_owned(),
+            );
         }
         for out in self.without_vote() {
             verdict.push(format!("{} has no vote: {}.", out.node, out.reason));

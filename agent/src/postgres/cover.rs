@@ -116,7 +116,9 @@ fn names(settings: &Settings, wait: &Wait) -> BTreeSet<String> {
 }
 
 fn setting(settings: &Settings, wait: &Wait) -> String {
-    any_of(wait.standbys, &names(settings, wait))
+    let names = names(settings, wait);
+    // Where nobody is left who could be waited for, commits wait all the same.
+    if names.is_empty() { nobody(settings) } else { any_of(wait.standbys, &names) }
 }
 
 /// What a new primary's commits wait for.
@@ -173,18 +175,25 @@ impl Instance {
             None => {
                 let nobody = nobody(self.settings());
                 self.apply(&Following::nobody().waiting(Some(nobody.clone()))).await?;
-                let patience = Patience::new(SETTLE, SETTLE_PAUSE);
-                while self.one_waits(session, &nobody).await?.is_none() {
-                    if !patience.next().await {
-                        return Err(CoverError::NotWaiting);
-                    }
-                }
+                let seen = self.one_waits_for_nobody(session, &nobody).await;
+                // Whatever came of it: commits are not to wait for nobody.
                 self.apply(&Following::nobody().waiting(Some(setting.to_owned()))).await?;
+                seen?;
                 self.mark(setting).await?
             }
         };
         self.memory().waits.proven = true;
         Ok(upto)
+    }
+
+    async fn one_waits_for_nobody(&self, session: &Session, nobody: &str) -> Result<(), CoverError> {
+        let patience = Patience::new(SETTLE, SETTLE_PAUSE);
+        while self.one_waits(session, nobody).await?.is_none() {
+            if !patience.next().await {
+                return Err(CoverError::NotWaiting);
+            }
+        }
+        Ok(())
     }
 
     /// Commits something on a new connection, and watches it wait. Where it ends after that; `None` when it was not seen to

@@ -283,7 +283,7 @@ impl Instance {
                 "primary_slot_name" => value == wanted.primary_slot_name,
                 "synchronous_standby_names" => match &wanted.waits_for {
                     Some(names) => value == names,
-                    None => by != own_file(self.data_dir()).display().to_string(),
+                    None => by.is_empty() || is_foreign(&by),
                 },
                 _ => !wanted.is_of_nobody() || value.is_empty(),
             };

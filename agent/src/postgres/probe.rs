@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use pgherd_common::errors::Chain;
 use pgherd_common::wal::TimelineHistory;
-use pgherd_common::{Clock, Lsn, MonoTime, Timeline, time::RealClock};
+use pgherd_common::{Clock, Generation, Lsn, MonoTime, Timeline, time::RealClock};
 use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
 use super::controldata::{ControlData, ControlDataError};
-use super::cover::{Waits, member_and_generation};
+use super::cover::{Waits, member_and_generation, standby_name};
 use super::health::Pulse;
 use super::instance::Instance;
 use super::process::{self, Postmaster};
@@ -354,12 +354,21 @@ impl Instance {
             checkpoint_timeline,
             history: self.history(timeline),
             follows: conninfo::address(conninfo),
-            follows_in: conninfo::application_name(conninfo).and_then(|name| member_and_generation(&name).1),
+            follows_in: conninfo::application_name(conninfo).and_then(|name| self.own_generation(&name)),
             receiver: session.take(&row, 7)?,
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
             slots: session.take(&row, 10)?,
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
         })
+    }
+
+    /// The generation in a name that is this node's own, with the password as it is now.
+    fn own_generation(&self, name: &str) -> Option<Generation> {
+        let (_, generation) = member_and_generation(name);
+        let own = |generation: &Generation| {
+            standby_name(self.settings(), &self.settings().node, *generation) == name
+        };
+        generation.filter(own)
     }
 
     /// A standby's timeline: `pg_control` lags behind a fork that was followed, and without a

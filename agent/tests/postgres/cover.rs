@@ -84,6 +84,14 @@ async fn commits_wait_for_standbys_that_go_by_the_generation_and_for_no_others()
     let half = n1.running().await.cover;
     assert!(half.is_some_and(|seen| seen.number == 8), "{half:?}");
     until_met(&n1, 8).await;
+
+    // Where nobody is left to wait for, commits wait, and the server can be started anew.
+    n1.instance.cover(&wait(first(), 9, 1, &names(&[]))).await.unwrap();
+    let nobody = n1.text("SHOW synchronous_standby_names").await;
+    assert!(nobody.starts_with("ANY 1 (\"nobody/0/"), "{nobody}");
+    n1.instance.stop_fast(n1.settings.stop_timeout).await.unwrap();
+    n1.instance.start_primary(&Commits::WaitFor(wait(first(), 10, 1, &names(&[])))).await.unwrap();
+    assert_eq!(n1.text("SHOW synchronous_standby_names").await, nobody);
 }
 
 #[tokio::test]

@@ -120,7 +120,9 @@ impl View<'_> {
             ));
         }
         let behind = self.last_primary_position(from).map_or(0, |last| last.bytes_since(rank.received));
-        if self.policy.max_lag > 0 && behind > self.policy.max_lag {
+        // Where commits wait for standbys, what is acknowledged counts, not what was written.
+        let counts = self.policy.max_lag > 0 && self.state.cover.promised.is_none();
+        if counts && behind > self.policy.max_lag {
             return Err(format!(
                 "{} is {behind} bytes behind the last known position of the primary, more than failover.max_lag ({})",
                 self.name(rank.node()),

@@ -20,6 +20,16 @@ impl View<'_> {
         self.all_fresh().map(|said| said.durability).fold(self.policy.durability, Durability::and)
     }
 
+    /// For how many standbys commits are to wait. Whoever asks for it may only be silent.
+    fn asked(&self, durability: Durability) -> u32 {
+        let all_fresh = self.state.members.keys().all(|id| self.is_fresh(*id));
+        if durability.standbys == 0 && !all_fresh {
+            self.state.cover.wanted.standbys
+        } else {
+            durability.standbys
+        }
+    }
+
     /// Members that commits on this primary may wait for: those that could be promoted.
     fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
         self.state
@@ -35,7 +45,9 @@ impl View<'_> {
         };
         let is_up = |member: &&Member| {
             let id = member.descriptor.id;
-            member.service == Service::Up && (self.state.cover.wanted.of.contains(&id) || near(id))
+            // Without a vote it could not be chosen, and would hold up whoever has less.
+            let up = member.service == Service::Up && self.state.voters.contains(id);
+            up && (self.state.cover.wanted.of.contains(&id) || near(id))
         };
         self.sync_members(primary).filter(is_up).map(|member| member.descriptor.id).collect()
     }
@@ -43,7 +55,7 @@ impl View<'_> {
     /// What commits on this primary are to wait for.
     pub(super) fn cover_of(&self, primary: NodeId) -> SyncSet {
         let durability = self.durability();
-        let asked = durability.standbys;
+        let asked = self.asked(durability);
         let up = self.sync_standbys(primary);
         let count = u32::try_from(up.len()).unwrap_or(u32::MAX);
         if count >= asked {
@@ -78,6 +90,8 @@ impl View<'_> {
         if !steady && !covering {
             return None;
         }
+        // It could not be told.
+        self.fresh(primary.node)?;
         let (generation, cover) = (self.state.generation, &self.state.cover);
         let set = self.cover_of(primary.node);
         self.tell_shortage(primary.node, &set, report);

@@ -141,9 +141,11 @@ impl View<'_> {
         let postgres = self.postgres(primary)?;
         match self.state.primary?.phase {
             PrimaryPhase::Promoting => self.promotion_trouble(primary, postgres),
-            PrimaryPhase::Covering { .. } | PrimaryPhase::Serving { .. } => {
-                self.serving_trouble(primary, postgres)
+            PrimaryPhase::Covering { .. } => {
+                let serving = self.serving_trouble(primary, postgres);
+                serving.or_else(|| self.covering_trouble(primary, postgres))
             }
+            PrimaryPhase::Serving { .. } => self.serving_trouble(primary, postgres),
         }
     }
 
@@ -157,6 +159,15 @@ impl View<'_> {
             None if stuck => format!("{name} did not become primary in {:?}", self.policy.change_timeout),
             None => return None,
         };
+        Some(Trouble { reason, remedy: Remedy::Replace })
+    }
+
+    /// It cannot have commits wait, so nobody will ever be let in.
+    fn covering_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
+        let waits = postgres.running().and_then(|running| running.cover).map(|seen| seen.number);
+        let stuck = self.step_age > self.policy.change_timeout && waits != Some(self.state.cover.number);
+        let error = postgres.trouble.as_ref().filter(|_| stuck)?;
+        let reason = format!("{} cannot have commits wait for standbys: {error}", self.name(primary));
         Some(Trouble { reason, remedy: Remedy::Replace })
     }
 

@@ -36,8 +36,8 @@ impl Client {
 
     /// A connection where `segment` can run now.
     pub(super) fn reach_at_once(&mut self, segment: &Segment, wanted: Wanted) -> Option<NodeId> {
-        let usual =
-            !self.shared.pauses.any() && !self.presence.badge.is_killed() && !self.session.has_trouble();
+        let usual = !self.shared.pauses.any() && !self.presence.badge.is_killed() && self.bereft.is_none();
+        let usual = usual && !self.session.has_trouble();
         let there = !matches!(wanted, Wanted::Stay(node) if !self.servers.has(node));
         if !usual || !there {
             return None;

@@ -72,6 +72,7 @@ impl Client {
                 deadline += begun.elapsed();
             }
             self.reap();
+            self.heed()?;
             // It may have turned out meanwhile that standbys cannot serve this session.
             let wanted = self.session.as_pinned(wanted);
             let attempt = match self.goal(wanted, &closed) {
@@ -85,6 +86,7 @@ impl Client {
                         Queued::Changed => continue,
                         Queued::Trouble(trouble) => return Ok(Err(trouble)),
                     };
+                    self.heed()?;
                     self.try_reach(backend, role, way, segment, deadline, &mut closed).await
                 }
                 Err(trouble) => return Ok(Err(trouble)),

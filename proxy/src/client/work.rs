@@ -22,6 +22,8 @@ impl Client {
         if self.topology.has_changed().unwrap_or(false) {
             self.reap();
         }
+        // What it asks next may rest on what is gone.
+        self.heed()?;
         self.begin_turn(&segment);
         if self.is_envied()
             && self.session.tx_node().is_none()

@@ -301,6 +301,10 @@ impl Session {
     /// What `batch` held on to, and what it prepared by SQL.
     pub(super) fn on_traces(&mut self, batch: &Batch, reply: &Reply, known: &mut Known) {
         batch.traces.holds.iter().for_each(|why| self.is_kept_for(*why));
+        if !reply.failed() {
+            let lost = batch.traces.holds.iter().find(|why| why.is_unmovable() && **why != Why::Temporary);
+            self.unmovable = self.unmovable.or(lost.copied());
+        }
         let Some((name, sql)) = &batch.traces.prepares else { return };
         if !reply.failed() {
             let path = self.settings.path();

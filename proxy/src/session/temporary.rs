@@ -26,6 +26,13 @@ impl Temporaries {
         !self.there.is_empty()
     }
 
+    /// One of this name was made.
+    pub(super) fn on_made(&mut self, name: &str) {
+        if self.there.len() < NAMES_MAX {
+            self.there.insert(name.to_owned());
+        }
+    }
+
     /// One that has this name, if there is one, is gone.
     pub(super) fn on_dropped(&mut self, name: &str) {
         self.there.remove(name);
@@ -39,12 +46,7 @@ impl Temporaries {
     /// Takes note of what a statement may have done to them. Whether they can still be told by their names.
     pub(super) fn on_effect(&mut self, effect: &Effect) -> bool {
         match effect {
-            Effect::Temporary(name) => {
-                if self.there.len() < NAMES_MAX {
-                    self.there.insert(name.clone());
-                }
-                self.enter(name)
-            }
+            Effect::Temporary(name) => self.enter(name),
             Effect::LikelyTemporary(name) if !self.is_empty() => self.enter(name),
             Effect::Mingles => self.is_empty(),
             _ => true,

@@ -68,6 +68,8 @@ pub(crate) fn table(
 
 /// How many seeds it takes, and the rule that was broken.
 fn search_for(defect: Defect, first: u64, within: u64, options: &Options) -> Option<(u64, &'static str)> {
+    let of_sync = matches!(defect, Defect::CommitsNotHeld | Defect::IgnoreCover | Defect::SettleUnmet);
+    let options = Options { synchronous: of_sync, ..*options };
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     let (next, best) = (AtomicU64::new(0), Mutex::new(None::<(u64, &'static str)>));
@@ -80,7 +82,7 @@ fn search_for(defect: Defect, first: u64, within: u64, options: &Options) -> Opt
                     if number >= within || super::many::lock(&best).is_some_and(|(found, _)| found < number) {
                         return;
                     }
-                    let Some((_, violation)) = run(first + number, options).violation else { continue };
+                    let Some((_, violation)) = run(first + number, &options).violation else { continue };
                     let mut best = super::many::lock(&best);
                     if best.is_none_or(|(found, _)| number + 1 < found) {
                         *best = Some((number + 1, violation.rule()));

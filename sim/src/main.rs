@@ -64,7 +64,7 @@ struct Seeds {
 impl Seeds {
     fn options(&self) -> Options {
         let seconds = std::time::Duration::try_from_secs_f64(self.hours * 3600.0).unwrap_or_default();
-        Options { faults_for: pgherd_sim::clock::micros(seconds).max(SECOND), log: false }
+        Options { faults_for: pgherd_sim::clock::micros(seconds).max(SECOND), ..Options::default() }
     }
 }
 

@@ -17,13 +17,15 @@ pub use plan::{Misfortunes, misfortunes};
 pub struct Options {
     /// True time with faults.
     pub faults_for: Micros,
+    /// Only clusters whose commits wait for standbys.
+    pub synchronous: bool,
     /// Keep the log of events.
     pub log: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { faults_for: 120 * SECOND, log: false }
+        Self { faults_for: 120 * SECOND, synchronous: false, log: false }
     }
 }
 

@@ -88,7 +88,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.write_pause = rng.between(100 * MS, 500 * MS);
     plan.kill = if rng.chance(300) { 330 * MS } else { 100 * MS };
     plan.log = options.log;
-    plan.durability = durability(seed, databases);
+    plan.durability = durability(seed, databases, options.synchronous);
     let kinds = kinds(&mut rng);
     let pause = rng.between(2 * SECOND, 15 * SECOND);
     let mut faults = Vec::new();
@@ -106,9 +106,9 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
 
 /// Every other cluster is synchronous, some of those until there is nobody left to wait for. Drawn apart, so that what a
 /// seed of an asynchronous cluster meant before still holds.
-fn durability(seed: u64, databases: usize) -> Durability {
+fn durability(seed: u64, databases: usize, always: bool) -> Durability {
     let mut rng = Rng::new(seed ^ 0x5EED_C0DE);
-    if rng.chance(500) {
+    if rng.chance(500) && !always {
         return Durability::default();
     }
     let standbys = if databases > 2 && rng.chance(300) { 2 } else { 1 };

@@ -105,6 +105,10 @@ impl World {
         let Command::Grant { node, .. } = command else { return };
         let Some(mind) = self.node(index) else { return };
         let Some(change) = &mind.state().change else { return };
+        // Of a leader that does not know yet that another one has led: nothing will come of it.
+        if self.generation() >= change.generation {
+            return;
+        }
         let back = *node == change.from || Some(*node) == change.before;
         if change.phase != ChangePhase::Recruiting || back {
             return;

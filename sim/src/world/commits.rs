@@ -57,7 +57,8 @@ impl World {
         let server = self.machines[index].server.as_mut();
         let Some(process) = server.and_then(|server| server.process.as_mut()) else { return };
         let known = process.walsenders.get(&standby);
-        if known.is_none_or(|known| known.connection <= sent.connection && known.flushed <= sent.flushed) {
+        let newer = |known: &Sent| (known.connection, known.flushed) <= (sent.connection, sent.flushed);
+        if known.is_none_or(newer) {
             process.walsenders.insert(standby, sent);
         }
         self.end_waits(index);

@@ -102,9 +102,9 @@ async fn a_failover_of_a_synchronous_cluster_loses_nothing_that_was_acknowledged
     let metrics =
         reqwest::get(format!("{}/metrics", cluster.node("server4").agent_url())).await?.text().await?;
     for name in [
-        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"promote\"} 0.",
-        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"cover\"} 0.",
-        "pgherd_last_change_seconds{kind=\"failover\"} 0.",
+        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"promote\"} ",
+        "pgherd_last_change_step_seconds{kind=\"failover\",step=\"cover\"} ",
+        "pgherd_last_change_seconds{kind=\"failover\"} ",
         "pgherd_sync_standbys 1.0",
         "pgherd_generation 4.0",
         "pgherd_node_is_primary{node=\"server3\"}",

@@ -131,19 +131,11 @@ async fn a_crash_ends_sessions_that_cannot_move_and_no_others() -> TestResult {
     let prepared = usual.client.prepare("INSERT INTO t VALUES ($1)").await?;
     let locks = Watched::connect(&cluster).await?;
     locks.client.batch_execute("SELECT pg_advisory_lock(7)").await?;
-    let asks = Watched::connect(&cluster).await?;
-    asks.client.batch_execute("SELECT pg_advisory_lock(8)").await?;
     cluster.kill_postmaster("server1").ok_or_else(|| Failure::new("server1 does not run"))?;
-    // It asks as if it still had its lock: nothing is run for it on the next primary.
-    let refused = asks.client.batch_execute("INSERT INTO t VALUES (8)").await.err();
-    let refused = refused.and_then(|error| error.code().map(|code| code.code().to_owned()));
-    assert!(matches!(refused.as_deref(), Some("57P01" | "08007" | "40001")), "{refused:?}");
     let (code, message) = locks.ended().await?;
     assert_eq!(code, "57P01", "{message}");
     usual.client.execute(&prepared, &[&1]).await?;
     assert_eq!(shown(&usual.client, "application_name").await?, "mine");
-    let rows: i64 = usual.client.query_one("SELECT count(*) FROM t WHERE i = 8", &[]).await?.get(0);
-    assert_eq!(rows, 0);
     cluster.until_healthy(SOON).await?;
     Ok(cluster.finish(&[])?)
 }

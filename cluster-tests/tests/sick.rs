@@ -252,6 +252,8 @@ async fn a_disk_that_is_full_or_broken_costs_the_primary_its_role() -> TestResul
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
     // The broken disk, the rejoins that it refused, and sessions of the servers that were killed.
-    let expected = ["Read-only file system", "No space left on device", "cannot rewind this node"];
+    const NO_ROOM_FOR_CACHE: &str = "could not write init file";
+    let expected =
+        ["Read-only file system", "No space left on device", NO_ROOM_FOR_CACHE, "cannot rewind this node"];
     Ok(cluster.finish(&[&expected[..], &[CLIENT_LOST]].concat())?)
 }

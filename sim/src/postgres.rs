@@ -8,12 +8,12 @@ mod control;
 mod follow;
 mod wal;
 
-pub use commits::{Sent, Waiting, Waits};
+pub use commits::{Cover, Sent, Waiting, Waits};
 pub use control::{Control, ControlState};
 pub use follow::{Kinship, StreamError, kinship, stream_from};
 pub use wal::{Kind, Record, Wal, lsn};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Generation, Lsn, Timeline};
@@ -67,8 +67,10 @@ pub struct Process {
     pub walsenders: BTreeMap<usize, Sent>,
     /// Commits that wait for standbys.
     pub waiting: Vec<Waiting>,
-    /// The number of the wish for which commits wait, and how many records there were when they began to.
-    pub cover: Option<(u64, usize)>,
+    /// What commits are to wait for.
+    pub cover: Option<Cover>,
+    /// Connections of walreceivers that this server has ended.
+    pub ended: BTreeSet<u64>,
 }
 
 /// A data directory and what runs on it.
@@ -147,6 +149,12 @@ impl Server {
         self.process.as_ref().is_some_and(|process| process.life == life)
     }
 
+    /// Whether there still is a walsender at the other end.
+    pub fn sends_on(&self, receiver: &Receiver) -> bool {
+        let process = self.process.as_ref().filter(|process| process.life == receiver.upstream_life);
+        process.is_some_and(|process| !process.ended.contains(&receiver.connection))
+    }
+
     /// A postmaster begins to start. Its number.
     pub fn launch(&mut self) -> u64 {
         self.lives += 1;
@@ -161,6 +169,7 @@ impl Server {
             walsenders: BTreeMap::new(),
             waiting: Vec::new(),
             cover: None,
+            ended: BTreeSet::new(),
         });
         self.lives
     }

@@ -7,22 +7,30 @@
 //!    too quickly for that, commits are made to wait for one that does not exist.
 //! 2. A connection that is new and knows the setting shows that the postmaster has signalled every process that is older.
 //! 3. A record that is written after that has come back from every standby that commits may wait for: its walsender read
-//!    the signal before it read the answer. Walsenders of others have to say that they count as asynchronous.
+//!    the signal before it read the answer. Walsenders of others have to say that they count as asynchronous. A walsender
+//!    that is younger than that connection has never known anything else; an older one that is still behind when enough
+//!    others are not is ended, lest a standby that stands still keeps all others waiting.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use pgherd_common::config::Secret;
 use pgherd_common::{Generation, Lsn, NodeName};
 use pgherd_core::cover::CoverSeen;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::files::Following;
 use super::follow::{FollowError, SETTLE, SETTLE_PAUSE};
 use super::instance::{Instance, Patience};
+use super::process;
 use super::session::{Session, SessionError};
 use super::settings::Settings;
 use crate::proof;
 use crate::reconcile::{Commits, Wait};
+
+/// How long one standby may keep the word of the others from counting.
+const STANDS_STILL: Duration = Duration::from_secs(1);
 
 /// Why commits do not wait for those they are to wait for.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +86,19 @@ struct Set {
     names: BTreeSet<String>,
     /// Everything from before the setting is in effect lies before this.
     upto: Lsn,
+    /// The machine's processes when the setting was in effect: all others know nothing else. `None`: nobody can tell.
+    before: Option<BTreeSet<u32>>,
+    /// Since when walsenders have had time to show that they know the setting.
+    since: Instant,
     met: bool,
+}
+
+impl Set {
+    /// Whether a walsender may have known another setting.
+    fn knew(&self, pid: i32) -> bool {
+        let pid = u32::try_from(pid).unwrap_or_default();
+        self.before.as_ref().is_none_or(|before| before.contains(&pid))
+    }
 }
 
 /// What a follower of this generation's primary calls itself: nobody can guess it who does not know the agents' password,
@@ -162,7 +182,9 @@ impl Instance {
         };
         let standbys = usize::try_from(wait.standbys).unwrap_or(usize::MAX);
         let names = names(self.settings(), wait);
-        let set = Set { number: wait.number, standbys, names, upto, met: standbys == 0 };
+        let before = process::everybody().ok().map(BTreeSet::from_iter);
+        let (since, met) = (Instant::now(), standbys == 0);
+        let set = Set { number: wait.number, standbys, names, upto, before, since, met };
         self.memory().waits.set = Some(set);
         self.shared.stirred.notify_one();
         Ok(())
@@ -257,21 +279,44 @@ impl Instance {
     }
 
     async fn is_met(&self, session: &Session, set: &Set) -> Result<bool, SessionError> {
-        const WALSENDERS: &str = "SELECT application_name, sync_state <> 'async', flush_lsn::text \
+        const WALSENDERS: &str = "SELECT application_name, sync_state <> 'async', flush_lsn::text, pid \
                                   FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup'";
-        let mut have = 0;
+        let (mut have, mut behind) = (0, Vec::new());
         for row in session.rows(WALSENDERS, &[]).await? {
             let (name, counts): (&str, bool) = (session.take(&row, 0)?, session.take(&row, 1)?);
             let flushed: Option<&str> = session.take(&row, 2)?;
             let flushed = flushed.and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_default();
+            let pid: i32 = session.take(&row, 3)?;
             match (set.names.contains(name), counts) {
                 (true, true) if flushed >= set.upto => have += 1,
                 (false, false) => {}
                 // It has yet to catch up, or to take notice that it does not count any more.
-                (true, _) | (false, true) => return Ok(false),
+                (true, _) | (false, true) if set.knew(pid) => behind.push(pid),
+                (true, _) | (false, true) => {}
             }
         }
-        Ok(have >= set.standbys)
+        if have < set.standbys {
+            return Ok(false);
+        }
+        if !behind.is_empty() && set.since.elapsed() > STANDS_STILL {
+            self.end_walsenders(session, set.number, &behind).await?;
+        }
+        Ok(behind.is_empty())
+    }
+
+    /// Their standbys connect anew when they are able to.
+    async fn end_walsenders(&self, session: &Session, number: u64, pids: &[i32]) -> Result<(), SessionError> {
+        tracing::warn!(
+            ?pids,
+            "these walsenders have not shown within {} ms that they know for whom commits wait, and keep the others' word \
+             from counting; ending them, their standbys connect anew",
+            STANDS_STILL.as_millis()
+        );
+        session.rows("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", &[&pids]).await?;
+        if let Some(now) = self.memory().waits.set.as_mut().filter(|now| now.number == number) {
+            now.since = Instant::now();
+        }
+        Ok(())
     }
 }
 

@@ -1,15 +1,18 @@
 //! Commits that wait for standbys.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use pgherd_agent::observation::PostgresState;
-use pgherd_agent::postgres::{CoverError, Upstream};
+use pgherd_agent::postgres::{CoverError, Instance, Settings, Upstream};
 use pgherd_agent::reconcile::{Commits, Wait};
+use pgherd_common::config::Secret;
 use pgherd_common::{Generation, NodeName};
 use pgherd_core::cover::CoverSeen;
+use rustix::process::Signal;
 
 use super::server::Server;
-use super::{now, took};
+use super::{now, signal, took};
 
 fn names(of: &[&str]) -> BTreeSet<NodeName> {
     of.iter().map(|name| name.parse().unwrap()).collect()
@@ -145,4 +148,60 @@ async fn a_wait_in_name_only_is_refused() {
     let error = n1.instance.cover(&wait(first(), 1, 1, &of)).await.unwrap_err();
     assert!(matches!(&error, CoverError::NotSynchronous(level) if level == "local"), "{error}");
     assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
+}
+
+#[tokio::test]
+async fn a_standby_that_stands_still_keeps_the_word_of_another_from_counting_for_a_second_only() {
+    let n1 = Server::primary("n1").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let n3 = Server::standby(&n1, "n3").await;
+    follow(&n2, &n1, first()).await;
+    follow(&n3, &n1, first()).await;
+    let both = names(&["n2", "n3"]);
+    n1.instance.cover(&wait(first(), 1, 1, &both)).await.unwrap();
+    until_met(&n1, 1).await;
+
+    let receiver: i32 =
+        n3.connect().await.query_one("SELECT pid FROM pg_stat_wal_receiver", &[]).await.unwrap().get(0);
+    let receiver = u32::try_from(receiver).unwrap();
+    signal(receiver, Signal::STOP);
+    let sender = "SELECT pid::text FROM pg_stat_replication WHERE application_name LIKE 'n3/%'";
+    let before = n1.text(sender).await;
+    let begun = now();
+    n1.instance.cover(&wait(first(), 2, 1, &both)).await.unwrap();
+    // Its walsender may still go by the old setting, and nobody can tell.
+    assert_eq!(n1.running().await.cover, Some(CoverSeen { number: 2, met: false }));
+    until_met(&n1, 2).await;
+    let spent = now().since(begun);
+    assert!(spent >= Duration::from_secs(1), "{spent:?}");
+    took("a standby that stands still was waited for", begun);
+    let left = n1.connect().await.query(sender, &[]).await.unwrap();
+    assert!(left.iter().all(|row| row.get::<_, &str>(0) != before), "walsender {before} is still there");
+
+    // It comes back by itself, and one that is younger than the setting keeps nobody waiting.
+    signal(receiver, Signal::CONT);
+    n3.sql("SELECT 1").await;
+    n1.until(
+        "both again",
+        |state| matches!(state, PostgresState::Running(running) if running.standbys.len() == 2),
+    )
+    .await;
+    n1.sql("INSERT INTO t VALUES (1)").await;
+}
+
+#[tokio::test]
+async fn a_name_by_another_password_is_not_known_as_ones_own() {
+    let n1 = Server::primary("n1").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    follow(&n2, &n1, first()).await;
+    let password = Some(Secret("another".to_owned()));
+    let changed = Instance::open(Settings { password, ..n2.settings.clone() }).await.unwrap();
+    let seen = changed.observe().await;
+    assert_eq!(seen.running().unwrap().follows_in, None, "{seen:?}");
+    // It is told to follow as if it had not before.
+    changed.follow(&Upstream { generation: Some(first()), ..n1.upstream() }).await.unwrap();
+    let seen = changed.observe().await;
+    assert_eq!(seen.running().unwrap().follows_in, Some(first()), "{seen:?}");
+    assert_eq!(n2.running().await.follows_in, None);
 }

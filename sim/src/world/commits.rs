@@ -2,10 +2,14 @@
 
 use pgherd_core::reconcile::Commits;
 
+use crate::clock::{Micros, SECOND};
 use crate::network::Class;
 use crate::postgres::{Sent, Waiting, Waits};
 
 use super::{Event, ServerEvent, World};
+
+/// How long one standby may keep the word of the others from counting, as in the agent.
+const STANDS_STILL: Micros = SECOND;
 
 impl World {
     /// A client's row is flushed: it is told, now or once standbys have it.
@@ -58,7 +62,7 @@ impl World {
         let Some(process) = server.and_then(|server| server.process.as_mut()) else { return };
         let known = process.walsenders.get(&standby);
         let newer = |known: &Sent| (known.connection, known.flushed) <= (sent.connection, sent.flushed);
-        if known.is_none_or(newer) {
+        if known.is_none_or(newer) && !process.ended.contains(&sent.connection) {
             process.walsenders.insert(standby, sent);
         }
         self.end_waits(index);
@@ -67,12 +71,24 @@ impl World {
     /// Commits are to wait for these.
     pub(super) fn cover(&mut self, index: usize, waits: Waits, number: u64) {
         if let Some(server) = &mut self.machines[index].server {
-            server.cover(waits, number);
+            server.cover(waits, number, self.connections, self.now);
         }
         for standby in self.streaming_from(index) {
             self.tell_flushed(standby);
         }
         self.end_waits(index);
+    }
+
+    /// A standby that stands still does not keep the word of the others from counting for long.
+    pub(super) fn end_walsenders(&mut self, index: usize) {
+        let server = self.machines[index].server.as_mut();
+        for standby in server.map_or(Vec::new(), |server| server.end_walsenders(self.now, STANDS_STILL)) {
+            let (name, other) = (self.name(index), self.name(standby));
+            self.note(|| format!("{name}: ends the walsender of {other}, which stands still"));
+            if self.network.connects(standby, index, Class::Postgres) && !self.machines[standby].frozen {
+                self.disconnect(standby);
+            }
+        }
     }
 
     /// For whom commits wait, as the agent says it.

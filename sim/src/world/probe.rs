@@ -174,6 +174,7 @@ impl World {
         if let Some(process) = self.machines[index].server.as_mut().and_then(|s| s.process.as_mut()) {
             process.walsenders.retain(|standby, _| streaming.contains(standby));
         }
+        self.end_walsenders(index);
         let address = |upstream: usize| self.machines[upstream].descriptor.postgres.clone();
         let server = self.machines[index].server.as_ref()?;
         let process = server.process.as_ref()?;

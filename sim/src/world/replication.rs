@@ -108,7 +108,7 @@ impl World {
         let upto = source.wal.len();
         let Some(receiver) = own.process.as_ref().and_then(|process| process.receiver) else { return };
         let machine = &self.machines[upstream];
-        let sends = source.is_life(receiver.upstream_life) && machine.up && !machine.frozen;
+        let sends = source.sends_on(&receiver) && machine.up && !machine.frozen;
         if !sends || receiver.pumping || own.wal.len() >= upto {
             return;
         }
@@ -165,7 +165,7 @@ impl World {
         let machine = &self.machines[upstream];
         let answers = machine.up
             && !machine.frozen
-            && machine.server.as_ref().is_some_and(|server| server.is_life(receiver.upstream_life))
+            && machine.server.as_ref().is_some_and(|server| server.sends_on(&receiver))
             && self.network.connects(standby, upstream, Class::Postgres);
         let misses = if answers { 0 } else { misses + 1 };
         if misses >= MISSES {
@@ -176,7 +176,7 @@ impl World {
         self.after(KEEPALIVE, Event::Keepalive { standby, connection, misses });
     }
 
-    fn disconnect(&mut self, standby: usize) {
+    pub(super) fn disconnect(&mut self, standby: usize) {
         let server = self.machines[standby].server.as_mut();
         if let Some(process) = server.and_then(|server| server.process.as_mut()) {
             process.receiver = None;

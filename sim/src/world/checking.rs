@@ -78,7 +78,9 @@ impl World {
     pub(super) fn check_promoted(&mut self, index: usize, generation: Generation) {
         let found = self.checks.grants.used(generation, index);
         self.judge(found);
-        if self.checks.grants.kind(generation) == Some(ChangeKind::Failover)
+        // Where it comes too late, the log having gone on, nobody follows it, and what it has counts for nothing.
+        if self.generation() == generation
+            && self.checks.grants.kind(generation) == Some(ChangeKind::Failover)
             && let Some(server) = &self.machines[index].server
         {
             let has = Self::rows_of(server);
@@ -148,7 +150,8 @@ impl World {
                 let records = if self.has_salvaged(at, change) { wal.len().min(told) } else { wal.len() };
                 Some(Claim { node: at, generation, records })
             });
-            invariants::most_wins(chosen, &claims.collect::<Vec<_>>())
+            // Of two timelines by one number, forked at one position, nobody can tell which of them is longer.
+            invariants::most_wins(chosen, &claims.collect::<Vec<_>>()).filter(|_| !self.twins)
         };
         self.judge(still);
         self.judge(less);
@@ -327,7 +330,9 @@ impl World {
         let primary = state.serving().filter(|_| state.change.is_none()).and_then(|id| self.index_of(id));
         let Some(primary) = primary else {
             let lost = self.databases_to_clone();
-            if self.starves(lost.len()) {
+            // One that follows another's twin gets nothing it can use, and nobody can tell that it has to be cloned.
+            let with_twins = self.twins && !state.cover.wanted.is_none();
+            if self.starves(lost.len()) || with_twins {
                 health.to_clone = lost;
             } else {
                 health.sick.push(Sick::NoPrimary);

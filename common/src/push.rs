@@ -130,6 +130,7 @@ mod tests {
             version,
             backends: vec![],
             primary: None,
+            first_xid: None,
             change: Some(crate::topology::ChangeKind::Failover),
         };
         let reset = ToProxy::Reset(Topology::new(parts).unwrap());

@@ -99,6 +99,10 @@ pub struct Parts {
     pub backends: Vec<Backend>,
     /// The node that accepts writes now; `None` while there is none or it is not yet promoted.
     pub primary: Option<NodeId>,
+    /// All transactions that the primary has from before its promotion have lower numbers than this, its own do not.
+    /// `None` where that is not known, or it was not promoted in this generation.
+    #[serde(default)]
+    pub first_xid: Option<u64>,
     /// A change of primary in flight.
     pub change: Option<ChangeKind>,
 }
@@ -168,6 +172,11 @@ impl Topology {
         self.parts.primary.and_then(|id| self.backend(id))
     }
 
+    /// The first transaction of the primary's own, see [`Parts::first_xid`].
+    pub fn first_xid(&self) -> Option<u64> {
+        self.parts.first_xid
+    }
+
     /// A change of primary in flight.
     pub fn change(&self) -> Option<ChangeKind> {
         self.parts.change
@@ -210,6 +219,7 @@ mod tests {
             version: Version::default(),
             backends,
             primary: primary.map(NodeId),
+            first_xid: None,
             change: None,
         }
     }

@@ -175,6 +175,10 @@ pub struct Running {
     pub slots: Vec<String>,
     /// For which standbys commits wait here, if this agent has seen to it.
     pub cover: Option<CoverSeen>,
+    /// Of a primary that was promoted: all transactions that it has from before have lower numbers, its own have this one
+    /// or higher ones. `None` where that is not known for certain.
+    #[serde(default)]
+    pub first_xid: Option<u64>,
 }
 
 impl Running {

@@ -147,6 +147,7 @@ fn topology() -> Option<Topology> {
         version: Version { generation: Generation::ZERO.next(), revision: 1 },
         backends: (1..=3).map(server).collect::<Option<_>>()?,
         primary: Some(NodeId(1)),
+        first_xid: None,
         change: None,
     };
     Topology::new(parts).ok()

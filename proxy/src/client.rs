@@ -13,6 +13,7 @@ mod introduce;
 mod login;
 mod moving;
 mod opening;
+mod outcome;
 mod pooled;
 mod prove;
 mod reach;

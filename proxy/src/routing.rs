@@ -237,6 +237,7 @@ pub(crate) mod tests {
             version: Version { generation, revision: 1 },
             backends,
             primary: primary.map(NodeId),
+            first_xid: None,
             change: None,
         }
     }

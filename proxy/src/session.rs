@@ -181,6 +181,20 @@ impl Session {
         commits && segment.settles(in_block)
     }
 
+    /// Whether all that `segment` does is to commit the open transaction, as the role that logged in.
+    pub fn only_commits(&self, segment: &Segment) -> bool {
+        self.tx.is_some_and(|tx| !tx.failed)
+            && segment.effects == [Effect::Commit]
+            && segment.told.statements == 1
+            && self.settles(segment)
+            && self.acts_as_login()
+    }
+
+    /// Whether it has the rights of the role that logged in.
+    pub fn acts_as_login(&self) -> bool {
+        !self.settings.tell_who()
+    }
+
     /// Whether reads go to the primary, too.
     pub fn is_pinned(&self) -> bool {
         self.pinned || !self.suspects.is_empty()
@@ -294,10 +308,9 @@ impl Session {
     }
 
     /// The connection to `server` is gone while `segment` (and what came before it in its batch) ran.
-    pub fn on_loss(&mut self, batch: &Batch, server: &NodeName, why: &str) -> Trouble {
+    pub fn trouble_of(&self, batch: &Batch, server: &NodeName, why: &str) -> Trouble {
         let (server, why) = (server.clone(), why.to_owned());
         let in_transaction = self.tx.is_some();
-        self.abandon_tx();
         if in_transaction && !batch.may_commit {
             Trouble::RolledBack { server, why, transaction: true }
         } else if !in_transaction && batch.route != Route::Primary {
@@ -342,6 +355,16 @@ impl Session {
             }
         }
         self.statements.forget_pending();
+    }
+
+    /// The open transaction, which `segment` commits, was committed.
+    pub fn on_committed(&mut self, segment: &Segment) {
+        self.on_answered(segment);
+        (self.tx, self.has_local_settings) = (None, false);
+        self.settings.commit();
+        if std::mem::take(&mut self.altered) {
+            self.statements.identities.renew();
+        }
     }
 
     /// What has to run on a connection before the session's next statement does, in order.

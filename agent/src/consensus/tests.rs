@@ -204,6 +204,7 @@ fn serve() -> Command {
     Command::Serve {
         generation: Generation::ZERO.next(),
         timeline: Timeline(1),
+        first_xid: None,
         took: Vec::new(),
         at: WallTime(2),
     }

@@ -198,11 +198,21 @@ impl Instance {
             }
             // A promotion ends a pause of replay too, but says so in the log as if by accident.
             session.rows("SELECT pg_wal_replay_resume() WHERE pg_is_wal_replay_paused()", &[]).await?;
+            self.note_replayed(&session).await?;
             session.rows("SELECT pg_promote(wait => false)", &[]).await?;
         }
         let timeline = self.promoted(&session).await;
         self.shared.stirred.notify_one();
         timeline
+    }
+
+    /// What was decided before a promotion is to be told from what comes after it.
+    async fn note_replayed(&self, session: &Session) -> Result<(), SessionError> {
+        // One after the other: the snapshot has all that was replayed up to that position.
+        let at = session.value::<String>("SELECT pg_last_wal_replay_lsn()::text").await?;
+        let xid = session.value::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await?;
+        self.memory().replayed = at.parse().ok().zip(xid.parse().ok());
+        Ok(())
     }
 
     async fn promoted(&self, session: &Session) -> Result<Timeline, PromoteError> {

@@ -64,9 +64,18 @@ pub(super) struct Memory {
     left: Option<(u64, Shared<BoxFuture<'static, Option<LeftWal>>>)>,
     pub(super) pulse: Pulse,
     pub(super) waits: Waits,
+    /// Where replay stood before the last promotion, and a number that no transaction which had ended by then reaches.
+    pub(super) replayed: Option<(Lsn, u64)>,
 }
 
 impl Memory {
+    /// If nothing was replayed behind what was known before the promotion that made this timeline.
+    fn first_xid(&self, history: &TimelineHistory) -> Option<u64> {
+        let (replayed, xid) = self.replayed?;
+        let (_, end) = history.0.last()?;
+        (*end == replayed).then_some(xid)
+    }
+
     /// A predecessor of this process has seen one.
     pub(super) fn inherit(&mut self) {
         self.inherited = true;
@@ -346,19 +355,22 @@ impl Instance {
         let timeline = written.unwrap_or_else(|| self.highest_timeline(&seen, checkpoint_timeline));
         let conninfo: &str = session.take(&row, 8)?;
         let standbys: Vec<String> = session.take(&row, 9)?;
+        let history = self.history(timeline);
+        let first_xid = if in_recovery { None } else { self.memory().first_xid(&history) };
         Ok(Running {
             in_recovery,
             timeline,
             position,
             received,
             checkpoint_timeline,
-            history: self.history(timeline),
+            history,
             follows: conninfo::address(conninfo),
             follows_in: conninfo::application_name(conninfo).and_then(|name| self.own_generation(&name)),
             receiver: session.take(&row, 7)?,
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
             slots: session.take(&row, 10)?,
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
+            first_xid,
         })
     }
 

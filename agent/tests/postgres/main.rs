@@ -600,3 +600,27 @@ async fn a_rewind_killed_at_any_moment_is_repeated_or_refused() {
     n1.until("replay", |state| matches!(state, PostgresState::Running(r) if r.position >= position)).await;
     assert_eq!(n1.text("SELECT count(*)::text FROM t").await, "1");
 }
+
+#[tokio::test]
+async fn a_promoted_server_tells_its_transactions_from_those_before_it() {
+    let n1 = Server::primary("n1").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    let number = "SELECT pg_current_xact_id()::text";
+    let last: u64 = n1.text(number).await.parse().unwrap();
+    assert_eq!(n1.running().await.first_xid, None, "it was not promoted");
+    n2.streams().await;
+    let upto = n1.text("SELECT pg_current_wal_lsn()::text").await;
+    let caught_up = format!("SELECT (pg_last_wal_replay_lsn() >= '{upto}')::text");
+    while n2.text(&caught_up).await != "true" {}
+    n2.instance.recruit().await.unwrap();
+    n2.instance.cut(&Commits::Free).await.unwrap();
+    n2.instance.promote().await.unwrap();
+    let first = n2.running().await.first_xid.expect("nothing was replayed behind the question");
+    let own: u64 = n2.text(number).await.parse().unwrap();
+    assert!(last < first && first <= own, "{last} {first} {own}");
+    // It is as true after a restart, and not after another promotion that nobody was asked before.
+    n2.instance.stop_fast(n2.settings.stop_timeout).await.unwrap();
+    n2.instance.start_primary(&Commits::Free).await.unwrap();
+    assert_eq!(n2.running().await.first_xid, Some(first));
+}

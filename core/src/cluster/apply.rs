@@ -51,7 +51,10 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             Ok(true)
         }
         Command::Promoted { generation, timeline } => promoted(state, *generation, *timeline),
-        Command::Serve { generation, timeline, took, at } => serve(state, *generation, *timeline, took, *at),
+        Command::Serve { generation, timeline, first_xid, took, at } => {
+            same_generation(state, *generation)?;
+            serve(state, *timeline, *first_xid, took, *at)
+        }
         Command::Published { generation, took } => published(state, *generation, *took),
         Command::Abandon { generation, stopping, reason, at } => {
             let decided_in = if *stopping { ChangePhase::Stopping } else { ChangePhase::Preparing };
@@ -93,7 +96,7 @@ fn form(
     }
     state.identity = Some(identity.clone());
     state.generation = Generation::ZERO.next();
-    state.primary = Some(Primary { node: primary, phase: PrimaryPhase::Promoting });
+    state.primary = Some(Primary { node: primary, phase: PrimaryPhase::Promoting, first_xid: None });
     state.members = members.iter().map(|descriptor| (descriptor.id, member(descriptor, at))).collect();
     state.voters = LeaseVoters::only(state.members.keys().copied().collect());
     state.history.push(HistoryEntry {
@@ -245,7 +248,7 @@ fn grant(
     let change = change.clone();
     let from = state.members.get(&change.from).map(|member| member.descriptor.name.clone());
     state.generation = generation;
-    state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting });
+    state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting, first_xid: None });
     if change.from != node && change.kind == ChangeKind::Switchover {
         set_service(state, change.from, Service::Joining, at)?;
     }
@@ -290,12 +293,11 @@ fn promoted(state: &mut ClusterState, generation: Generation, timeline: Timeline
 
 fn serve(
     state: &mut ClusterState,
-    generation: Generation,
     timeline: Timeline,
+    first_xid: Option<u64>,
     took: &[Took],
     at: WallTime,
 ) -> Result<bool, Rejected> {
-    same_generation(state, generation)?;
     // Proposed before the log had given this primary up: it must not call that off.
     if let Some(change) = state.change.as_ref().filter(|change| change.phase != ChangePhase::Granted) {
         return Err(Rejected::ChangeInFlight { kind: change.kind, generation: change.generation });
@@ -308,6 +310,8 @@ fn serve(
     primary.phase = serving;
     let node = primary.node;
     let back = state.change.take().is_some_and(|change| change.from == node);
+    primary.first_xid = first_xid.filter(|_| !back);
+    let generation = state.generation;
     set_service(state, node, Service::Up, at)?;
     if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
         entry.serving = Some(at);

@@ -107,6 +107,9 @@ pub enum Command {
         generation: Generation,
         /// The timeline it writes.
         timeline: Timeline,
+        /// The first transaction of its own, as [`Running::first_xid`](crate::observation::Running::first_xid).
+        #[serde(default)]
+        first_xid: Option<u64>,
         /// How long it took to get there.
         #[serde(default)]
         took: Vec<Took>,

@@ -60,6 +60,10 @@ pub struct Primary {
     pub node: NodeId,
     /// How far it is.
     pub phase: PrimaryPhase,
+    /// The first transaction of its own, as [`Running::first_xid`](crate::observation::Running::first_xid); `None` also
+    /// where the role has not moved.
+    #[serde(default)]
+    pub first_xid: Option<u64>,
 }
 
 /// How far the primary of this generation is.
@@ -287,7 +291,7 @@ impl ClusterState {
     /// The primary that accepts writes, if there is one and no change has taken its place.
     pub fn serving(&self) -> Option<NodeId> {
         match self.primary {
-            Some(Primary { node, phase: PrimaryPhase::Serving { .. } }) => Some(node),
+            Some(Primary { node, phase: PrimaryPhase::Serving { .. }, .. }) => Some(node),
             Some(Primary { phase: PrimaryPhase::Promoting | PrimaryPhase::Covering { .. }, .. }) | None => {
                 None
             }
@@ -351,11 +355,13 @@ impl ClusterState {
         let held = self.change.as_ref().filter(|change| change.phase != ChangePhase::Preparing);
         let primary = if held.is_some() { None } else { self.serving() };
         let backends = self.databases().filter_map(|member| self.backend(member)).collect();
+        let first_xid = primary.and(self.primary).and_then(|primary| primary.first_xid);
         Some(Topology::new(Parts {
             cluster: identity.cluster.clone(),
             version: Version { generation: self.generation, revision: self.revision },
             backends,
             primary,
+            first_xid,
             change: held.map(|change| change.kind),
         }))
     }

@@ -65,7 +65,13 @@ fn commands() -> Vec<Command> {
                 rolled_back: None,
                 at,
             });
-            commands.push(Command::Serve { generation, timeline: Timeline(1), took: Vec::new(), at });
+            commands.push(Command::Serve {
+                generation,
+                timeline: Timeline(1),
+                first_xid: None,
+                took: Vec::new(),
+                at,
+            });
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, stopping: node.0 % 2 == 0, reason: reason(), at });
         }
@@ -153,6 +159,7 @@ fn formed() -> ClusterState {
     let serve = Command::Serve {
         generation: generation(1),
         timeline: Timeline(1),
+        first_xid: None,
         took: Vec::new(),
         at: WallTime(2),
     };
@@ -257,7 +264,8 @@ fn the_history_is_bounded() {
             rolled_back: None,
             at,
         };
-        let serve = Command::Serve { generation: next, timeline: Timeline(2), took: Vec::new(), at };
+        let serve =
+            Command::Serve { generation: next, timeline: Timeline(2), first_xid: None, took: Vec::new(), at };
         for command in [begin, grant, serve] {
             let revision = state.revision + 1;
             assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
@@ -349,7 +357,13 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
     };
     let log = [
         Command::Form { identity, primary: NodeId(1), members, at },
-        Command::Serve { generation: generation(1), timeline: Timeline(1), took: Vec::new(), at },
+        Command::Serve {
+            generation: generation(1),
+            timeline: Timeline(1),
+            first_xid: None,
+            took: Vec::new(),
+            at,
+        },
         begin(generation(1), NodeId(1), false),
         Command::Grant {
             generation: generation(2),
@@ -366,7 +380,13 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
     for (command, revision) in log.iter().zip(1..) {
         assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
     }
-    let late = Command::Serve { generation: generation(2), timeline: Timeline(2), took: Vec::new(), at };
+    let late = Command::Serve {
+        generation: generation(2),
+        timeline: Timeline(2),
+        first_xid: None,
+        took: Vec::new(),
+        at,
+    };
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(3) };
     assert_eq!(apply(&mut state, &late, 9), Applied::Rejected(in_flight));
     assert_eq!(state.change.map(|change| change.generation), Some(generation(3)));

@@ -426,7 +426,8 @@ impl View<'_> {
                 }
                 let last = if self.waterfall.has(Step::Promote) { Step::Cover } else { Step::Promote };
                 let took = self.waterfall.up_to(last, self.now);
-                Some(Command::Serve { generation, timeline, took, at: self.wall })
+                let first_xid = running.first_xid;
+                Some(Command::Serve { generation, timeline, first_xid, took, at: self.wall })
             }
             Some(_) | None => {
                 let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);

@@ -230,6 +230,7 @@ pub(super) fn running(in_recovery: bool) -> Running {
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
         follows_in: None,
         cover: None,
+        first_xid: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),
         slots: Vec::new(),
@@ -824,7 +825,13 @@ fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_onl
     let newer = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
     rig.postgres(1).state = PostgresState::Running(newer);
     let generation = rig.state.generation;
-    rig.propose(&Command::Serve { generation, timeline: Timeline(2), took: Vec::new(), at: WallTime(0) });
+    rig.propose(&Command::Serve {
+        generation,
+        timeline: Timeline(2),
+        first_xid: None,
+        took: Vec::new(),
+        at: WallTime(0),
+    });
     rig.crash(1);
     let decision = rig.step(&[]);
     let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };

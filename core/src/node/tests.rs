@@ -67,7 +67,13 @@ impl Rig {
     fn serving() -> Self {
         let mut rig = Self::formed();
         let generation = rig.state.generation;
-        rig.commit(&Command::Serve { generation, timeline: Timeline(1), took: Vec::new(), at: WallTime(0) });
+        rig.commit(&Command::Serve {
+            generation,
+            timeline: Timeline(1),
+            first_xid: None,
+            took: Vec::new(),
+            at: WallTime(0),
+        });
         rig
     }
 
@@ -115,6 +121,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
             follows: None,
             follows_in: None,
             cover: None,
+            first_xid: None,
             receiver: None,
             standbys: Vec::new(),
             slots: Vec::new(),
@@ -167,6 +174,7 @@ fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
     let serve = Command::Serve {
         generation: rig.state.generation,
         timeline: Timeline(1),
+        first_xid: None,
         took: Vec::new(),
         at: WallTime(0),
     };
@@ -552,7 +560,13 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
         rolled_back,
         at,
     });
-    rig.commit(&Command::Serve { generation: next, timeline: Timeline(2), took: Vec::new(), at });
+    rig.commit(&Command::Serve {
+        generation: next,
+        timeline: Timeline(2),
+        first_xid: None,
+        took: Vec::new(),
+        at,
+    });
     let mut beat = rig.beat_of(3, next, None);
     let mut primary = postgres(false);
     let PostgresState::Running(running) = &mut primary.state else { unreachable!() };

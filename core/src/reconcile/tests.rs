@@ -58,6 +58,7 @@ fn running(in_recovery: bool) -> Running {
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
         follows_in: None,
         cover: None,
+        first_xid: None,
         receiver: None,
         standbys: Vec::new(),
         slots: Vec::new(),
@@ -111,6 +112,7 @@ impl Rig {
         rig.commit(&Command::Serve {
             generation: rig.state.generation,
             timeline: Timeline(1),
+            first_xid: None,
             took: Vec::new(),
             at: WallTime(0),
         });
@@ -153,6 +155,7 @@ impl Rig {
         self.commit(&Command::Serve {
             generation: self.state.generation,
             timeline: Timeline(2),
+            first_xid: None,
             took: Vec::new(),
             at: WallTime(0),
         });

@@ -1,5 +1,7 @@
 //! Answers that the proxy gives itself, in either protocol.
 
+use bytes::BytesMut;
+
 use crate::admin::Table;
 use crate::session::Segment;
 use crate::sql::Show;
@@ -17,9 +19,12 @@ impl Client {
         }
         let table = self.shared.answer(show, self.session.last_read());
         self.session.on_answered(segment);
-        for (tag, about_statement) in segment.messages() {
-            self.answer_message(tag, about_statement, &table);
-        }
+        self.answer_each(segment, 0, Some(table.columns), |out| rows(out, &table));
+    }
+
+    /// Answers what is left of a segment, so many of whose messages are answered, with a command that returns no rows.
+    pub(super) fn answer_command(&mut self, command: &str, segment: &Segment, answered: usize) {
+        self.answer_each(segment, answered, None, |out| backend::put_complete(out, command));
     }
 
     /// Unlike a refusal of what a server would run, this leaves a transaction as it is.
@@ -34,32 +39,46 @@ impl Client {
         }
     }
 
-    fn answer_message(&mut self, tag: u8, about_statement: bool, table: &Table) {
+    /// `content`: rows with these columns, if it has any, and the end.
+    fn answer_each(
+        &mut self,
+        segment: &Segment,
+        answered: usize,
+        columns: Option<&[&str]>,
+        content: impl Fn(&mut BytesMut),
+    ) {
         let out = &mut self.pipe.output;
-        match tag {
-            b'Q' => {
-                backend::put_columns(out, table.columns);
-                rows(out, table);
-            }
-            b'P' => backend::put_empty(out, b'1'),
-            b'B' => backend::put_empty(out, b'2'),
-            b'C' => backend::put_empty(out, b'3'),
-            b'D' => {
-                if about_statement {
-                    backend::put_no_parameters(out);
+        for (tag, about_statement) in segment.messages().filter(|(tag, _)| *tag != b'H').skip(answered) {
+            match tag {
+                b'Q' => {
+                    if let Some(columns) = columns {
+                        backend::put_columns(out, columns);
+                    }
+                    content(out);
                 }
-                backend::put_columns(out, table.columns);
+                b'P' => backend::put_empty(out, b'1'),
+                b'B' => backend::put_empty(out, b'2'),
+                b'C' => backend::put_empty(out, b'3'),
+                b'D' => {
+                    if about_statement {
+                        backend::put_no_parameters(out);
+                    }
+                    match columns {
+                        Some(columns) => backend::put_columns(out, columns),
+                        None => backend::put_empty(out, b'n'),
+                    }
+                }
+                b'E' => content(out),
+                _ => {}
             }
-            b'E' => rows(out, table),
-            _ => {}
-        }
-        if matches!(tag, b'Q' | b'S') {
-            backend::put_ready(out, self.session.status());
+            if matches!(tag, b'Q' | b'S') {
+                backend::put_ready(out, self.session.status());
+            }
         }
     }
 }
 
-fn rows(out: &mut bytes::BytesMut, table: &Table) {
+fn rows(out: &mut BytesMut, table: &Table) {
     table.rows.iter().for_each(|row| backend::put_row(out, row));
     backend::put_complete(out, &format!("SELECT {}", table.rows.len()));
 }

@@ -17,6 +17,7 @@ use crate::wire::frontend;
 
 use super::calls::unless_killed;
 use super::flow::{Flow, Input, Progress};
+use super::outcome::{Truth, Xid, hear_ahead};
 use super::spare;
 use super::state::{Client, Gone, protocol};
 
@@ -37,6 +38,8 @@ pub(super) enum Outcome {
 enum End {
     /// The standby would not run it, and is ready for something else.
     Withdrawn,
+    /// The question ahead of a `COMMIT` failed, and the transaction with it.
+    Overruled(Vec<u8>),
     /// The standby was told that the batch ends here; the rest goes to the primary.
     Switched(TxStatus),
     /// The server is gone.
@@ -76,11 +79,12 @@ impl Client {
         self.pipe.prepare();
         server.pipe.prepare();
         self.session.begin_batch();
+        flow.xid = self.ask_ahead(&segment, &mut server);
         self.session.encode(&segment, &mut server.known, &mut flow.reply, &mut server.pipe.output);
         // Nobody waits for its answer, which comes behind that of the batch.
         flow.asked = self.asks_along(&segment, &server);
         if flow.asked {
-            server.ask_position(self.session.commits_lazily());
+            server.ask_position(self.session.commits_lazily(), self.session.acts_as_login());
         }
         flow.segment = Some(segment);
         server.at_rest = false;
@@ -141,6 +145,12 @@ impl Client {
     /// Works through what the server sent.
     fn on_server(&mut self, flow: &mut Flow, server: &mut Server) -> Result<Option<TxStatus>, End> {
         loop {
+            if flow.xid != Xid::Unasked
+                && server.questions.awaits_xid()
+                && hear_ahead(flow, server, &mut self.pipe.output)
+            {
+                continue;
+            }
             let came = server.pipe.input.get(flow.cleared..).unwrap_or_default();
             if came.is_empty() {
                 return Ok(None);
@@ -152,7 +162,11 @@ impl Client {
                 Event::Ready { status, len } if flow.withdrawn || flow.switching.is_some() => {
                     flow.swallow(len, &mut server.pipe.input, out);
                     server.at_rest = status == TxStatus::Idle;
-                    return Err(if flow.withdrawn { End::Withdrawn } else { End::Switched(status) });
+                    return Err(match flow.overruled.take() {
+                        Some(error) => End::Overruled(error),
+                        None if flow.withdrawn => End::Withdrawn,
+                        None => End::Switched(status),
+                    });
                 }
                 Event::Forward(len) | Event::Swallow(len) | Event::Hold(len) if flow.withdrawn => {
                     flow.swallow(len, &mut server.pipe.input, out);
@@ -368,11 +382,20 @@ impl Client {
                 self.servers.insert(server);
                 Ok(flow.segment.take().map_or(Outcome::Done, Outcome::OnPrimary))
             }
+            End::Overruled(error) => {
+                self.session.on_withdrawn(&mut flow.reply, &mut server.known);
+                self.session.abandon_tx();
+                self.presence.badge.counts.errors.add(1);
+                self.servers.insert(server);
+                self.pipe.output.extend_from_slice(&error);
+                backend::put_ready(&mut self.pipe.output, self.session.status());
+                Ok(Outcome::Done)
+            }
             End::Lost(why) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
-                self.on_lost(flow, &server, false, &why)
+                self.on_lost(flow, &server, false, &why).await
             }
-            End::Fatal(error) => self.on_fatal(flow, &mut server, error),
+            End::Fatal(error) => self.on_fatal(flow, &mut server, error).await,
             End::ClientGone(error) => {
                 server.leave();
                 Err(error.into())
@@ -395,7 +418,7 @@ impl Client {
     }
 
     /// The server said why it goes.
-    fn on_fatal(
+    async fn on_fatal(
         &mut self,
         flow: &mut Flow,
         server: &mut Server,
@@ -410,7 +433,8 @@ impl Client {
         // The last is for what stood in the way of recovery.
         if matches!(code, "57P01" | "57P02" | "57P03" | "40001") {
             let in_the_way = code == "40001" && server.role == Role::Standby && self.knows_primary();
-            return self.on_lost(flow, server, in_the_way, &format!("the server said: {}", error.message));
+            let why = format!("the server said: {}", error.message);
+            return self.on_lost(flow, server, in_the_way, &why).await;
         }
         flow.release(&mut server.pipe.input, &mut self.pipe.output);
         self.refuse(&Trouble::ServerEnded(error), flow.ends(), flow.streaming);
@@ -494,7 +518,7 @@ impl Client {
     }
 
     /// The server is gone in the middle of a batch. `in_the_way`: what ran there stood in the way of recovery.
-    fn on_lost(
+    async fn on_lost(
         &mut self,
         flow: &mut Flow,
         server: &Server,
@@ -529,7 +553,21 @@ impl Client {
             // Nothing can be said to the client before the rest of that message, which nobody has.
             return Err(Gone::Io(io::Error::other("a server was lost in the middle of a large message")));
         }
-        let trouble = self.session.on_loss(&flow.batch, &server.name, why);
+        let mut trouble = self.session.trouble_of(&flow.batch, &server.name, why);
+        if let Trouble::OutcomeUnknown { server: name, why } = &trouble {
+            match (self.truth_of(flow, server).await?, flow.segment.take()) {
+                (Truth::Committed, Some(segment)) => {
+                    self.answer_committed(&segment, flow.reply.answered());
+                    return Ok(Outcome::Done);
+                }
+                (Truth::RolledBack, _) => {
+                    let (server, why) = (name.clone(), why.clone());
+                    trouble = Trouble::RolledBack { server, why, transaction: true };
+                }
+                (Truth::Committed | Truth::Unknown, _) => {}
+            }
+        }
+        self.session.abandon_tx();
         self.refuse(&trouble, flow.ends(), flow.streaming);
         if let Some(rest) = flow.switching.take() {
             self.discard = rest.rest;

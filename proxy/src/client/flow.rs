@@ -9,6 +9,8 @@ use crate::pipe::{self, Pipe};
 use crate::session::{Batch, LARGE, Reply, Segment};
 use crate::wire::frame;
 
+use super::outcome::Xid;
+
 /// What the client may send while the batch runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
@@ -49,6 +51,10 @@ pub(super) struct Flow {
     pub(super) switching: Option<Box<Segment>>,
     /// The server was asked for its position in one go with the batch.
     pub(super) asked: bool,
+    /// The transaction that the batch commits, if its server was asked ahead of it.
+    pub(super) xid: Xid,
+    /// That question failed, and the transaction with it: what the client is told in place of the answer.
+    pub(super) overruled: Option<Vec<u8>>,
 }
 
 /// Some progress, or why there will be none.
@@ -74,6 +80,8 @@ impl Flow {
             withdrawn: false,
             switching: None,
             asked: false,
+            xid: Xid::Unasked,
+            overruled: None,
         }
     }
 

@@ -55,7 +55,7 @@ impl Client {
         if self.consistency() == Consistency::Eventual {
             return;
         }
-        server.ask_position(self.session.commits_lazily());
+        server.ask_position(self.session.commits_lazily(), self.session.acts_as_login());
         // Whether the connection is broken is found out when it is used.
         drop(server.pipe.flush().await);
     }
@@ -104,7 +104,7 @@ impl Client {
             (Heard::Lazy, _) => self.session.floor.doubt(),
             (Heard::Replayed(Some(at)), _) => server.replayed = at,
             (Heard::Replayed(None), _) => self.drop_server(node, "it is no standby any more"),
-            (Heard::Position(_) | Heard::Nothing | Heard::Unasked, _) => {}
+            (Heard::Position(_) | Heard::Xid(_) | Heard::Nothing | Heard::Unasked, _) => {}
         }
     }
 

@@ -162,6 +162,11 @@ impl Reply {
         self.holding
     }
 
+    /// How many of the client's messages in the extended protocol were answered.
+    pub fn answered(&self) -> usize {
+        self.answered
+    }
+
     /// Whether the client has part of a message only: nothing else can be said to it before the rest.
     pub fn is_mid_message(&self) -> bool {
         self.rest > 0

@@ -27,10 +27,14 @@ enum Pending {
 }
 
 impl Entry {
-    /// It changes who the session is, and with that what it may set.
     fn tells_who(&self) -> bool {
-        matches!(self.key.as_str(), "role" | "session authorization")
+        tells_who(&self.key)
     }
+}
+
+/// It changes who the session is, and with that what it may set.
+fn tells_who(key: &str) -> bool {
+    matches!(key, "role" | "session authorization")
 }
 
 /// Committed settings in the order of their last change, and those of the open transaction.
@@ -84,6 +88,12 @@ impl Settings {
     /// Whether all are as they were at the beginning.
     pub(super) fn are_untouched(&self) -> bool {
         self.entries.is_empty() && self.pending.is_empty()
+    }
+
+    /// Whether somebody else acts than who logged in.
+    pub(super) fn tell_who(&self) -> bool {
+        let pending = |pending: &Pending| matches!(pending, Pending::Set { key, .. } if tells_who(key));
+        self.entries.iter().any(Entry::tells_who) || self.pending.iter().any(pending)
     }
 
     /// Whether the open transaction changed any.

@@ -291,7 +291,9 @@ fn a_lost_connection_is_told_by_what_was_at_stake() {
     let server: NodeName = "server1".parse().unwrap();
     let lose = |fixture: &mut Fixture, sql: &str| {
         let segment = fixture.take(&mut query(sql));
-        fixture.session.on_loss(&Batch::of(&segment), &server, "gone")
+        let trouble = fixture.session.trouble_of(&Batch::of(&segment), &server, "gone");
+        fixture.session.abandon_tx();
+        trouble
     };
     assert!(matches!(lose(&mut fixture, "INSERT INTO t VALUES (1)"), Trouble::OutcomeUnknown { .. }));
     assert!(matches!(lose(&mut fixture, "SELECT 1"), Trouble::RolledBack { transaction: false, .. }));

@@ -40,7 +40,15 @@ mod tests {
     fn topology(cluster: &str, generation: Generation, revision: u64) -> Topology {
         let version = Version { generation, revision };
         let cluster = cluster.parse().unwrap();
-        Topology::new(Parts { cluster, version, backends: vec![], primary: None, change: None }).unwrap()
+        Topology::new(Parts {
+            cluster,
+            version,
+            backends: vec![],
+            primary: None,
+            first_xid: None,
+            change: None,
+        })
+        .unwrap()
     }
 
     #[test]

@@ -17,6 +17,8 @@ const FLUSHED: u32 = 3330;
 const INSERTED: u32 = 2852;
 /// `pg_last_wal_replay_lsn()`.
 const REPLAYED: u32 = 3821;
+/// `pg_current_xact_id_if_assigned()`.
+const XID: u32 = 5060;
 /// `current_setting(text)`.
 const SETTING: u32 = 2077;
 
@@ -30,6 +32,7 @@ enum Question {
     Position { flushed: bool },
     Laziness,
     Replayed,
+    Xid,
 }
 
 /// What a message of the server is.
@@ -46,6 +49,8 @@ pub(crate) enum Heard {
     Lazy,
     /// How far it has replayed; `None`: it never did.
     Replayed(Option<Lsn>),
+    /// The number of the open transaction, with its epoch, if it has one.
+    Xid(Option<u64>),
 }
 
 /// The questions to one server.
@@ -56,6 +61,8 @@ pub(crate) struct Questions {
     lazy: Option<(bool, Instant)>,
     /// The last position told was one of what was written.
     flushed: bool,
+    /// Whether it tells the numbers of transactions: where that is not permitted, to ask would end the transaction.
+    tells_xids: Option<bool>,
 }
 
 impl Questions {
@@ -66,8 +73,9 @@ impl Questions {
 
     /// Asks a primary for a position behind all that was committed on its connection. What was committed
     /// lies before the position written; before the one inserted, where commits are acknowledged before
-    /// they are written. `lazily`: that may be so for all that the session knows.
-    pub(crate) fn ask_position(&mut self, lazily: bool, now: Instant, out: &mut BytesMut) {
+    /// they are written. `lazily`: that may be so for all that the session knows. `as_login`: it acts as the role that
+    /// logged in.
+    pub(crate) fn ask_position(&mut self, lazily: bool, as_login: bool, now: Instant, out: &mut BytesMut) {
         let flushed = !lazily && self.lazy.is_some_and(|(lazy, _)| !lazy);
         frontend::put_call(out, if flushed { FLUSHED } else { INSERTED }, &[]);
         self.due.push_back(Question::Position { flushed });
@@ -75,6 +83,30 @@ impl Questions {
             frontend::put_call(out, SETTING, &["synchronous_commit"]);
             self.due.push_back(Question::Laziness);
         }
+        // Here no transaction is open that an error could end.
+        if as_login && self.tells_xids.is_none() {
+            self.put_xid(out);
+        }
+    }
+
+    /// Asks for the number of the open transaction, if that is known to do no harm and nothing else is due. Whether it
+    /// was asked.
+    pub(crate) fn ask_xid(&mut self, out: &mut BytesMut) -> bool {
+        let fine = self.tells_xids == Some(true) && self.due.is_empty();
+        if fine {
+            self.put_xid(out);
+        }
+        fine
+    }
+
+    fn put_xid(&mut self, out: &mut BytesMut) {
+        frontend::put_call(out, XID, &[]);
+        self.due.push_back(Question::Xid);
+    }
+
+    /// Whether the next answer is to that.
+    pub(crate) fn awaits_xid(&self) -> bool {
+        self.due.front() == Some(&Question::Xid)
     }
 
     /// Asks a standby how far it has replayed. One that was promoted since tells where it stopped: all up
@@ -103,8 +135,15 @@ impl Questions {
                 self.lazy = Some((lazy, now()));
                 if lazy && self.flushed { Heard::Lazy } else { Heard::Nothing }
             }
+            (b'V', Question::Xid) => {
+                self.tells_xids = Some(true);
+                Heard::Xid(number(payload))
+            }
             // Cancelled, or not permitted: it is not known, then.
             (b'E', _) if ServerError::read(payload).is_ok_and(|error| error.severity != Severity::Fatal) => {
+                if *question == Question::Xid {
+                    self.tells_xids = Some(false);
+                }
                 Heard::Nothing
             }
             (b'Z', _) => {
@@ -118,8 +157,12 @@ impl Questions {
 
 /// The position that a function returned.
 fn position(payload: &[u8]) -> Option<Lsn> {
+    number(payload).map(Lsn)
+}
+
+fn number(payload: &[u8]) -> Option<u64> {
     let bytes = backend::result(payload).ok()??;
-    bytes.try_into().ok().map(|bytes| Lsn(u64::from_be_bytes(bytes)))
+    bytes.try_into().ok().map(u64::from_be_bytes)
 }
 
 #[cfg(test)]
@@ -141,19 +184,22 @@ mod tests {
         let (mut questions, begun) = (Questions::default(), Instant::now());
         let ask = |questions: &mut Questions, lazily, at: Instant| {
             let mut out = BytesMut::new();
-            questions.ask_position(lazily, at, &mut out);
+            questions.ask_position(lazily, true, at, &mut out);
             calls(&out)
         };
         let now = || begun;
-        assert_eq!(ask(&mut questions, false, begun), [INSERTED, SETTING]);
+        assert_eq!(ask(&mut questions, false, begun), [INSERTED, SETTING, XID]);
         assert_eq!(questions.hear(b'V', &value(&7u64.to_be_bytes()), now), Heard::Position(Lsn(7)));
         assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
         assert_eq!(questions.hear(b'V', &value(b"on"), now), Heard::Nothing);
         assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        let nothing = (-1i32).to_be_bytes();
+        assert_eq!(questions.hear(b'V', &nothing, now), Heard::Xid(None));
+        assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
         assert_eq!(questions.hear(b'V', &value(b"on"), now), Heard::Unasked);
         assert_eq!(ask(&mut questions, false, begun), [FLUSHED]);
         assert_eq!(ask(&mut questions, true, begun), [INSERTED]);
-        questions = Questions { lazy: questions.lazy, ..Questions::default() };
+        questions = Questions { due: VecDeque::new(), ..questions };
         let late = begun + 2 * LAZINESS_LIFE;
         assert_eq!(ask(&mut questions, false, late), [FLUSHED, SETTING]);
         assert_eq!(questions.hear(b'V', &value(&8u64.to_be_bytes()), now), Heard::Position(Lsn(8)));
@@ -161,6 +207,35 @@ mod tests {
         assert_eq!(questions.hear(b'V', &value(b"off"), || late), Heard::Lazy);
         assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
         assert_eq!(ask(&mut questions, false, late), [INSERTED]);
+    }
+
+    #[test]
+    fn a_transaction_is_asked_for_its_number_only_where_that_is_known_to_do_no_harm() {
+        let (mut questions, now) = (Questions::default(), Instant::now);
+        let mut out = BytesMut::new();
+        assert!(!questions.ask_xid(&mut out));
+        questions.ask_position(false, true, now(), &mut out);
+        for (payload, heard) in [
+            (value(&7u64.to_be_bytes()), Heard::Position(Lsn(7))),
+            (value(b"on"), Heard::Nothing),
+            ((-1i32).to_be_bytes().to_vec(), Heard::Xid(None)),
+        ] {
+            assert!(!questions.ask_xid(&mut out), "others are due");
+            assert_eq!(questions.hear(b'V', &payload, now), heard);
+            assert_eq!(questions.hear(b'Z', b"I", now), Heard::Nothing);
+        }
+        assert!(questions.ask_xid(&mut out) && questions.awaits_xid());
+        assert_eq!(questions.hear(b'V', &value(&9u64.to_be_bytes()), now), Heard::Xid(Some(9)));
+        assert_eq!(questions.hear(b'Z', b"T", now), Heard::Nothing);
+        assert!(questions.ask_xid(&mut out));
+        assert_eq!(questions.hear(b'E', b"VERROR\0C42501\0Mpermission denied\0\0", now), Heard::Nothing);
+        assert_eq!(questions.hear(b'Z', b"E", now), Heard::Nothing);
+        assert!(!questions.ask_xid(&mut out));
+        questions.ask_position(false, true, now(), &mut out);
+        assert!(!questions.due.contains(&Question::Xid), "what is known is not asked again");
+        let mut other = Questions::default();
+        other.ask_position(false, false, now(), &mut out);
+        assert!(!other.due.contains(&Question::Xid), "another role's rights tell nothing");
     }
 
     #[test]

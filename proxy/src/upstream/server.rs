@@ -123,8 +123,14 @@ impl Server {
 
     /// Asks for its position without waiting for it: `questions` says that the answer is due. `lazily`: what
     /// was acknowledged need not be written yet.
-    pub(crate) fn ask_position(&mut self, lazily: bool) {
-        self.questions.ask_position(lazily, Instant::now(), &mut self.pipe.output);
+    /// `as_login`: the session acts as the role that logged in.
+    pub(crate) fn ask_position(&mut self, lazily: bool, as_login: bool) {
+        self.questions.ask_position(lazily, as_login, Instant::now(), &mut self.pipe.output);
+    }
+
+    /// Asks for the number of the open transaction, ahead of what ends it. Whether that may be done.
+    pub(crate) fn ask_xid(&mut self) -> bool {
+        self.questions.ask_xid(&mut self.pipe.output)
     }
 
     /// Waits for the answers that are due, though nobody wants them any more.

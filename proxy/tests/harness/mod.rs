@@ -41,6 +41,7 @@ pub struct Script {
     revision: u64,
     backends: Vec<Backend>,
     primary: Option<NodeId>,
+    first_xid: Option<u64>,
 }
 
 impl Script {
@@ -56,7 +57,8 @@ impl Script {
             changed: WallTime(1_795_422_667_123),
         };
         let backends = servers.iter().enumerate().map(backend).collect();
-        Self { generation: Generation::ZERO.next(), revision: 1, backends, primary: Some(NodeId(1)) }
+        let (generation, primary) = (Generation::ZERO.next(), Some(NodeId(1)));
+        Self { generation, revision: 1, backends, primary, first_xid: None }
     }
 
     fn write(&mut self, change: Option<ChangeKind>) -> Topology {
@@ -66,6 +68,7 @@ impl Script {
             version: Version { generation: self.generation, revision: self.revision },
             backends: self.backends.clone(),
             primary: self.primary,
+            first_xid: self.first_xid,
             change,
         };
         Topology::new(parts).unwrap()
@@ -92,6 +95,12 @@ impl Script {
         self.generation = self.generation.next();
         self.primary = Some(NodeId(id));
         self.write(None)
+    }
+
+    /// The same, and transactions from `first_xid` on are its own.
+    pub fn promoted_at(&mut self, id: u64, first_xid: u64) -> Topology {
+        self.first_xid = Some(first_xid);
+        self.promoted(id)
     }
 
     /// A node goes down or comes back.

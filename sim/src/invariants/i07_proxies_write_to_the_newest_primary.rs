@@ -48,7 +48,15 @@ mod tests {
     fn topology(revision: u64) -> Topology {
         let version = Version { generation: Generation::ZERO.next(), revision };
         let cluster = "demo".parse().unwrap();
-        Topology::new(Parts { cluster, version, backends: vec![], primary: None, change: None }).unwrap()
+        Topology::new(Parts {
+            cluster,
+            version,
+            backends: vec![],
+            primary: None,
+            first_xid: None,
+            change: None,
+        })
+        .unwrap()
     }
 
     #[test]

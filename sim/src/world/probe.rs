@@ -199,6 +199,7 @@ impl World {
             standbys,
             slots: server.slots.clone(),
             cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
+            first_xid: None,
         };
         let memory = &mut self.machines[index].worker.as_mut()?.memory;
         if in_recovery {

@@ -102,7 +102,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     meet_the_others(&config, &link, database, memory.generation()).await?;
     let consensus = Consensus::open(options(&config, &memory)).await?;
     let (events, inbox) = mpsc::channel(INBOX);
-    let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease);
+    let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
     let api = Api {
         config: config.clone(),

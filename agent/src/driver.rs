@@ -76,6 +76,8 @@ pub enum Event {
     Proposed(Command, Result<Applied, ProposeError>),
     /// A change of raft's voters has ended.
     Regrouped(Result<(), RegroupError>),
+    /// A proxy had its first write answered by the primary of this generation, so long after it knew it.
+    Wrote(Generation, Duration),
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// An operator wants to know what a switchover, to this node if one is named, would do.
@@ -247,6 +249,7 @@ impl Driver {
             }
             Event::BeatAnswered { voter, sent, answer } => self.node.answered(voter, sent, &answer),
             Event::Knocked(node, result) => self.node.knocked(node, result),
+            Event::Wrote(generation, after) => self.node.wrote(generation, after, now),
             Event::Proposed(command, result) => {
                 let timed_out = matches!(result, Err(ProposeError::Timeout(_)));
                 self.node.proposed(if timed_out { Proposed::TimedOut } else { Proposed::Settled });

@@ -10,10 +10,11 @@ use axum::extract::ws::{Message, WebSocket};
 use pgherd_common::push::{BackendStatus, PROTOCOL, Status, ToAgent, ToProxy};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cluster::ClusterState;
 use crate::coordinator::Seen;
+use crate::driver::Event;
 
 /// How often proxies hear how things are; also what keeps the link provably alive. At least four times
 /// in a lease, so that a proxy knows in time that its agents are backed.
@@ -31,6 +32,8 @@ pub struct Hub {
     asked: watch::Sender<u64>,
     /// Rung by every answer, and by every link that ends.
     told: Arc<Notify>,
+    /// Where what proxies tell for the record goes.
+    events: mpsc::Sender<Event>,
 }
 
 /// What a status is made of when it is sent.
@@ -64,7 +67,12 @@ pub struct Unmovable {
 
 impl Hub {
     /// Publishes what raft applies.
-    pub fn new(cluster: ClusterName, state: watch::Receiver<Arc<ClusterState>>, lease: Duration) -> Self {
+    pub fn new(
+        cluster: ClusterName,
+        state: watch::Receiver<Arc<ClusterState>>,
+        lease: Duration,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
         let interval = STATUS_INTERVAL_MAX.min(lease / 4);
         Self {
             cluster,
@@ -74,6 +82,7 @@ impl Hub {
             proxies: Arc::default(),
             asked: watch::Sender::default(),
             told: Arc::default(),
+            events,
         }
     }
 
@@ -159,9 +168,12 @@ impl Hub {
                     .insert(proxy.clone(), Proxy { listen, acknowledged: None, unmovable: None, link });
                 Ok((proxy, link))
             }
-            Ok(ToAgent::Ack(_) | ToAgent::Refused { .. } | ToAgent::Unmovable { .. }) => {
-                Err("it did not say hello first".to_owned())
-            }
+            Ok(
+                ToAgent::Ack(_)
+                | ToAgent::Refused { .. }
+                | ToAgent::Unmovable { .. }
+                | ToAgent::FirstWrite { .. },
+            ) => Err("it did not say hello first".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -214,6 +226,10 @@ impl Hub {
                     proxy.unmovable = Some(Unmovable { sessions, example });
                 }
                 self.told.notify_waiters();
+            }
+            Ok(ToAgent::FirstWrite { generation, after_ms }) => {
+                // A figure is not worth waiting for: it is lost where the loop has that much to do.
+                let _ = self.events.try_send(Event::Wrote(generation, Duration::from_millis(after_ms)));
             }
             Ok(ToAgent::Hello { .. }) => {}
             Err(error) => tracing::warn!(proxy = name, "{error}"),

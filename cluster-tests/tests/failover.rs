@@ -20,6 +20,26 @@ fn assert_undisturbed(outcome: &Outcome, what: &str) {
     }
 }
 
+/// The last step of the one failover there was; the last of all, and not longer than the test had patience.
+async fn until_a_first_write_is_recorded(cluster: &Cluster) -> TestResult {
+    wait_until("the first write is in the history", SOON, async || {
+        let history = cluster.cli("server4", &["history"]).await.map_err(|error| error.to_string())?;
+        let change = history.out.lines().find(|line| line.contains("  failover  ")).unwrap_or_default();
+        let steps = change.split("  ").find(|column| column.contains("promote ")).unwrap_or_default();
+        let last = steps.rsplit(", ").next().and_then(|step| step.strip_prefix("first_write "));
+        match last.and_then(|ms| ms.trim().parse::<u128>().ok()) {
+            Some(ms) if (1..SOON.as_millis()).contains(&ms) => Ok(()),
+            Some(_) | None => Err(history.out),
+        }
+    })
+    .await?;
+    let metrics =
+        reqwest::get(format!("{}/metrics", cluster.node("server4").agent_url())).await?.text().await?;
+    let name = "pgherd_last_change_step_seconds{kind=\"failover\",step=\"first_write\"} ";
+    assert!(metrics.lines().any(|line| line.starts_with(name)), "{metrics}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_switchover_costs_no_client_an_error() -> TestResult {
     let mut cluster = Cluster::for_test("switchover").start().await?;
@@ -125,6 +145,7 @@ async fn a_killed_primary_is_replaced_under_a_writer() -> TestResult {
     let after = cluster.status().await?;
     assert_eq!(after.generation, before.generation + 1, "one failover, no flapping: {}", after.summary());
     assert!(after.standbys().contains(&"server1"), "the old primary follows: {}", after.summary());
+    until_a_first_write_is_recorded(&cluster).await?;
     Ok(cluster.finish(&[])?)
 }
 

@@ -6,15 +6,20 @@
 //! older one is simply refused. Every agent pushes what it applied, so the first news wins and the
 //! loss of any agent delays nothing.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{ClusterName, HostPort, Lsn, NodeId, Topology, Version};
+use crate::{ClusterName, Generation, HostPort, Lsn, NodeId, Topology, Version};
 
 /// Version of this protocol. Both sides refuse another major number.
 pub const PROTOCOL: u32 = 3;
 
 /// The path of the push link on an agent's port.
 pub const PATH: &str = "/v1/push";
+
+/// A first write that took longer to come says nothing of a change of primary, and is not told.
+pub const FIRST_WRITE_MAX: Duration = Duration::from_secs(60);
 
 /// From an agent to a proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,13 @@ pub enum ToAgent {
         sessions: u32,
         /// One of them, for people.
         example: Option<String>,
+    },
+    /// A write was answered by the primary of this generation, for the first time through this proxy.
+    FirstWrite {
+        /// Of that primary.
+        generation: Generation,
+        /// So many milliseconds after the proxy knew it.
+        after_ms: u64,
     },
     /// New transactions follow the topology of this version from now on.
     Ack(Version),
@@ -119,7 +131,6 @@ wire!(ToAgent);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Generation;
     use crate::topology::Parts;
 
     #[test]
@@ -137,6 +148,9 @@ mod tests {
         assert_eq!(ToProxy::decode(&reset.encode()).unwrap(), reset);
         let ack = ToAgent::Ack(version);
         assert_eq!(ToAgent::decode(&ack.encode()).unwrap(), ack);
+        let wrote = ToAgent::FirstWrite { generation: version.generation, after_ms: 12 };
+        assert_eq!(wrote.encode(), r#"{"first_write":{"generation":1,"after_ms":12}}"#);
+        assert_eq!(ToAgent::decode(&wrote.encode()).unwrap(), wrote);
         assert!(ToProxy::decode("{\"reset\":1}").is_err());
     }
 }

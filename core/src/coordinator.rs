@@ -27,7 +27,7 @@ use crate::cluster::{ChangePhase, ClusterState, Command, PrimaryPhase};
 use crate::cover::Durability;
 use crate::observation::NodeObservation;
 use crate::quorum::Quorum;
-use crate::waterfall::{Step, Waterfall};
+use crate::waterfall::{FirstWrite, Step, Waterfall};
 
 pub use report::{NotYet, Report, VotersStay};
 pub use switchover::SwitchoverRefused;
@@ -108,6 +108,8 @@ pub struct Coordinator {
     transferred: Option<MonoTime>,
     /// The steps of the last change.
     waterfall: Waterfall,
+    /// What proxies have told of the first write behind it.
+    first_write: Option<FirstWrite>,
 }
 
 impl Coordinator {
@@ -127,6 +129,7 @@ impl Coordinator {
             leading: None,
             transferred: None,
             waterfall: Waterfall::default(),
+            first_write: None,
         }
     }
 
@@ -176,6 +179,7 @@ impl Coordinator {
             hearing: &self.hearing,
             seen: &self.seen,
             waterfall: &self.waterfall,
+            first_write: self.first_write,
             ends: &self.ends,
             short_for: self.short_since.map_or(Duration::ZERO, |since| now.since(since)),
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
@@ -265,6 +269,11 @@ impl Coordinator {
         if self.state.change.is_none() && self.waterfall.has(Step::Promote) {
             self.waterfall.reach(Step::Publish, now);
         }
+    }
+
+    /// A proxy tells how soon after it knew the primary of this generation that one had answered a write.
+    pub fn wrote(&mut self, generation: Generation, after: Duration, now: MonoTime) {
+        self.first_write = Some(FirstWrite::heard(self.first_write, generation, after, now));
     }
 
     fn note_short(&mut self, now: MonoTime) {

@@ -298,6 +298,11 @@ impl Node {
         self.knocks.answered(node, result);
     }
 
+    /// A proxy tells how soon after it knew the primary of this generation that one had answered a write.
+    pub fn wrote(&mut self, generation: Generation, after: Duration, now: MonoTime) {
+        self.coordinator.wrote(generation, after, now);
+    }
+
     /// What raft was asked for last has come to an end, one way or the other.
     pub fn regrouped(&mut self) {
         self.regrouping = false;

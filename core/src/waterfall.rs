@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{MonoTime, WallTime};
+use pgherd_common::{Generation, MonoTime, WallTime};
 use serde::{Deserialize, Serialize};
 
 /// A step of a change of primary.
@@ -36,11 +36,13 @@ pub enum Step {
     Cover,
     /// Until the proxies of the agent that leads knew it.
     Publish,
+    /// From when a proxy knew it until it had answered a write there. Behind the end of the change, if ever.
+    FirstWrite,
 }
 
 impl Step {
     /// All of them, in their order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Detect,
         Self::Prepare,
         Self::Stop,
@@ -52,6 +54,7 @@ impl Step {
         Self::Promote,
         Self::Cover,
         Self::Publish,
+        Self::FirstWrite,
     ];
 
     /// In a word.
@@ -68,6 +71,7 @@ impl Step {
             Self::Promote => "promote",
             Self::Cover => "cover",
             Self::Publish => "publish",
+            Self::FirstWrite => "first_write",
         }
     }
 }
@@ -142,6 +146,36 @@ impl Waterfall {
     }
 }
 
+/// How soon the primary of a generation had answered a write, as far as proxies have told. Each counts for itself, from when
+/// it knew that primary: the shortest is what nobody had to wait for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FirstWrite {
+    generation: Generation,
+    after: Duration,
+    /// When the first of them told.
+    heard: MonoTime,
+}
+
+impl FirstWrite {
+    /// After the first word the others have so long for theirs: the log takes one.
+    pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+    /// A proxy has told one more, which may be of a primary that nobody else has heard of yet.
+    pub(crate) fn heard(known: Option<Self>, generation: Generation, after: Duration, now: MonoTime) -> Self {
+        match known {
+            Some(known) if known.generation > generation => known,
+            Some(known) if known.generation == generation => Self { after: known.after.min(after), ..known },
+            Some(_) | None => Self { generation, after, heard: now },
+        }
+    }
+
+    /// What there is to record of this generation by now.
+    pub(crate) fn of(self, generation: Generation, now: MonoTime) -> Option<Took> {
+        let settled = self.generation == generation && now.since(self.heard) >= Self::SETTLED_AFTER;
+        settled.then(|| took(Step::FirstWrite, self.after))
+    }
+}
+
 fn took(step: Step, span: Duration) -> Took {
     Took { step, ms: u64::try_from(span.as_millis()).unwrap_or(u64::MAX) }
 }
@@ -172,5 +206,22 @@ mod tests {
         // The next one begins anew, and nobody has to have noticed a wish.
         waterfall.begin((WallTime(8), ChangeKind::Switchover), Duration::ZERO, at(300));
         assert_eq!(waterfall.up_to(Step::Prepare, at(310)), [Took { step: Step::Prepare, ms: 10 }]);
+    }
+
+    #[test]
+    fn the_soonest_first_write_of_the_newest_primary_counts() {
+        let (old, new) = (Generation::ZERO.next(), Generation::ZERO.next().next());
+        let mut known = None;
+        let mut hear = |generation, ms, now| {
+            known = Some(FirstWrite::heard(known, generation, Duration::from_millis(ms), at(now)));
+            known.unwrap()
+        };
+        assert_eq!(hear(old, 9, 100).of(new, at(9_000)), None);
+        assert_eq!(hear(new, 7, 200).of(new, at(1_199)), None, "others may have a shorter one");
+        hear(new, 5, 300);
+        hear(new, 8, 400);
+        let known = hear(old, 1, 500);
+        assert_eq!(known.of(new, at(1_200)), Some(Took { step: Step::FirstWrite, ms: 5 }));
+        assert_eq!(known.of(old, at(1_200)), None);
     }
 }

@@ -2,6 +2,7 @@
 //! the last topology stays in effect when all links are down.
 
 mod cluster;
+mod first_write;
 mod link;
 
 pub(crate) use cluster::{Cluster, Counts, LinkState, lock};

@@ -326,9 +326,11 @@ fn published(state: &mut ClusterState, generation: Generation, took: Took) -> Re
     same_generation(state, generation)?;
     let entry = state.history.last_mut().filter(|entry| entry.generation == generation);
     let known = |entry: &HistoryEntry| entry.took.iter().any(|known| known.step == took.step);
-    Ok(match entry.filter(|entry| !known(entry)) {
+    Ok(match entry.filter(|entry| entry.serving.is_some() && !known(entry)) {
         Some(entry) => {
-            entry.took.push(took);
+            // The first write may be known before all proxies have acknowledged.
+            let place = entry.took.partition_point(|known| known.step < took.step);
+            entry.took.insert(place, took);
             true
         }
         None => false,

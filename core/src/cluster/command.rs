@@ -116,11 +116,11 @@ pub enum Command {
         /// Now.
         at: WallTime,
     },
-    /// The proxies know the primary of this generation.
+    /// For the record, once the primary of this generation serves: the proxies know it, or a write was answered there.
     Published {
         /// Its generation.
         generation: Generation,
-        /// How long that took.
+        /// Which of these, and how long it took. Each is recorded once.
         took: Took,
     },
     /// Gives up a switchover of which nothing irreversible has happened yet: the old primary was not stopped, and its

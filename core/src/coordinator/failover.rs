@@ -389,14 +389,16 @@ impl View<'_> {
         }
     }
 
-    /// How long it took until the proxies knew, for the record.
+    /// How long it took until the proxies knew, and until a write was answered, for the record. Nothing waits for it.
     pub(super) fn tell_published(&self) -> Option<Command> {
         self.state.serving().filter(|_| self.state.change.is_none())?;
-        let took = self.waterfall.of(Step::Publish)?;
-        let entry = self.state.history.last().filter(|entry| entry.generation == self.state.generation)?;
-        let known = entry.took.iter().any(|known| known.step == Step::Publish);
-        (!known && !entry.took.is_empty())
-            .then_some(Command::Published { generation: self.state.generation, took })
+        let generation = self.state.generation;
+        let last = self.state.history.last().filter(|entry| entry.generation == generation);
+        let entry = last.filter(|entry| !entry.took.is_empty())?;
+        let first_write = self.first_write.and_then(|first| first.of(generation, self.now));
+        let mut ended = self.waterfall.of(Step::Publish).into_iter().chain(first_write);
+        let took = ended.find(|took| entry.took.iter().all(|known| known.step != took.step))?;
+        Some(Command::Published { generation, took })
     }
 
     /// The chosen primary accepts writes: say so to everybody. Where commits wait for standbys, those are told first.

@@ -10,7 +10,7 @@ use super::voters::Hearing;
 use crate::cluster::{ClusterState, Command, Member};
 use crate::observation::{NodeObservation, PostgresObservation, Running};
 use crate::quorum::Quorum;
-use crate::waterfall::Waterfall;
+use crate::waterfall::{FirstWrite, Waterfall};
 
 /// The last word of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct View<'a> {
     pub seen: &'a BTreeMap<NodeId, Seen>,
     /// The steps of the last change.
     pub(super) waterfall: &'a Waterfall,
+    /// What proxies have told of the first write behind it.
+    pub(super) first_write: Option<FirstWrite>,
     /// The last known end of each server's WAL, from when it was a primary.
     pub ends: &'a BTreeMap<NodeId, Lsn>,
     /// For how long there have been too few standbys for commits to wait for.

@@ -454,6 +454,7 @@ impl Client {
             server.leave();
             return Err(protocol(&TakeError::InCopy(stray)));
         }
+        self.note_first_write(flow, server.role);
         let (node, was_open) = (server.node, self.session.tx_node().is_some());
         self.session.on_ready(&flow.batch, node, status, &mut flow.reply, &mut server.known);
         Self::keep_memory(flow);
@@ -492,6 +493,16 @@ impl Client {
         if flow.held.capacity() > 0 {
             flow.held.clear();
             pipe::give_back(std::mem::take(&mut flow.held));
+        }
+    }
+
+    /// Agents want to know how soon a new primary has answered a write.
+    fn note_first_write(&self, flow: &Flow, role: Role) {
+        if let Role::Primary(generation) = role
+            && self.shared.cluster.awaits_write(generation)
+            && flow.batch.has_written(&flow.reply)
+        {
+            self.shared.cluster.wrote(generation);
         }
     }
 

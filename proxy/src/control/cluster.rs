@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pgherd_common::push::BackendStatus;
+use pgherd_common::push::{BackendStatus, ToAgent};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, Generation, HostPort, Lsn, MonoTime, NodeId, Topology};
 use tokio::sync::watch;
 
 use crate::routing::Lag;
 use crate::topology::{Acceptance, Positions, accept};
+
+use super::first_write::FirstWrite;
 
 /// How long a node that could not be reached is left alone while another can take its reads.
 const AVOID: Duration = Duration::from_secs(1);
@@ -62,6 +64,7 @@ pub(crate) struct Cluster {
     position: Mutex<(Generation, Lsn)>,
     /// Milliseconds since boot until which an agent has a quorum behind it, as the agents told.
     backed_until_ms: AtomicU64,
+    first_write: FirstWrite,
 }
 
 /// A lock whose holder cannot have left things half done.
@@ -86,6 +89,7 @@ impl Cluster {
             refused: AtomicU64::new(0),
             position: Mutex::default(),
             backed_until_ms: AtomicU64::new(0),
+            first_write: FirstWrite::new(),
         }
     }
 
@@ -96,6 +100,7 @@ impl Cluster {
             verdict = accept(&self.name, current.as_deref(), &pushed);
             let switch = verdict == Acceptance::Switch;
             if switch {
+                self.first_write.follow(current.as_deref(), &pushed, self.clock.now());
                 *current = Some(Arc::new(pushed));
             }
             switch
@@ -138,6 +143,21 @@ impl Cluster {
     /// Whether an agent with a quorum behind it was heard lately enough for new work on the primary.
     pub(crate) fn is_backed(&self) -> bool {
         self.now_ms() < self.backed_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether the primary of this generation has yet to answer a write. Asked after every batch there.
+    pub(crate) fn awaits_write(&self, generation: Generation) -> bool {
+        self.first_write.is_awaited(generation)
+    }
+
+    /// The primary of this generation has answered a write.
+    pub(crate) fn wrote(&self, generation: Generation) {
+        self.first_write.answered(generation, self.clock.now());
+    }
+
+    /// What agents are to be told of first writes.
+    pub(crate) fn first_writes(&self) -> watch::Receiver<Option<ToAgent>> {
+        self.first_write.told()
     }
 
     fn now_ms(&self) -> u64 {

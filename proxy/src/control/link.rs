@@ -106,8 +106,21 @@ async fn send(socket: &mut Socket, message: &ToAgent) -> Result<(), LinkError> {
 
 /// Takes in what the agent says until the link ends.
 async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> LinkError {
+    let mut first_writes = cluster.first_writes();
     loop {
-        let message = match timeout(SILENCE_MAX, socket.next()).await {
+        let heard = tokio::select! {
+            heard = timeout(SILENCE_MAX, socket.next()) => heard,
+            Ok(()) = first_writes.changed() => {
+                let told = first_writes.borrow_and_update().clone();
+                if let Some(told) = told
+                    && let Err(error) = send(&mut socket, &told).await
+                {
+                    return error;
+                }
+                continue;
+            }
+        };
+        let message = match heard {
             Err(_) => return LinkError::Silence,
             Ok(None) => return LinkError::Closed,
             Ok(Some(Err(error))) => return LinkError::Broken(error),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::sql::{Effect, Route, Traces};
 
-use super::Segment;
+use super::{Reply, Segment};
 
 /// What is known of everything that a client sent up to the server's next `ReadyForQuery`.
 #[derive(Debug, Clone)]
@@ -59,6 +59,11 @@ impl Batch {
     /// Whether the client asked for its own connection to be ended, perhaps.
     pub fn may_terminate(&self) -> bool {
         self.effects.contains(&Effect::Terminate)
+    }
+
+    /// Whether something that is not known to be a read was run without an error, now that it is over.
+    pub fn has_written(&self, reply: &Reply) -> bool {
+        self.route == Route::Primary && !self.only_begins() && !reply.failed() && reply.completed() > 0
     }
 
     /// The batch goes on.

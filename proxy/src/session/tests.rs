@@ -14,6 +14,8 @@ const OTHER: NodeId = NodeId(2);
 struct Fixture {
     session: Session,
     known: BTreeMap<NodeId, Known>,
+    /// Whether the last batch has written.
+    wrote: bool,
 }
 
 fn query(sql: &str) -> BytesMut {
@@ -43,7 +45,7 @@ impl Fixture {
     fn new() -> Self {
         let session = Session::default();
         let known = [(NODE, session.fresh()), (OTHER, session.fresh())].into();
-        Self { session, known }
+        Self { session, known, wrote: false }
     }
 
     /// The same behind what was sent of a batch before.
@@ -99,6 +101,7 @@ impl Fixture {
                 }
                 Event::Ready { len, status } => {
                     seen.extend_from_slice(&left[..len]);
+                    self.wrote = batch.has_written(&reply);
                     self.session.on_ready(&batch, node, status, &mut reply, known);
                     return (tags(&sent), tags(&seen));
                 }
@@ -320,6 +323,28 @@ fn a_lost_connection_is_told_by_what_was_at_stake() {
     fixture.session.on_idle_loss(NODE, &server, "gone");
     let commit = fixture.take(&mut query("COMMIT"));
     assert!(matches!(fixture.session.take_lost(&commit), Some(Trouble::RolledBack { .. })));
+}
+
+#[test]
+fn a_read_and_a_write_that_failed_have_not_written() {
+    let mut fixture = Fixture::new();
+    let mut wrote = |input, answer: &[u8]| {
+        fixture.run(NODE, input, answer);
+        fixture.wrote
+    };
+    let insert = "INSERT INTO t VALUES (1)";
+    assert!(wrote(query(insert), &replies("C", TxStatus::Idle)));
+    assert!(!wrote(query(insert), &replies("E", TxStatus::Idle)));
+    assert!(!wrote(query("SELECT 1"), &replies("TDC", TxStatus::Idle)));
+    assert!(!wrote(query("BEGIN"), &replies("C", TxStatus::Open)));
+    assert!(wrote(query(insert), &replies("C", TxStatus::Open)));
+    assert!(!wrote(query("ROLLBACK"), &replies("C", TxStatus::Idle)));
+    // To prepare it is not to run it.
+    let parse = [&b"s\0"[..], insert.as_bytes(), b"\0\0\0"].concat();
+    assert!(!wrote(extended(&[(b'P', &parse), (b'S', b"")]), &replies("1", TxStatus::Idle)));
+    let bind = b"\0s\0\0\0\0\0\0\0";
+    let run = extended(&[(b'B', bind), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
+    assert!(wrote(run, &replies("2C", TxStatus::Idle)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::cover::{Cover, CoverSeen, SyncSet};
-use crate::waterfall::Step;
+use crate::waterfall::{Step, Took};
 
 const ONE: Durability = Durability { standbys: 1, degrade_after_ms: 0 };
 
@@ -201,6 +201,58 @@ fn a_new_primary_serves_once_its_standbys_have_all_it_has() {
     rig.pass(&[1]);
     expected.push((Step::Publish, 7));
     assert_eq!(steps(&rig), expected);
+}
+
+#[test]
+fn the_first_write_behind_a_change_is_recorded_once() {
+    let mut rig = covered(ONE);
+    let formed = rig.state.generation;
+    let tell = |rig: &mut Rig, generation, ms| {
+        rig.coordinator.wrote(generation, Duration::from_millis(ms), rig.now);
+    };
+    let first_writes = |rig: &Rig| -> Vec<u64> {
+        let took = rig.state.history.iter().flat_map(|entry| &entry.took);
+        took.filter(|took| took.step == Step::FirstWrite).map(|took| took.ms).collect()
+    };
+    let run = |rig: &mut Rig, seconds: u64| (0..seconds * 10).for_each(|_| drop(rig.step(&[])));
+    tell(&mut rig, formed, 3);
+    run(&mut rig, 2);
+    assert!(first_writes(&rig).is_empty(), "the forming of the cluster is no change");
+
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 1500);
+    rig.recruited(3, 1200);
+    rig.pass(&[]);
+    // A proxy may know the new primary before this agent has applied that it serves.
+    let generation = rig.state.generation;
+    tell(&mut rig, generation, 40);
+    rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
+    rig.covers(true);
+    rig.pass(&[]);
+    rig.pass(&[]);
+    assert_eq!(rig.state.serving(), Some(NodeId(2)));
+    assert!(rig.state.change.is_none(), "the change is over");
+    assert!(first_writes(&rig).is_empty(), "others may have a shorter one");
+    tell(&mut rig, generation, 30);
+    tell(&mut rig, generation, 50);
+    tell(&mut rig, formed, 1);
+    run(&mut rig, 2);
+    assert_eq!(first_writes(&rig), [30]);
+
+    // The log has it, whatever comes later.
+    tell(&mut rig, generation, 20);
+    tell(&mut rig, generation.next(), 10);
+    let revision = rig.state.revision;
+    rig.coordinator.published(rig.now + Duration::from_millis(7));
+    run(&mut rig, 2);
+    assert_eq!(first_writes(&rig), [30]);
+    let last = |rig: &Rig| rig.state.history.last().unwrap().took.last().copied().map(|took| took.step);
+    assert_eq!(last(&rig), Some(Step::FirstWrite), "whatever became known first");
+    assert!(rig.state.revision > revision && rig.state.generation == generation);
+    let again = Took { step: Step::FirstWrite, ms: 1 };
+    assert_eq!(rig.propose(&Command::Published { generation, took: again }), Applied::Unchanged);
 }
 
 #[test]

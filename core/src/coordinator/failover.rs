@@ -76,6 +76,7 @@ impl View<'_> {
             allow_data_loss: false,
             end_transactions: false,
             noticed_ms: self.noticed(primary),
+            scheduled: None,
             at: self.wall,
         })
     }
@@ -393,7 +394,7 @@ impl View<'_> {
     pub(super) fn tell_published(&self) -> Option<Command> {
         self.state.serving().filter(|_| self.state.change.is_none())?;
         let took = self.waterfall.of(Step::Publish)?;
-        let entry = self.state.history.last().filter(|entry| entry.generation == self.state.generation)?;
+        let entry = self.state.present_entry()?;
         let known = entry.took.iter().any(|known| known.step == Step::Publish);
         (!known && !entry.took.is_empty())
             .then_some(Command::Published { generation: self.state.generation, took })

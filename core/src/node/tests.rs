@@ -7,7 +7,7 @@ use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Lsn, Timeline};
 
 use super::*;
-use crate::cluster::{Applied, Identity, NodeKind, apply};
+use crate::cluster::{Applied, Command, Identity, NodeKind, apply};
 use crate::cover::{Durability, SyncSet};
 use crate::observation::{Health, Running, Stopped};
 use crate::salvage::LeftWal;
@@ -196,6 +196,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     });
     let next = generation.next();
@@ -264,6 +265,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -312,6 +314,7 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     });
     rig.commit(&Command::Stop { generation: generation.next() });
@@ -368,6 +371,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -474,6 +478,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin(first));
@@ -524,6 +529,7 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
         allow_data_loss,
         end_transactions,
         noticed_ms: 0,
+        scheduled: None,
         at,
     });
     let Begun { action, before, .. } = rig.turn().act.unwrap();

@@ -568,3 +568,26 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Follow(_)) && begun.abort, "{begun:?}");
 }
+
+#[test]
+fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
+    let mut rig = Rig::serving();
+    rig.answered(rig.now);
+    let mut own = postgres(false);
+    let PostgresState::Running(running) = &mut own.state else { unreachable!() };
+    running.timeline = Timeline(2);
+    rig.node.look(own.clone());
+    // Slots come first: the checkpoint removes WAL.
+    let Begun { action, before, .. } = rig.turn().act.unwrap();
+    assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
+    rig.node.acted(Done { action, before, result: Ok(()), observation: own }, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert_eq!(begun.action, LocalAction::Checkpoint);
+    assert_eq!(rig.turn().act, None, "it goes on");
+
+    let set = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set });
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::Cover(_)) && begun.abort, "{begun:?}");
+    assert_eq!(rig.turn().act, None, "and that goes on");
+}

@@ -6,6 +6,7 @@
 //! understood.
 
 mod args;
+mod at;
 mod check_config;
 mod client;
 mod cluster_status;

@@ -95,6 +95,8 @@ pub struct Picture {
     pub standing: Standing,
     /// What was heard of each agent, and how long ago.
     pub seen: BTreeMap<NodeId, (NodeObservation, Duration)>,
+    /// Who would take over, were the scheduled switchover to begin now.
+    pub foreseen: Option<Result<NodeId, SwitchoverRefused>>,
     /// The coordinator's last report, if this node leads.
     pub report: Vec<String>,
     /// Why nothing is done to the own PostgreSQL, where there is a reason.
@@ -269,10 +271,10 @@ impl Driver {
             }
             Event::Plan(request, answer) => {
                 let (to, wall) = (request.to.as_ref(), RealClock.wall());
-                let plan = if request.switchover {
-                    self.node.plan_switchover(to, request.end_transactions, now, wall)
-                } else {
-                    self.node.plan_forced(to, request.allow_data_loss, now, wall)
+                let plan = match (request.switchover, request.at) {
+                    (true, Some(at)) => self.node.plan_schedule(at, to, request.end_transactions, now, wall),
+                    (true, None) => self.node.plan_switchover(to, request.end_transactions, now, wall),
+                    (false, _) => self.node.plan_forced(to, request.allow_data_loss, now, wall),
                 };
                 let _ = answer.send(plan);
             }
@@ -452,6 +454,7 @@ impl Driver {
             state: self.node.state().clone(),
             standing: self.standing.clone(),
             seen: seen.map(|(id, seen)| (*id, (seen.observation.clone(), now.since(seen.at)))).collect(),
+            foreseen: self.node.foresee_scheduled(now, RealClock.wall()),
             report: self.node.report().to_vec(),
             note: self.node.note().map(str::to_owned),
         }

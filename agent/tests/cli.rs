@@ -89,6 +89,7 @@ async fn play(script: Shared) -> String {
     let mut router = Router::new().route("/v1/status", get(status)).route("/v1/history", get(history));
     for path in [
         "/v1/promote",
+        "/v1/cancel-scheduled",
         "/v1/resume",
         "/v1/attach",
         "/v1/detach",
@@ -120,7 +121,7 @@ fn status(generation: u64, change: &Value, healthy: bool, second_agent: &str) ->
         "durability": {"asked": 0, "standbys": 0, "of": [], "settled": true},
         "leader": "server2", "term": 1, "voters": 2, "voters_heard": 2,
         "voting": ["server1", "server2"], "without_vote": [],
-        "lease": {"holder": "server1", "left_ms": 1900}, "change": change,
+        "lease": {"holder": "server1", "left_ms": 1900}, "change": change, "scheduled": null,
         "nodes": [node(1, "Primary", "127.0.0.1:1"), node(2, "Standby", second_agent)],
         "allowed": ["server1", "server2"], "priority": ["server2"], "proxies": [], "healthy": healthy,
         "verdict": ["All standbys are in sync with the primary."], "report": []
@@ -364,8 +365,8 @@ async fn a_promotion_is_followed_to_its_end() {
     let end = "server2 is the primary (generation 2, timeline 2).\n\
                It took 412 ms: 300 ms to choose it, 112 ms until it accepted writes.\n";
     assert!(text.ends_with(end), "{text}");
-    let body = json!({"switchover": true, "to": "server2", "explain": false, "end_transactions": false,
-        "allow_data_loss": false});
+    let body = json!({"switchover": true, "to": "server2", "at": null, "explain": false,
+        "end_transactions": false, "allow_data_loss": false});
     let order = ("/v1/promote".to_owned(), body);
     assert_eq!(script.lock().unwrap().ordered, [order]);
 
@@ -380,6 +381,36 @@ async fn a_promotion_is_followed_to_its_end() {
     let output = pgherd(&["--agent", &address, "promote", "--switchover", "--no-wait"]).await;
     assert_eq!(stdout(&output), "the order was taken\n");
     assert_eq!(script.lock().unwrap().looked, 1);
+}
+
+#[tokio::test]
+async fn a_switchover_is_scheduled_and_taken_back() {
+    let script = scripted(switchover(&entry(2, "server2", "completed")));
+    let address = play(script.clone()).await;
+    let at = |time: &'static str| {
+        let address = address.clone();
+        async move { pgherd(&["--agent", &address, "promote", "--switchover", "--at", time]).await }
+    };
+    let past = at("2000-02-29 03:00").await;
+    assert_eq!(past.status.code(), Some(1), "{past:?}");
+    let told = "error: 2000-02-29 03:00 means 2000-02-29 03:00:00 +";
+    assert!(stderr(&past).starts_with(told) && stderr(&past).contains(", which is past\n"), "{past:?}");
+    let nonsense = at("soon").await;
+    assert_eq!(nonsense.status.code(), Some(2), "{nonsense:?}");
+    assert!(stderr(&nonsense).contains("give a time such as 2026-12-01T03:00:00+01:00"), "{nonsense:?}");
+    let unplanned = pgherd(&["--agent", &address, "promote", "--yes", "--at", "+1h"]).await;
+    assert_eq!(unplanned.status.code(), Some(2), "only what is planned is scheduled");
+    assert!(script.lock().unwrap().ordered.is_empty());
+
+    let scheduled = at("+1h").await;
+    assert!(scheduled.status.success(), "{scheduled:?}");
+    assert!(stdout(&scheduled).starts_with("+1h means 2"), "{scheduled:?}");
+    let cancelled = pgherd(&["--agent", &address, "promote", "--cancel-scheduled"]).await;
+    assert!(cancelled.status.success(), "{cancelled:?}");
+    let ordered = script.lock().unwrap().ordered.clone();
+    let paths: Vec<&str> = ordered.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["/v1/promote", "/v1/cancel-scheduled"]);
+    assert!(ordered[0].1["at"].as_u64().unwrap() > 1_700_000_000_000, "{ordered:?}");
 }
 
 #[tokio::test]

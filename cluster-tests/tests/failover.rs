@@ -60,6 +60,53 @@ async fn a_switchover_costs_no_client_an_error() -> TestResult {
 }
 
 #[tokio::test]
+async fn a_scheduled_switchover_begins_at_its_time_unless_it_is_taken_back() -> TestResult {
+    let mut cluster = Cluster::for_test("scheduled").start().await?;
+    let at = ["promote", "--switchover", "--to", "server2", "--at"];
+    let answer = cluster.cli("server1", &[&at[..], &["+1h"]].concat()).await?;
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(answer.out.contains("a switchover from server1 to server2 at 2"), "{answer:?}");
+    let shown = cluster.cli("server3", &["cluster-status"]).await?;
+    assert!(shown.out.contains("\nScheduled switchover: 2"), "{shown:?}");
+    assert!(
+        shown.out.contains(", in 59 min ") && shown.out.contains(" from server1 to server2\n"),
+        "{shown:?}"
+    );
+    let second = cluster.cli("server2", &["promote", "--switchover", "--at", "+2h"]).await?;
+    assert_eq!(second.code, 1, "{second:?}");
+    let told = "error: a switchover is scheduled already: from server1 to server2 at 2";
+    assert!(second.err.starts_with(told) && second.err.contains("--cancel-scheduled"), "{second:?}");
+    let answer = cluster.cli("server2", &["promote", "--cancel-scheduled"]).await?;
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(answer.out.contains("a switchover from server1 to server2 at 2"), "{answer:?}");
+    let again = cluster.cli("server2", &["promote", "--cancel-scheduled"]).await?;
+    assert!(again.code == 1 && again.err.starts_with("error: no switchover is scheduled\n"), "{again:?}");
+
+    let writer = Writer::start(&cluster, "scheduled").await?;
+    writer.until_written(100, SOON).await?;
+    let explained = cluster.cli("server4", &[&at[..], &["+2s", "--explain"]].concat()).await?;
+    assert!(explained.out.contains("server2 would become the primary instead of server1"), "{explained:?}");
+    let answer = cluster.cli("server4", &[&at[..], &["+2s"]].concat()).await?;
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert_eq!(cluster.writable().await, ["server1"], "not before its time");
+    wait_until("the switchover is done", SOON, async || match cluster.writable().await.as_slice() {
+        ["server2"] => Ok(()),
+        others => Err(format!("{others:?}")),
+    })
+    .await?;
+    cluster.until_healthy(SOON).await?;
+    writer.until_written(100, SOON).await?;
+    let history = cluster.cli("server4", &["history"]).await?;
+    assert!(history.out.contains("  an operator asked for a switchover at 2"), "{history:?}");
+    let shown = cluster.cli("server4", &["cluster-status"]).await?;
+    assert!(!shown.out.contains("Scheduled switchover"), "{shown:?}");
+    let outcome = writer.finish(&cluster).await?;
+    assert_undisturbed(&outcome, "scheduled");
+    assert!(outcome.lost.is_empty() && outcome.errors.is_empty(), "{outcome:?}");
+    Ok(cluster.finish(&[])?)
+}
+
+#[tokio::test]
 async fn a_switchover_does_not_end_a_transaction_unless_that_was_asked_for() -> TestResult {
     let settings = "[timings]\ndrain_timeout = '300ms'\n";
     let mut cluster = Cluster::for_test("undrained").agent_settings(settings).start().await?;

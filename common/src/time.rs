@@ -34,10 +34,26 @@ impl std::ops::Add<Duration> for MonoTime {
     }
 }
 
-/// Milliseconds since 1970, for logs and history. No decision may rest on it.
+/// Milliseconds since 1970, for logs, history, and what operators want done at a set time. Who may write rests on it
+/// nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WallTime(pub u64);
+
+impl WallTime {
+    /// How long ago `earlier` was; zero when it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl std::ops::Add<Duration> for WallTime {
+    type Output = Self;
+
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
 
 impl fmt::Display for WallTime {
     /// `2026-11-23 08:31:07.123Z`

@@ -3,6 +3,7 @@
 
 mod apply;
 mod command;
+mod schedule;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
+pub use schedule::Scheduled;
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,
     Primary, PrimaryPhase, Service,

@@ -9,6 +9,7 @@ mod cover;
 mod failover;
 mod forming;
 mod report;
+mod schedule;
 mod service;
 mod switchover;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::quorum::Quorum;
 use crate::waterfall::{FirstWrite, Step, Waterfall};
 
 pub use report::{NotYet, Report, VotersStay};
+pub use schedule::{SCHEDULE_AHEAD_MAX, SCHEDULE_PATIENCE};
 pub use switchover::SwitchoverRefused;
 pub use view::{Seen, View};
 
@@ -206,6 +208,7 @@ impl Coordinator {
             action = action
                 .or_else(|| propose(view.advance_change(&mut report)))
                 .or_else(|| propose(view.begin_failover(&mut report)))
+                .or_else(|| propose(view.tend_schedule(&mut report)))
                 .or_else(|| propose(view.tend_cover(&mut report)))
                 .or_else(|| propose(view.tell_published()))
                 .or_else(|| view.tend_voters(&mut report))

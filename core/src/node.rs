@@ -8,6 +8,7 @@
 
 mod duty;
 mod knocks;
+mod plan;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -16,11 +17,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, NodeName, Version, WallTime};
+use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, Version, WallTime};
 
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
-use crate::cluster::{ChangePhase, ClusterState, Command, Descriptor};
-use crate::coordinator::{Action, Coordinator, Policy, Seen, SwitchoverRefused};
+use crate::cluster::{ChangePhase, ClusterState, Descriptor};
+use crate::coordinator::{Action, Coordinator, Policy, Seen};
 use crate::cover::Durability;
 use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
@@ -320,38 +321,6 @@ impl Node {
     /// As [`Turn::remember`] demanded, this is on disk now. Until then it is demanded again.
     pub fn remembered(&mut self, generation: Generation) {
         self.remembered = self.remembered.max(generation);
-    }
-
-    /// An operator wants a switchover: what would be proposed for it.
-    pub fn plan_switchover(
-        &self,
-        to: Option<&NodeName>,
-        end_transactions: bool,
-        now: MonoTime,
-        wall: WallTime,
-    ) -> Result<Command, SwitchoverRefused> {
-        self.coordinator.view(now, wall).plan_switchover(to, end_transactions)
-    }
-
-    /// An operator wants to know what a switchover would do.
-    pub fn explain_switchover(
-        &self,
-        to: Option<&NodeName>,
-        now: MonoTime,
-        wall: WallTime,
-    ) -> Result<Vec<String>, SwitchoverRefused> {
-        self.coordinator.view(now, wall).explain_switchover(to)
-    }
-
-    /// An operator wants a promotion come what may: what would be proposed for it.
-    pub fn plan_forced(
-        &self,
-        to: Option<&NodeName>,
-        allow_data_loss: bool,
-        now: MonoTime,
-        wall: WallTime,
-    ) -> Result<Command, SwitchoverRefused> {
-        self.coordinator.view(now, wall).plan_forced(to, allow_data_loss)
     }
 
     /// Decides. `beat_due`: the others are to hear of this node even if there is no news. `held`:

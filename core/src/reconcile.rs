@@ -16,7 +16,9 @@ use std::time::Duration;
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, MonoTime, NodeId, NodeName};
 
-use crate::cluster::{Change, ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
+use crate::cluster::{
+    Change, ChangePhase, ClusterState, HistoryEntry, Member, Outcome, PrimaryPhase, Service,
+};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
@@ -394,7 +396,9 @@ impl Reconciler {
     /// Whether this node was chosen as primary, failed before it served, and has not been a standby since:
     /// a clean stop is then what a switchover left, and nobody's wish.
     fn never_served(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> bool {
-        let chosen = s.state.history.iter().rev().find(|entry| entry.to == member.descriptor.name);
+        let named =
+            |entry: &&HistoryEntry| entry.to == member.descriptor.name && entry.outcome != Outcome::NotDone;
+        let chosen = s.state.history.iter().rev().find(named);
         !stopped.standby && chosen.is_some_and(|entry| entry.outcome == Outcome::Superseded)
     }
 

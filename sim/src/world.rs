@@ -298,7 +298,7 @@ impl World {
         self.run_until(until);
     }
 
-    /// Wall time on every machine: nothing rests on it.
+    /// Wall time on every machine: nothing rests on it but when a scheduled switchover begins.
     pub fn wall(&self) -> WallTime {
         WallTime(1_795_422_600_000 + self.now.0 / 1000)
     }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Clock, HostPort, NodeName};
+use pgherd_common::{Clock, HostPort, NodeId, NodeName, WallTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,7 +17,7 @@ use super::server::{Api, Refused};
 use super::types::{Accepted, Busy, NodeRequest, PriorityRequest, PromoteRequest};
 use crate::cluster::{Applied, ClusterState, Command, HistoryEntry, Member, Outcome, Rejected};
 use crate::consensus::ProposeError;
-use crate::coordinator::SwitchoverRefused;
+use crate::coordinator::{SCHEDULE_PATIENCE, SwitchoverRefused};
 use crate::driver::Event;
 use crate::peers::CallError;
 use crate::publish::Unmovable;
@@ -43,23 +43,78 @@ pub(super) async fn promote(State(api): State<Api>, headers: HeaderMap, bytes: B
     if let Some(answer) = pass_on(&api, &headers, "/v1/promote", &request).await {
         return answer;
     }
+    if request.at.is_some() && !request.switchover {
+        let error = "only a switchover can be scheduled, not a forced promotion";
+        return Err(Refused::new(StatusCode::BAD_REQUEST, error, "pgherd promote --switchover --at TIME"));
+    }
     if request.explain {
         return explain(&api, &request).await;
     }
     let command = plan(&api, &request).await?;
-    let (kind, generation) = match command {
-        Command::Begin { kind, generation, .. } => (kind, generation.next()),
-        ref other => unreachable!("a plan begins a change of primary, not {other:?}"),
+    match &command {
+        Command::Begin { kind, generation, .. } => {
+            let (message, generation) = (format!("{kind} begun"), Some(generation.next()));
+            propose(&api, command).await?;
+            Ok(Json(Accepted { message, generation }))
+        }
+        Command::Schedule { due, from, to, .. } => {
+            let what = spell(&api, *due, *from, *to);
+            schedule(&api, request, command, &what).await
+        }
+        other => unreachable!("a plan is of a change of primary, not {other:?}"),
+    }
+}
+
+/// Has the log remember a switchover. What would be in its way now is told, and may be gone by then.
+async fn schedule(api: &Api, request: PromoteRequest, command: Command, what: &str) -> Answer {
+    let at_once = PromoteRequest { at: None, ..request };
+    let doubt = match api.ask(|answer| Event::Plan(at_once, answer)).await? {
+        Err(refused) => format!("\nas things are now it could not begin: {refused}"),
+        Ok(_) => String::new(),
     };
-    propose(&api, command).await?;
-    Ok(Json(Accepted { message: format!("{kind} begun"), generation: Some(generation) }))
+    propose(api, command).await?;
+    tracing::info!("an operator has scheduled {what}");
+    let patience = format!("if it cannot begin within {SCHEDULE_PATIENCE:?} of its time, it is given up");
+    Ok(Json(Accepted { message: format!("{what} is scheduled; {patience}{doubt}"), generation: None }))
+}
+
+/// Takes a scheduled switchover back.
+pub(super) async fn cancel_scheduled(State(api): State<Api>, headers: HeaderMap) -> Answer {
+    if let Some(answer) = pass_on(&api, &headers, "/v1/cancel-scheduled", &()).await {
+        return answer;
+    }
+    let state = api.consensus.state().borrow().clone();
+    let refuse = |rejected: Rejected| Refused::new(StatusCode::CONFLICT, &rejected, hint(&rejected));
+    let scheduled = state.scheduled.as_ref().ok_or(Rejected::NotScheduled).map_err(refuse)?;
+    let (number, at) = (scheduled.number, RealClock.wall());
+    propose(&api, Command::Unschedule { number, why: None, at }).await?;
+    let what = spell(&api, scheduled.due, scheduled.from, scheduled.to);
+    tracing::info!("an operator has taken back {what}");
+    let message = format!("{what} is not scheduled any more");
+    Ok(Json(Accepted { message, generation: None }))
+}
+
+/// A scheduled switchover, for people.
+fn spell(api: &Api, due: WallTime, from: NodeId, to: Option<NodeId>) -> String {
+    let members = api.config.members.iter();
+    let name =
+        |id: NodeId| members.clone().find(|member| member.id == id).map(|member| member.name.to_string());
+    let from = name(from).unwrap_or_default();
+    let to = to.and_then(name).unwrap_or_else(|| "the best standby".to_owned());
+    format!("a switchover from {from} to {to} at {due}")
 }
 
 /// What a switchover would do, and wait for. Nothing is changed.
 async fn explain(api: &Api, request: &PromoteRequest) -> Answer {
-    let explained = api.ask(|answer| Event::Explain(request.to.clone(), answer)).await?;
     let refuse = |refused: SwitchoverRefused| Refused::new(StatusCode::CONFLICT, &refused, refused.hint());
+    if request.at.is_some() {
+        api.ask(|answer| Event::Plan(request.clone(), answer)).await?.map_err(refuse)?;
+    }
+    let explained = api.ask(|answer| Event::Explain(request.to.clone(), answer)).await?;
     let mut lines = explained.map_err(refuse)?;
+    if let Some(at) = request.at {
+        lines.insert(0, format!("it would begin at {at}; this is what it would be now:"));
+    }
     let state = api.consensus.state().borrow().clone();
     if let Some(primary) = state.primary_member() {
         let name = &primary.descriptor.name;
@@ -277,6 +332,10 @@ fn hint(rejected: &Rejected) -> &'static str {
         Rejected::IsPrimary(_) => "pgherd promote --switchover",
         Rejected::NotAllowed(_) => "pgherd allow-node NODE",
         Rejected::NotFailed(_) => "nothing has to be done",
+        Rejected::AlreadyScheduled(_) => "`pgherd promote --cancel-scheduled` takes it away",
+        Rejected::NotScheduled => {
+            "pgherd cluster-status shows what is scheduled, pgherd history what became of it"
+        }
         Rejected::AlreadyFormed
         | Rejected::Stale { .. }
         | Rejected::UnknownMember(_)
@@ -285,6 +344,7 @@ fn hint(rejected: &Rejected) -> &'static str {
         | Rejected::NoSuchChange(_)
         | Rejected::WrongPhase
         | Rejected::NotPrimary(_)
+        | Rejected::NotServing(_)
         | Rejected::VotersChanging
         | Rejected::NoSuchPlan(_)
         | Rejected::UnfitVoters

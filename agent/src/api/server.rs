@@ -61,6 +61,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/history", get(status::history))
         .route("/metrics", get(metrics::scrape))
         .route("/v1/promote", post(operator::promote))
+        .route("/v1/cancel-scheduled", post(operator::cancel_scheduled))
         .route("/v1/resume", post(operator::resume))
         .route("/v1/attach", post(operator::attach))
         .route("/v1/detach", post(operator::detach))

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use pgherd_common::{HostPort, Lsn, NodeId};
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, HostPort, Lsn, NodeId};
 use pgherd_core::cover::Durability;
 use pgherd_core::node::version;
 
 use super::server::{Api, Refused};
 use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
-    ProxyStatus, WithoutVote,
+    ProxyStatus, ScheduledStatus, WithoutVote,
 };
 use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
 use crate::driver::Picture;
@@ -141,6 +142,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
                 reason: change.reason.clone(),
             })
         }),
+        scheduled: composer.scheduled(),
         nodes,
         allowed: state.members.values().filter(|m| m.allowed).map(|m| m.descriptor.name.clone()).collect(),
         priority: state.promotion_order().iter().map(|member| member.descriptor.name.clone()).collect(),
@@ -218,6 +220,25 @@ impl<'a> Composer<'a> {
                 Some(WithoutVote { node: member.descriptor.name.clone(), reason })
             })
             .collect()
+    }
+
+    fn scheduled(&self) -> Option<ScheduledStatus> {
+        let scheduled = self.picture.state.scheduled.as_ref()?;
+        let (successor, obstacle) = match &self.picture.foreseen {
+            Some(Ok(id)) => (self.name(*id), None),
+            Some(Err(refused)) => (None, Some(refused.to_string())),
+            None => (None, None),
+        };
+        let left = scheduled.due.since(RealClock.wall());
+        Some(ScheduledStatus {
+            at: scheduled.due,
+            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            from: self.name(scheduled.from)?,
+            to: scheduled.to.and_then(|to| self.name(to)),
+            end_transactions: scheduled.end_transactions,
+            successor,
+            obstacle,
+        })
     }
 
     fn lease(&self) -> LeaseStatus {

@@ -7,6 +7,7 @@
 //! | `GET /v1/history` | | list of [`HistoryEntry`](crate::cluster::HistoryEntry) |
 //! | `GET /v1/busy` | | [`Busy`], what runs on the PostgreSQL of the agent asked |
 //! | `POST /v1/promote` | [`PromoteRequest`] | [`Accepted`] |
+//! | `POST /v1/cancel-scheduled` | | [`Accepted`] |
 //! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
 //! | `POST /v1/stop-cluster` | | [`Accepted`] |
@@ -18,7 +19,7 @@
 use std::fmt;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Version};
+use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Version, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::NodeKind;
@@ -54,6 +55,8 @@ pub struct ClusterStatus {
     pub lease: LeaseStatus,
     /// A change of primary in flight.
     pub change: Option<ChangeStatus>,
+    /// A switchover that is to begin at a set time.
+    pub scheduled: Option<ScheduledStatus>,
     /// All members by id.
     pub nodes: Vec<NodeStatus>,
     /// Members allowed in the cluster.
@@ -114,6 +117,25 @@ pub struct ChangeStatus {
     pub phase: String,
     /// Why.
     pub reason: String,
+}
+
+/// A switchover that is to begin at a set time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledStatus {
+    /// When, in milliseconds since 1970.
+    pub at: WallTime,
+    /// Milliseconds until then, by the clock of the answering agent.
+    pub left_ms: u64,
+    /// The primary that is to be left.
+    pub from: NodeName,
+    /// The wanted new primary; the best standby when absent.
+    pub to: Option<NodeName>,
+    /// Whether transactions that do not end in time are to be ended.
+    pub end_transactions: bool,
+    /// Who would take over, were it to begin now.
+    pub successor: Option<NodeName>,
+    /// Why it would be refused, were it to begin now.
+    pub obstacle: Option<String>,
 }
 
 /// What an agent is to its cluster, in EFM's words.
@@ -235,6 +257,9 @@ pub struct PromoteRequest {
     pub switchover: bool,
     /// The wanted new primary; the best standby when absent.
     pub to: Option<NodeName>,
+    /// Switchover: when it is to begin, in milliseconds since 1970; at once when absent.
+    #[serde(default)]
+    pub at: Option<WallTime>,
     /// Switchover: only say what it would do.
     #[serde(default)]
     pub explain: bool,

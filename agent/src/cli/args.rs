@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pgherd_common::NodeName;
 
+use super::at::At;
+
 /// Where this node's agent keeps its configuration.
 pub(super) const CONFIG_DEFAULT: &str = "/etc/pgherd/agent.toml";
 
@@ -73,6 +75,11 @@ Examples:
   pgherd promote --switchover                  # planned: nothing is lost, clients get no error
   pgherd promote --switchover --to server3
   pgherd promote --switchover --explain        # what would happen; nothing does
+  pgherd promote --switchover --at 03:00       # when it is 03:00 next in the zone of this machine
+  pgherd promote --switchover --at +90m        # s, m or min, h, d
+  pgherd promote --switchover --at \"2026-12-01 03:00\" --to server3
+  pgherd promote --switchover --at 2026-12-01T03:00:00+01:00
+  pgherd promote --cancel-scheduled            # nothing is to happen then after all
   pgherd promote --yes                         # forced, without being asked
   pgherd promote --switchover --no-wait        # come back as soon as it has begun")]
     Promote(PromoteArgs),
@@ -168,6 +175,13 @@ pub(super) struct PromoteArgs {
     /// The new primary; by default the best standby
     #[arg(long, value_name = "NODE")]
     pub(super) to: Option<NodeName>,
+    /// With --switchover: begin it then, by the clock of the agent that leads; if it cannot begin within 60 s, or another
+    /// node is the primary by then, it is given up, and `pgherd history` says why
+    #[arg(long, value_name = "TIME", requires = "switchover")]
+    pub(super) at: Option<At>,
+    /// Take the scheduled switchover back
+    #[arg(long, conflicts_with_all = ["switchover", "to", "allow_data_loss", "yes"])]
+    pub(super) cancel_scheduled: bool,
     /// With --switchover: only say what it would do, and what it would have to wait for
     #[arg(long, requires = "switchover")]
     pub(super) explain: bool,

@@ -4,8 +4,8 @@ use pgherd_common::{Lsn, NodeName};
 
 use super::node_status::vip;
 use super::table::Table;
-use super::units::{bytes, millis};
-use crate::api::types::{AgentType, ClusterStatus, DurabilityStatus, NodeStatus};
+use super::units::{bytes, millis, span};
+use crate::api::types::{AgentType, ClusterStatus, DurabilityStatus, NodeStatus, ScheduledStatus};
 use crate::cluster::NodeKind;
 
 /// The whole report.
@@ -133,6 +133,26 @@ fn agreement(status: &ClusterStatus) -> String {
             );
             text += &format!("    {}\n", change.reason);
         }
+    }
+    text += &status.scheduled.as_ref().map(scheduled).unwrap_or_default();
+    text
+}
+
+fn scheduled(status: &ScheduledStatus) -> String {
+    let when = match status.left_ms {
+        0 => "due".to_owned(),
+        left => format!("in {}", span(left)),
+    };
+    let to = match (&status.to, &status.successor) {
+        (Some(to), _) => to.to_string(),
+        (None, Some(best)) => format!("the best standby, {best} as things are"),
+        (None, None) => "the best standby".to_owned(),
+    };
+    let ends = if status.end_transactions { "; transactions that do not end are ended" } else { "" };
+    let mut text =
+        format!("Scheduled switchover: {}, {when}, from {} to {to}{ends}\n", status.at, status.from);
+    if let Some(obstacle) = &status.obstacle {
+        text += &format!("    could not begin now: {obstacle}\n");
     }
     text
 }

@@ -57,6 +57,8 @@ pub(super) enum CliError {
         #[source]
         cause: io::Error,
     },
+    #[error("{typed} {understood}")]
+    Time { typed: String, understood: String },
     #[error("this asks for confirmation, and there is no terminal to ask on")]
     NoTerminal,
     #[error("not confirmed; nothing was done")]
@@ -107,6 +109,7 @@ impl CliError {
                 "run `pgherd-proxy --check-config {}` where the proxy is installed",
                 file.display()
             )),
+            Self::Time { .. } => Some("with its offset a time means the same everywhere: 2026-12-01T03:00:00+01:00".to_owned()),
             Self::NoTerminal => Some("--yes confirms in advance".to_owned()),
             Self::NotOver { .. } => {
                 Some("it goes on without this command; follow it with `pgherd cluster-status`".to_owned())

@@ -33,7 +33,7 @@ impl Awaited {
             let to = change.to.as_ref().map(|to| format!(", new primary {to}")).unwrap_or_default();
             return Progress::Going(Some(format!("{}{to}", change.phase)));
         }
-        let Some(newest) = history.last().filter(|newest| Some(*newest) != self.newest_before.as_ref())
+        let Some(newest) = newest(history).filter(|newest| Some(*newest) != self.newest_before.as_ref())
         else {
             return Progress::Going(None);
         };
@@ -41,9 +41,16 @@ impl Awaited {
             // Given up before a primary was chosen, the change leaves the generation as it was.
             Outcome::RolledBack => Progress::RolledBack(newest.clone()),
             Outcome::Completed if newest.generation >= self.generation => Progress::Done(newest.clone()),
-            Outcome::Completed | Outcome::InFlight | Outcome::Superseded => Progress::Going(None),
+            Outcome::Completed | Outcome::InFlight | Outcome::Superseded | Outcome::NotDone => {
+                Progress::Going(None)
+            }
         }
     }
+}
+
+/// The newest change that was begun. What was scheduled and never begun tells nothing of one that was.
+pub(super) fn newest(history: &[HistoryEntry]) -> Option<&HistoryEntry> {
+    history.iter().rev().find(|entry| entry.outcome != Outcome::NotDone)
 }
 
 /// The result of a change that succeeded.
@@ -118,7 +125,9 @@ mod tests {
         let in_flight = entry(first.next(), Outcome::InFlight);
         assert_eq!(awaited.progress(&status, &[before.clone(), in_flight]), Progress::Going(None));
         let done = entry(first.next(), Outcome::Completed);
-        assert_eq!(awaited.progress(&status, &[before.clone(), done.clone()]), Progress::Done(done));
+        assert_eq!(awaited.progress(&status, &[before.clone(), done.clone()]), Progress::Done(done.clone()));
+        let dropped = entry(first.next(), Outcome::NotDone);
+        assert_eq!(awaited.progress(&status, &[before, done.clone(), dropped]), Progress::Done(done));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use chrono::Local;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, MonoTime, NodeName};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,10 +12,10 @@ use super::args::PromoteArgs;
 use super::client::Agent;
 use super::confirm;
 use super::error::CliError;
-use super::progress::{Awaited, Progress, failure, success};
+use super::progress::{Awaited, Progress, failure, newest, success};
 use super::target::Target;
 use super::units::{bytes, millis};
-use super::{Outcome, print};
+use super::{Outcome, done, print};
 use crate::api::types::{AgentType, ClusterStatus, PromoteRequest};
 use crate::cluster::HistoryEntry;
 
@@ -25,6 +26,17 @@ const WAIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, CliError> {
+    if args.cancel_scheduled {
+        return done(&agent.order("/v1/cancel-scheduled", &()).await?);
+    }
+    let at = match &args.at {
+        Some(at) => {
+            let when = at.resolve(RealClock.wall(), &Local)?;
+            print(&format!("{at} means {}\n", when.shown))?;
+            Some(when.at)
+        }
+        None => None,
+    };
     let before: ClusterStatus = agent.fetch("/v1/status").await?;
     let history: Vec<HistoryEntry> = agent.fetch("/v1/history").await?;
     if !args.switchover && !args.yes {
@@ -33,6 +45,7 @@ pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, Cl
     let request = PromoteRequest {
         switchover: args.switchover,
         to: args.to.clone(),
+        at,
         explain: args.explain,
         end_transactions: args.end_transactions,
         allow_data_loss: args.allow_data_loss,
@@ -42,7 +55,7 @@ pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, Cl
     let Some(generation) = accepted.generation.filter(|_| !args.no_wait) else {
         return Ok(Outcome::Good);
     };
-    let awaited = Awaited { generation, newest_before: history.last().cloned() };
+    let awaited = Awaited { generation, newest_before: newest(&history).cloned() };
     match follow(agents(agent, &before), &awaited).await? {
         Some(Progress::Done(entry)) => {
             print(&success(&entry))?;

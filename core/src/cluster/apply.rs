@@ -6,6 +6,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
+use super::schedule::{self, Scheduled};
 use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
     PrimaryPhase, Service,
@@ -36,10 +37,25 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             same_generation(state, *generation)?;
             set_service(state, *node, service.clone(), *at)
         }
-        Command::Begin { generation, .. } => {
+        Command::Begin { generation, scheduled, .. } => {
             same_generation(state, *generation)?;
-            begin(state, command.begun().ok_or(Rejected::WrongPhase)?)
+            begin(state, command.begun().ok_or(Rejected::WrongPhase)?, *scheduled)
         }
+        Command::Schedule { generation, due, from, to, end_transactions, at: _ } => {
+            same_generation(state, *generation)?;
+            schedule::schedule(
+                state,
+                Scheduled {
+                    number: revision,
+                    due: *due,
+                    from: *from,
+                    generation: *generation,
+                    to: *to,
+                    end_transactions: *end_transactions,
+                },
+            )
+        }
+        Command::Unschedule { number, why, at } => schedule::unschedule(state, *number, why.as_deref(), *at),
         Command::Stop { generation } => stop(state, *generation),
         Command::Grant { generation, node, received, old_end, cover, rolled_back, at } => {
             let end = (*received, *old_end);
@@ -177,7 +193,7 @@ fn set_service(
     Ok(true)
 }
 
-fn begin(state: &mut ClusterState, mut change: Change) -> Result<bool, Rejected> {
+fn begin(state: &mut ClusterState, mut change: Change, scheduled: Option<u64>) -> Result<bool, Rejected> {
     if let Some(other) = &state.change {
         // A failover takes over when the successor failed before it served, or when the old primary
         // was lost in the middle of a switchover. From another failover that has yet to choose only an
@@ -200,7 +216,10 @@ fn begin(state: &mut ClusterState, mut change: Change) -> Result<bool, Rejected>
     if let Some(to) = change.to {
         database(state, to)?;
     }
-    if let Some(entry) = state.history.last_mut().filter(|entry| entry.outcome == Outcome::InFlight) {
+    if let Some(number) = scheduled {
+        schedule::take(state, number)?;
+    }
+    if let Some(entry) = state.entry_in_flight() {
         entry.outcome = Outcome::Superseded;
     }
     if change.kind == ChangeKind::Failover {
@@ -247,12 +266,13 @@ fn grant(
     }
     let change = change.clone();
     let from = state.members.get(&change.from).map(|member| member.descriptor.name.clone());
+    schedule::carry_over(state, node, generation);
     state.generation = generation;
     state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting, first_xid: None });
     if change.from != node && change.kind == ChangeKind::Switchover {
         set_service(state, change.from, Service::Joining, at)?;
     }
-    state.history.push(HistoryEntry {
+    state.record(HistoryEntry {
         kind: Some(change.kind),
         generation,
         from,
@@ -270,8 +290,6 @@ fn grant(
         took: Vec::new(),
         outcome: Outcome::InFlight,
     });
-    let excess = state.history.len().saturating_sub(ClusterState::HISTORY_MAX);
-    state.history.drain(..excess);
     Ok(())
 }
 
@@ -285,7 +303,7 @@ fn promoted(state: &mut ClusterState, generation: Generation, timeline: Timeline
         PrimaryPhase::Covering { .. } => return Ok(false),
         PrimaryPhase::Serving { .. } => return Err(Rejected::WrongPhase),
     }
-    if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
+    if let Some(entry) = state.present_entry_mut() {
         entry.timeline = Some(timeline);
     }
     Ok(true)
@@ -311,9 +329,8 @@ fn serve(
     let node = primary.node;
     let back = state.change.take().is_some_and(|change| change.from == node);
     primary.first_xid = first_xid.filter(|_| !back);
-    let generation = state.generation;
     set_service(state, node, Service::Up, at)?;
-    if let Some(entry) = state.history.last_mut().filter(|entry| entry.generation == generation) {
+    if let Some(entry) = state.present_entry_mut() {
         entry.serving = Some(at);
         entry.timeline = Some(timeline);
         entry.took = took.to_vec();
@@ -324,7 +341,7 @@ fn serve(
 
 fn published(state: &mut ClusterState, generation: Generation, took: Took) -> Result<bool, Rejected> {
     same_generation(state, generation)?;
-    let entry = state.history.last_mut().filter(|entry| entry.generation == generation);
+    let entry = state.present_entry_mut();
     let known = |entry: &HistoryEntry| entry.took.iter().any(|known| known.step == took.step);
     Ok(match entry.filter(|entry| entry.serving.is_some() && !known(entry)) {
         Some(entry) => {
@@ -352,7 +369,7 @@ fn abandon(
     let name = |node: NodeId| state.members.get(&node).map(|member| member.descriptor.name.clone());
     let from = name(change.from);
     if let Some(to) = change.to.and_then(name).or_else(|| from.clone()) {
-        state.history.push(HistoryEntry {
+        state.record(HistoryEntry {
             kind: Some(change.kind),
             generation: state.generation,
             from,

@@ -64,6 +64,33 @@ pub enum Command {
         /// Failover: for how many milliseconds the trouble has been seen.
         #[serde(default)]
         noticed_ms: u64,
+        /// Switchover: the number of the schedule that it carries out.
+        #[serde(default)]
+        scheduled: Option<u64>,
+        /// Now.
+        at: WallTime,
+    },
+    /// `promote --at`: a switchover is to begin at a set time.
+    Schedule {
+        /// The generation this was asked for in.
+        generation: Generation,
+        /// When.
+        due: WallTime,
+        /// The primary that is to be left. If it is replaced before, the switchover is not wanted any more.
+        from: NodeId,
+        /// The wanted successor, if one is wanted.
+        to: Option<NodeId>,
+        /// Whether an operator accepted that transactions which do not end in time are ended.
+        end_transactions: bool,
+        /// Now.
+        at: WallTime,
+    },
+    /// A scheduled switchover is not to begin any more.
+    Unschedule {
+        /// Of the schedule.
+        number: u64,
+        /// Why it was not done, for the history; `None`: an operator took it back.
+        why: Option<String>,
         /// Now.
         at: WallTime,
     },
@@ -215,6 +242,7 @@ impl Command {
             allow_data_loss,
             end_transactions,
             noticed_ms,
+            scheduled: _,
             at,
         } = self
         else {
@@ -295,6 +323,15 @@ pub enum Rejected {
     /// The primary cannot be treated so.
     #[error("node {0} is the primary: switch over to another node first")]
     IsPrimary(NodeId),
+    /// Only what serves can be switched over later.
+    #[error("node {0} does not serve")]
+    NotServing(NodeId),
+    /// One at a time.
+    #[error("a switchover is scheduled already, for {0}")]
+    AlreadyScheduled(WallTime),
+    /// It was taken back, or has begun.
+    #[error("no switchover is scheduled")]
+    NotScheduled,
     /// Nothing to resume.
     #[error("node {0} has not failed")]
     NotFailed(NodeId),

@@ -11,6 +11,7 @@ use pgherd_common::{
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use super::schedule::Scheduled;
 use super::voters::LeaseVoters;
 use crate::cover::Cover;
 use crate::waterfall::Took;
@@ -26,6 +27,9 @@ pub struct ClusterState {
     pub primary: Option<Primary>,
     /// The change of primary in flight; at most one.
     pub change: Option<Change>,
+    /// A switchover that is to begin at a set time; at most one.
+    #[serde(default)]
+    pub scheduled: Option<Scheduled>,
     /// All members, witnesses included.
     pub members: BTreeMap<NodeId, Member>,
     /// The members whose word counts for the lease.
@@ -243,6 +247,14 @@ pub struct HistoryEntry {
     pub outcome: Outcome,
 }
 
+impl HistoryEntry {
+    /// Whether it tells of the change that made this generation: what was given up, or never begun, has the generation
+    /// that it left as it was.
+    fn made(&self, generation: Generation) -> bool {
+        self.generation == generation && (self.serving.is_some() || self.outcome == Outcome::InFlight)
+    }
+}
+
 /// The end of the WAL of a primary that was replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OldEnd {
@@ -267,6 +279,8 @@ pub enum Outcome {
     RolledBack,
     /// The chosen node failed before it served; the next entry tells what followed.
     Superseded,
+    /// It was scheduled, and never begun.
+    NotDone,
 }
 
 impl fmt::Display for Outcome {
@@ -276,6 +290,7 @@ impl fmt::Display for Outcome {
             Self::Completed => "completed",
             Self::RolledBack => "rolled back",
             Self::Superseded => "superseded",
+            Self::NotDone => "not done",
         })
     }
 }
@@ -311,10 +326,32 @@ impl ClusterState {
         lasts.then_some(primary.node)
     }
 
+    /// Adds to the history, and forgets what is too old.
+    pub(super) fn record(&mut self, entry: HistoryEntry) {
+        self.history.push(entry);
+        let excess = self.history.len().saturating_sub(Self::HISTORY_MAX);
+        self.history.drain(..excess);
+    }
+
+    /// What the history says of the change whose primary is yet to serve.
+    pub(super) fn entry_in_flight(&mut self) -> Option<&mut HistoryEntry> {
+        self.history.iter_mut().rev().find(|entry| entry.outcome == Outcome::InFlight)
+    }
+
     /// Whether the cluster has formed around a primary that is yet to win its first lease.
     pub fn is_new(&self) -> bool {
         let promoting = self.primary.is_some_and(|primary| primary.phase == PrimaryPhase::Promoting);
         promoting && self.change.is_none()
+    }
+
+    /// What the history says of the change that made the present generation.
+    pub fn present_entry(&self) -> Option<&HistoryEntry> {
+        self.history.iter().rev().find(|entry| entry.made(self.generation))
+    }
+
+    /// The same, to be added to.
+    pub(super) fn present_entry_mut(&mut self) -> Option<&mut HistoryEntry> {
+        self.history.iter_mut().rev().find(|entry| entry.made(self.generation))
     }
 
     /// The newest timeline on which a primary has served, or was about to.

@@ -53,6 +53,7 @@ fn commands() -> Vec<Command> {
                     allow_data_loss,
                     end_transactions: false,
                     noticed_ms: 0,
+                    scheduled: None,
                     at,
                 });
             }
@@ -72,6 +73,8 @@ fn commands() -> Vec<Command> {
                 took: Vec::new(),
                 at,
             });
+            let (from, to, due) = (NodeId(1), Some(node).filter(|node| node.0 > 1), WallTime(9));
+            commands.push(Command::Schedule { generation, due, from, to, end_transactions: false, at });
             commands.push(Command::Stop { generation });
             commands.push(Command::Abandon { generation, stopping: node.0 % 2 == 0, reason: reason(), at });
         }
@@ -82,6 +85,8 @@ fn commands() -> Vec<Command> {
         commands.push(Command::PlanVoters { generation: generation(1), next });
     }
     for planned in 1..6 {
+        let why = (planned % 2 == 0).then(|| "test".to_owned());
+        commands.push(Command::Unschedule { number: planned, why, at });
         commands.push(Command::SettleVoters { generation: generation(1), planned });
     }
     commands
@@ -139,7 +144,7 @@ fn every_command_has_a_defined_outcome_in_every_state() {
                 // States that differ in nothing that a precondition looks at are alike.
                 let shape = |s: &ClusterState| {
                     let change = s.change.as_ref().map(|c| (c.kind, c.phase, c.from));
-                    (s.generation, s.primary, change, s.voters.clone())
+                    (s.generation, s.primary, change, s.voters.clone(), s.scheduled.is_some())
                 };
                 if applied == Applied::Changed && next.iter().all(|known| shape(known) != shape(&after)) {
                     next.push(after);
@@ -182,6 +187,7 @@ fn a_late_proposal_of_an_older_generation_is_rejected() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin(generation(1)), 10), Applied::Changed);
@@ -253,6 +259,7 @@ fn the_history_is_bounded() {
             allow_data_loss: false,
             end_transactions: false,
             noticed_ms: 0,
+            scheduled: None,
             at,
         };
         let grant = Command::Grant {
@@ -319,6 +326,7 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(3),
     };
     assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
@@ -353,6 +361,7 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
         allow_data_loss,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at,
     };
     let log = [

@@ -76,6 +76,7 @@ impl View<'_> {
             allow_data_loss: false,
             end_transactions: false,
             noticed_ms: self.noticed(primary),
+            scheduled: None,
             at: self.wall,
         })
     }
@@ -393,8 +394,7 @@ impl View<'_> {
     pub(super) fn tell_published(&self) -> Option<Command> {
         self.state.serving().filter(|_| self.state.change.is_none())?;
         let generation = self.state.generation;
-        let last = self.state.history.last().filter(|entry| entry.generation == generation);
-        let entry = last.filter(|entry| !entry.took.is_empty())?;
+        let entry = self.state.present_entry().filter(|entry| !entry.took.is_empty())?;
         let first_write = self.first_write.and_then(|first| first.of(generation, self.now));
         let mut ended = self.waterfall.of(Step::Publish).into_iter().chain(first_write);
         let took = ended.find(|took| entry.took.iter().all(|known| known.step != took.step))?;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{NodeId, NodeName};
+use pgherd_common::{NodeId, NodeName, WallTime};
 
 use crate::waterfall::Step;
 
@@ -144,6 +144,15 @@ pub enum NotYet {
         /// What that means for commits.
         so: &'static str,
     },
+    /// A switchover should have begun, and cannot.
+    Scheduled {
+        /// When it was to begin.
+        due: WallTime,
+        /// What is in its way.
+        refused: String,
+        /// After that time it is given up.
+        left: Duration,
+    },
     /// The voters stay as they are.
     Voters(VotersStay),
     /// A step of a change takes its time.
@@ -223,6 +232,7 @@ impl fmt::Display for NotYet {
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
             Self::Covering { node, by, since } => covering(f, node, by, *since),
             Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
+            Self::Scheduled { due, refused, left } => scheduled(f, *due, refused, *left),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
                 write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())
@@ -262,6 +272,11 @@ fn too_few_standbys(f: &mut fmt::Formatter<'_>, asked: u32, up: &str, so: &str) 
         "commits are to wait for {asked} (failover.sync_standbys), and of the standbys that can be promoted {up} is in \
          service: {so}; bring the others back with `pgherd resume NODE`"
     )
+}
+
+fn scheduled(f: &mut fmt::Formatter<'_>, due: WallTime, refused: &str, left: Duration) -> fmt::Result {
+    let left = left.as_secs();
+    write!(f, "the switchover scheduled for {due} cannot begin: {refused}; it is given up in {left} s")
 }
 
 fn unverified(f: &mut fmt::Formatter<'_>, node: &NodeName, missing: &str) -> fmt::Result {

@@ -1,7 +1,7 @@
 //! A planned change of primary: prepare, stop the old one cleanly, hand over, or roll back.
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Lsn, NodeId, NodeName};
+use pgherd_common::{Lsn, NodeId, NodeName, WallTime};
 
 use super::report::{NotYet, Report};
 use super::view::View;
@@ -17,6 +17,20 @@ pub enum SwitchoverRefused {
     /// One at a time.
     #[error("a {0} is already in flight")]
     ChangeInFlight(ChangeKind),
+    /// One is enough.
+    #[error("a switchover is scheduled already: {0}")]
+    AlreadyScheduled(String),
+    /// Nobody can begin anything then.
+    #[error("{due} is past: the clock of the agent that leads says {now}")]
+    InThePast {
+        /// When it was to begin.
+        due: WallTime,
+        /// What time it is.
+        now: WallTime,
+    },
+    /// More likely a slip than a plan.
+    #[error("{0} is more than a year ahead")]
+    TooFarAhead(WallTime),
     /// No such node.
     #[error("{0} is not a database node of this cluster")]
     NotADatabase(NodeName),
@@ -43,6 +57,9 @@ impl SwitchoverRefused {
         match self {
             Self::NotFormed => "pgherd cluster-status says what the cluster is waiting for",
             Self::ChangeInFlight(_) => "wait for it to end; pgherd cluster-status shows how far it is",
+            Self::AlreadyScheduled(_) => "`pgherd promote --cancel-scheduled` takes it away",
+            Self::InThePast { .. } => "`pgherd promote --switchover` without --at begins at once",
+            Self::TooFarAhead(_) => "give a time within a year",
             Self::NotADatabase(_) => "pgherd cluster-status lists the nodes",
             Self::AlreadyPrimary(_) => "nothing has to be done",
             Self::PrimaryNotInService(_) => {
@@ -94,6 +111,7 @@ impl View<'_> {
             allow_data_loss: false,
             end_transactions,
             noticed_ms: 0,
+            scheduled: None,
             at: self.wall,
         })
     }
@@ -156,11 +174,15 @@ impl View<'_> {
             allow_data_loss: allow_data_loss || !promised,
             end_transactions: false,
             noticed_ms: 0,
+            scheduled: None,
             at: self.wall,
         })
     }
 
-    fn check_request(&self, to: Option<&NodeName>) -> Result<(NodeId, Option<NodeId>), SwitchoverRefused> {
+    pub(super) fn check_request(
+        &self,
+        to: Option<&NodeName>,
+    ) -> Result<(NodeId, Option<NodeId>), SwitchoverRefused> {
         let primary = self.state.primary.ok_or(SwitchoverRefused::NotFormed)?;
         let Some(to) = to else { return Ok((primary.node, None)) };
         let member = self.state.by_name(to).filter(|member| member.is_database());
@@ -324,6 +346,7 @@ impl View<'_> {
             allow_data_loss: false,
             end_transactions: false,
             noticed_ms: 0,
+            scheduled: None,
             at: self.wall,
         })
     }

@@ -1,6 +1,7 @@
 //! The coordinator against hand-made observations; commands are applied to the state as the log would.
 
 mod cover;
+mod schedule;
 mod voters;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub(super) struct Rig {
     pub(super) state: ClusterState,
     pub(super) quorum: Quorum,
     pub(super) now: MonoTime,
+    wall: WallTime,
     revision: u64,
     pub(super) seen: BTreeMap<u64, NodeObservation>,
     /// Agents that speak, but apply nothing more of the log.
@@ -65,6 +67,7 @@ impl Rig {
                 ..Quorum::default()
             },
             now: MonoTime::since_boot(Duration::from_secs(100)),
+            wall: WallTime(1),
             revision: 0,
             seen: (1..=4).map(|id| (id, observation(id))).collect(),
             stuck: Vec::new(),
@@ -133,7 +136,7 @@ impl Rig {
                 self.coordinator.observe(observation.clone(), self.now);
             }
         }
-        self.coordinator.step(self.now, WallTime(1))
+        self.coordinator.step(self.now, self.wall)
     }
 
     /// A step whose outcome shows in the state.

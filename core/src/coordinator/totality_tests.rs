@@ -107,6 +107,7 @@ fn state(rig: &mut Rig, state: State) {
         allow_data_loss,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     let grant = |node: u64| Command::Grant {

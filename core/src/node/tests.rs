@@ -7,7 +7,7 @@ use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Lsn, Timeline};
 
 use super::*;
-use crate::cluster::{Applied, Identity, NodeKind, apply};
+use crate::cluster::{Applied, Command, Identity, NodeKind, apply};
 use crate::cover::{Durability, SyncSet};
 use crate::observation::{Health, Running, Stopped};
 use crate::salvage::LeftWal;
@@ -204,6 +204,7 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     });
     let next = generation.next();
@@ -272,6 +273,7 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -320,6 +322,7 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     });
     rig.commit(&Command::Stop { generation: generation.next() });
@@ -376,6 +379,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin);
@@ -482,6 +486,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin(first));
@@ -532,6 +537,7 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
         allow_data_loss,
         end_transactions,
         noticed_ms: 0,
+        scheduled: None,
         at,
     });
     let Begun { action, before, .. } = rig.turn().act.unwrap();
@@ -575,4 +581,27 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
     let _ = rig.node.beaten(beat, rig.now);
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Follow(_)) && begun.abort, "{begun:?}");
+}
+
+#[test]
+fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
+    let mut rig = Rig::serving();
+    rig.answered(rig.now);
+    let mut own = postgres(false);
+    let PostgresState::Running(running) = &mut own.state else { unreachable!() };
+    running.timeline = Timeline(2);
+    rig.node.look(own.clone());
+    // Slots come first: the checkpoint removes WAL.
+    let Begun { action, before, .. } = rig.turn().act.unwrap();
+    assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
+    rig.node.acted(Done { action, before, result: Ok(()), observation: own }, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert_eq!(begun.action, LocalAction::Checkpoint);
+    assert_eq!(rig.turn().act, None, "it goes on");
+
+    let set = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set });
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::Cover(_)) && begun.abort, "{begun:?}");
+    assert_eq!(rig.turn().act, None, "and that goes on");
 }

@@ -134,6 +134,7 @@ impl Rig {
             allow_data_loss: false,
             end_transactions: false,
             noticed_ms: 0,
+            scheduled: None,
             at: WallTime(0),
         });
     }
@@ -527,6 +528,7 @@ fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
         allow_data_loss: false,
         end_transactions: false,
         noticed_ms: 0,
+        scheduled: None,
         at: WallTime(0),
     };
     rig.commit(&begin);

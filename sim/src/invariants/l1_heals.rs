@@ -27,6 +27,8 @@ pub enum Sick {
     Behind(usize),
     /// A node has not got its vote back.
     NoVote(usize),
+    /// A switchover is yet to begin, or to be given up.
+    Scheduled,
 }
 
 impl fmt::Display for Sick {
@@ -38,6 +40,7 @@ impl fmt::Display for Sick {
             Self::ProxyElsewhere(proxy) => write!(f, "proxy{} does not write to the primary", proxy + 1),
             Self::NotFollowing(node, why) => write!(f, "server{} does not follow: {why}", node + 1),
             Self::NoVote(node) => write!(f, "server{} has no vote", node + 1),
+            Self::Scheduled => f.write_str("a switchover is yet to begin"),
             Self::Behind(node) => write!(f, "the agent of server{} is behind", node + 1),
         }
     }

@@ -101,7 +101,23 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
         // Some faults come together.
         at += if rng.chance(250) { rng.below(300 * MS) } else { rng.tailed(pause, pause * 4) };
     }
+    schedule(seed, &mut faults);
     Misfortunes { plan, faults, databases, witnesses }
+}
+
+/// Some operators say beforehand when they want a switchover. Drawn apart for the same reason as durability.
+fn schedule(seed: u64, faults: &mut [(Micros, Fault, Micros)]) {
+    let mut rng = Rng::new(seed ^ 0x0A1A_4D00);
+    if rng.chance(600) {
+        return;
+    }
+    for (_, fault, _) in faults {
+        if let Fault::Switchover(to) = fault
+            && rng.chance(500)
+        {
+            *fault = Fault::Schedule(*to, rng.between(SECOND, 15 * SECOND));
+        }
+    }
 }
 
 /// Every other cluster is synchronous, some of those until there is nobody left to wait for. Drawn apart, so that what a

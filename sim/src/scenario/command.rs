@@ -36,7 +36,7 @@ pub(super) struct Named {
 }
 
 /// What scripts can do to nodes: how it begins, how it ends.
-const FAULTS: [(&str, Option<&str>); 13] = [
+const FAULTS: [(&str, Option<&str>); 14] = [
     ("kill postmaster", None),
     ("kill worker", None),
     ("kill agent", Some("start agent")),
@@ -47,6 +47,7 @@ const FAULTS: [(&str, Option<&str>); 13] = [
     ("stall disk", None),
     ("promote by hand", None),
     ("switchover to", None),
+    ("schedule switchover to", None),
     ("cut postgres", Some("mend postgres")),
     ("cut agent", Some("mend agent")),
     ("cut", Some("mend")),
@@ -126,6 +127,9 @@ impl Named {
             ("promote by hand", [name]) => Fault::PromoteByHand(place(name)?),
             ("switchover to", []) => Fault::Switchover(None),
             ("switchover to", [name]) => Fault::Switchover(Some(place(name)?)),
+            ("schedule switchover to", [name, "in", ahead]) => {
+                Fault::Schedule(Some(place(name)?), span(ahead)?)
+            }
             ("cut postgres", [name]) => Fault::PostgresPort(place(name)?),
             ("cut agent", [name]) => Fault::AgentPort(place(name)?),
             ("cut", [from, "->", to]) => Fault::OneWay(place(from)?, place(to)?),

@@ -342,6 +342,9 @@ impl World {
         if !self.machines[primary].accepts() {
             health.sick.push(Sick::NotWritable(primary));
         }
+        if state.scheduled.is_some() {
+            health.sick.push(Sick::Scheduled);
+        }
         let id = self.machines[primary].descriptor.id;
         for (number, proxy) in self.proxies.iter().enumerate() {
             if proxy.writes_to() != Some(id) {

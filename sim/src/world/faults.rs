@@ -55,6 +55,8 @@ pub enum Fault {
     PromoteByHand(usize),
     /// An operator asks for a switchover, to this node or to any.
     Switchover(Option<usize>),
+    /// The same, so long from then.
+    Schedule(Option<usize>, Micros),
     /// An operator forces a promotion.
     Force,
     /// The next checkpoint of the machine's PostgreSQL is not the agent's doing.
@@ -103,6 +105,10 @@ impl fmt::Display for Fault {
             }
             Self::PromoteByHand(index) => write!(f, "somebody runs pg_ctl promote on {}", server(index)),
             Self::Switchover(Some(to)) => write!(f, "an operator switches over to {}", server(to)),
+            Self::Schedule(to, ahead) => {
+                let to = to.as_ref().map_or("the best standby".to_owned(), server);
+                write!(f, "an operator schedules a switchover to {to} in {} ms", ahead / MS)
+            }
             Self::Force => f.write_str("an operator forces a promotion"),
             Self::Switchover(None) => f.write_str("an operator switches over"),
             Self::Checkpoint(index) => write!(f, "a checkpoint on {}", server(index)),
@@ -221,6 +227,7 @@ impl World {
                 }
             }
             Fault::Switchover(to) => self.switch_over(*to, false),
+            Fault::Schedule(to, ahead) => self.schedule(*to, *ahead),
             Fault::Force => self.switch_over(None, true),
             Fault::Checkpoint(index) => {
                 if let Some(server) = &mut self.machines[*index].server {
@@ -255,6 +262,7 @@ impl World {
             | Fault::StallDisk(_)
             | Fault::PromoteByHand(_)
             | Fault::Switchover(_)
+            | Fault::Schedule(..)
             | Fault::Force
             | Fault::Wipe(_)
             | Fault::LosePrimary
@@ -344,6 +352,18 @@ impl World {
             node.plan_switchover(to.as_ref(), false, now, wall)
         };
         match plan {
+            Ok(command) => self.propose_as_operator(leader, command),
+            Err(refused) => self.note(|| format!("the operator is refused: {refused}")),
+        }
+    }
+
+    fn schedule(&mut self, to: Option<usize>, ahead: Micros) {
+        let Some(leader) = self.leader() else { return };
+        let to = to.map(|to| self.machines[to].descriptor.name.clone());
+        let (now, wall) = (self.mono(leader), self.wall());
+        let Some(node) = self.node(leader) else { return };
+        let due = wall + Duration::from_micros(ahead);
+        match node.plan_schedule(due, to.as_ref(), false, now, wall) {
             Ok(command) => self.propose_as_operator(leader, command),
             Err(refused) => self.note(|| format!("the operator is refused: {refused}")),
         }

@@ -58,6 +58,7 @@ pub(in crate::cli) fn three_nodes() -> ClusterStatus {
             phase: "recruiting".into(),
             reason: "an operator asked for it".into(),
         }),
+        scheduled: None,
         nodes: vec![
             NodeStatus {
                 vip: Some("10.0.0.100".into()),
@@ -186,6 +187,29 @@ fn commits_that_wait_are_told_of() {
     let changing =
         "Commits: wait for any 1 of server2, server3; 2 are asked for; not yet so for those before\n";
     assert_eq!(told(2, 1, &both, false), changing);
+}
+
+#[test]
+fn a_scheduled_switchover_is_told_of() {
+    let mut status = ScheduledStatus {
+        at: pgherd_common::WallTime(1_795_422_667_000),
+        left_ms: 3 * 3_600_000 + 720_000,
+        from: "server1".parse().unwrap(),
+        to: None,
+        end_transactions: false,
+        successor: Some("server2".parse().unwrap()),
+        obstacle: None,
+    };
+    let told = "Scheduled switchover: 2026-11-23 08:31:07.000Z, in 3 h 12 min, from server1 to the best standby, server2 as \
+                things are\n";
+    assert_eq!(scheduled(&status), told);
+    status.to = Some("server3".parse().unwrap());
+    status.end_transactions = true;
+    status.left_ms = 0;
+    (status.successor, status.obstacle) = (None, Some("server3 has no vote".to_owned()));
+    let told = "Scheduled switchover: 2026-11-23 08:31:07.000Z, due, from server1 to server3; transactions that do not end are \
+                ended\n    could not begin now: server3 has no vote\n";
+    assert_eq!(scheduled(&status), told);
 }
 
 #[test]

@@ -278,3 +278,116 @@ fn a_predecessor_does_not_return_once_its_successor_may_have_acknowledged_someth
         assert_eq!(change.before, (!covering).then_some(NodeId(1)), "{change:?}");
     }
 }
+
+#[test]
+fn a_standby_without_a_vote_is_not_waited_for() {
+    let mut rig = covered(ONE);
+    // It is lost until it has no vote any more.
+    for _ in 0..120 {
+        rig.pass(&[3]);
+    }
+    rig.covers(true);
+    rig.settle();
+    assert!(!rig.state.voters.contains(NodeId(3)));
+    // Back, with all there is, but it could not be chosen yet.
+    for _ in 0..20 {
+        rig.pass(&[]);
+    }
+    assert_eq!(rig.state.members[&NodeId(3)].service, Service::Up);
+    assert!(!rig.state.voters.contains(NodeId(3)));
+    assert_eq!(rig.state.cover.wanted, set(1, &[2]));
+    for _ in 0..60 {
+        rig.pass(&[]);
+    }
+    assert!(rig.state.voters.contains(NodeId(3)));
+    assert_eq!(rig.state.cover.wanted, set(1, &[2, 3]));
+}
+
+#[test]
+fn a_wish_stays_while_its_only_asker_is_silent() {
+    let mut rig = covered(ONE);
+    rig.coordinator.policy.durability = Durability::default();
+    rig.seen.get_mut(&3).unwrap().durability = ONE;
+    rig.settle();
+    for _ in 0..40 {
+        rig.pass(&[3]);
+        assert_eq!(rig.state.cover.wanted.standbys, 1);
+    }
+    assert!(!rig.coordinator.view(rig.now, WallTime(1)).is_fresh(NodeId(3)));
+    // It speaks again, and asks for it no longer.
+    rig.seen.get_mut(&3).unwrap().durability = Durability::default();
+    rig.settle();
+    assert!(rig.state.cover.wanted.is_none());
+}
+
+#[test]
+fn a_new_primary_that_cannot_have_commits_wait_is_given_up_in_the_end() {
+    for waits in [true, false] {
+        let mut rig = covered(ONE);
+        rig.crash(1);
+        rig.pass(&[]);
+        rig.released(1);
+        rig.recruited(2, 1500);
+        rig.recruited(3, 1200);
+        rig.pass(&[]);
+        rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
+        rig.pass(&[]);
+        let covering = PrimaryPhase::Covering { timeline: Timeline(2) };
+        assert_eq!(rig.state.primary.map(|primary| primary.phase), Some(covering));
+        if waits {
+            // That the standbys take their time is no trouble of the primary's.
+            rig.covers(false);
+        }
+        rig.postgres(2).trouble = Some("no space left on device".to_owned());
+        for _ in 0..290 {
+            rig.pass(&[]);
+        }
+        let phase = |rig: &Rig| rig.state.change.as_ref().map(|change| (change.from, change.phase));
+        assert_eq!(phase(&rig), Some((NodeId(1), ChangePhase::Granted)), "not before change_timeout");
+        for _ in 0..20 {
+            rig.pass(&[]);
+        }
+        if waits {
+            assert_eq!(phase(&rig), Some((NodeId(1), ChangePhase::Granted)));
+            continue;
+        }
+        assert_eq!(phase(&rig), Some((NodeId(2), ChangePhase::Recruiting)));
+        let why = "server2 cannot have commits wait for standbys: no space left on device";
+        assert_eq!(rig.state.change.as_ref().unwrap().reason, why);
+        // And that is no dead end.
+        rig.crash(2);
+        rig.released(2);
+        rig.recruited(3, 1500);
+        for _ in 0..20 {
+            rig.pass(&[]);
+        }
+        assert!(granted_to(&rig.state).is_some(), "{:?}", rig.state.change);
+    }
+}
+
+#[test]
+fn what_was_only_written_does_not_count_as_lag_where_a_promise_covers_commits() {
+    let lag = 1 << 30;
+    for durability in [ONE, Durability::default()] {
+        let mut rig = if durability == ONE {
+            covered(ONE)
+        } else {
+            Rig::with(|policy| policy.durability = durability).form()
+        };
+        assert!(lag > rig.coordinator.policy.max_lag);
+        let PostgresState::Running(running) = &mut rig.postgres(1).state else { unreachable!() };
+        running.position = Lsn(lag);
+        rig.settle();
+        rig.lose_primary(&[1]);
+        if durability == ONE {
+            rig.recruited(2, 1500);
+            rig.recruited(3, 1200);
+            rig.pass(&[1]);
+            assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+        } else {
+            assert_eq!(rig.state.change, None);
+            let report = rig.step(&[1]).report.lines().join("\n");
+            assert!(report.contains("more than failover.max_lag"), "{report}");
+        }
+    }
+}

@@ -12,16 +12,16 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
 
 use crate::cluster::Cluster;
-use crate::postgres::APP;
 
 /// Between a client and the proxy there is nothing slow.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(20);
+pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(20);
 /// A statement that is not answered for so long has been forgotten by somebody.
 const STATEMENT_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The session.
 pub(crate) struct Application {
     config: Config,
+    connect_within: Duration,
     open: Option<Open>,
 }
 
@@ -29,6 +29,15 @@ struct Open {
     client: Client,
     /// Whether the server has warned of anything since the last statement was sent.
     warned: Arc<AtomicBool>,
+}
+
+/// What is done around a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Nothing: it is a transaction by itself.
+    Statement,
+    /// `BEGIN`, the statement, a read, `COMMIT`: four round trips.
+    Transaction,
 }
 
 /// What became of a commit.
@@ -57,35 +66,68 @@ pub(crate) enum Answer {
 impl Application {
     /// A session through the first proxy, which is yet to be opened.
     pub(crate) fn new(cluster: &Cluster) -> Self {
-        let proxy = cluster.proxy(0);
-        let mut config = Config::new();
-        config.host(&proxy.place.host).port(proxy.port).user(APP).password(APP).dbname(APP);
-        config.connect_timeout(CONNECT_TIME_MAX);
-        Self { config, open: None }
+        Self::to(cluster.way_in(0), CONNECT_TIME_MAX)
+    }
+
+    /// A session to whoever this leads to. An attempt to open it is given up after a while, and made again.
+    pub(crate) fn to(mut config: Config, connect_within: Duration) -> Self {
+        config.connect_timeout(connect_within);
+        Self { config, connect_within, open: None }
     }
 
     /// Commits one statement, in the session there is or in a new one.
-    pub(crate) async fn commit(&mut self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Answer {
+    pub(crate) async fn commit(
+        &mut self,
+        work: Work,
+        statement: &str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Answer {
         let open = match self.open.take() {
             Some(open) => open,
-            None => match open(&self.config).await {
-                Ok(open) => open,
-                Err(error) => return Answer::Refused(kind(&error)),
+            None => match timeout(self.connect_within, open(&self.config)).await {
+                Ok(Ok(open)) => open,
+                Ok(Err(error)) => return Answer::Refused(kind(&error)),
+                Err(_) => return Answer::Refused("no answer".to_owned()),
             },
         };
         open.warned.store(false, Ordering::Relaxed);
-        let answer = match timeout(STATEMENT_TIME_MAX, open.client.execute(statement, values)).await {
-            Ok(Ok(_)) if open.warned.load(Ordering::Relaxed) => Answer::Warned,
-            Ok(Ok(_)) => Answer::Committed,
+        let answer = match timeout(STATEMENT_TIME_MAX, perform(&open.client, work, statement, values)).await {
+            Ok(Ok(())) if open.warned.load(Ordering::Relaxed) => Answer::Warned,
+            Ok(Ok(())) => Answer::Committed,
             Ok(Err(error)) if open.client.is_closed() => {
                 let said = pgherd_common::errors::Chain(&error).to_string();
                 return Answer::Closed { kind: kind(&error), said };
             }
-            Ok(Err(error)) => Answer::Failed(kind(&error)),
+            Ok(Err(error)) => {
+                if work == Work::Transaction {
+                    let ended = timeout(STATEMENT_TIME_MAX, open.client.batch_execute("ROLLBACK")).await;
+                    if !matches!(ended, Ok(Ok(()))) {
+                        return Answer::Closed { kind: kind(&error), said: error.to_string() };
+                    }
+                }
+                Answer::Failed(kind(&error))
+            }
             Err(_) => return Answer::Unanswered,
         };
         self.open = Some(open);
         answer
+    }
+}
+
+async fn perform(
+    client: &Client,
+    work: Work,
+    statement: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<(), tokio_postgres::Error> {
+    match work {
+        Work::Statement => client.execute(statement, values).await.map(drop),
+        Work::Transaction => {
+            client.batch_execute("BEGIN").await?;
+            client.execute(statement, values).await?;
+            client.query_one("SELECT 1", &[]).await?;
+            client.batch_execute("COMMIT").await
+        }
     }
 }
 

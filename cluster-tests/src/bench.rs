@@ -4,13 +4,16 @@
 //! of the machine hits all alike. What counts is the time that the proxy's processes spent on the
 //! processor, which depends little on what else competes for it.
 
+mod chart;
 pub mod document;
+pub mod failover;
 pub mod machine;
 mod measure;
 mod packages;
 pub mod relay;
 mod rivals;
 pub mod scale;
+pub mod sections;
 mod stand;
 pub mod stats;
 pub mod summary;
@@ -78,9 +81,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Writes document and plot into this directory.
+    /// Writes the proxy's section of the document, and its plot, into this directory.
     pub fn write(&self, dir: &Path) -> std::io::Result<()> {
-        std::fs::write(dir.join("benchmarks.md"), document::document(&self.summaries, &self.conditions))?;
+        sections::write(dir, document::SECTION, &document::document(&self.summaries, &self.conditions))?;
         std::fs::write(dir.join(document::PLOT), svg::svg(&self.summaries))
     }
 }

@@ -292,7 +292,8 @@ impl Builder {
         (self.progress)(step);
     }
 
-    async fn make_dir(&self, undertaker: &mut Undertaker) -> Result<PathBuf, StartError> {
+    /// A directory for all of it.
+    pub(crate) async fn make_dir(&self, undertaker: &mut Undertaker) -> Result<PathBuf, StartError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| StartError::Io { path, source }
@@ -343,15 +344,7 @@ impl Builder {
         let offset = u16::try_from(id).unwrap_or(0);
         let agent_port = network.port(7800, 7800 + offset)?;
         let postgres = if database {
-            Some(PostgresServer {
-                bin_dir: bin_dir.to_owned(),
-                place: place.clone(),
-                port: network.port(5432, 5600 + offset)?,
-                data_dir: dir.join("data"),
-                conf_dir: dir.join("conf"),
-                socket_dir: dir.join("socket"),
-                log: dir.join("postgres.log"),
-            })
+            Some(PostgresServer::within(&dir, bin_dir, place.clone(), network.port(5432, 5600 + offset)?))
         } else {
             None
         };

@@ -11,9 +11,9 @@ mod inflict;
 pub mod judge;
 pub mod kind;
 mod plan;
-mod proxy_load;
+pub(crate) mod proxy_load;
 mod round;
-mod switchover;
+pub(crate) mod switchover;
 pub mod tell;
 mod terms;
 
@@ -28,7 +28,7 @@ use crate::install;
 use direct_load::DirectLoad;
 use kind::{Kind, Replication};
 use plan::Plan;
-use proxy_load::ProxyLoad;
+use proxy_load::{Load, ProxyLoad};
 use round::Campaign;
 pub use tell::Round;
 
@@ -74,7 +74,7 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Outcome, Failu
     let mut cluster = builder.start().await?;
     say(&format!("the cluster is healthy; its files are in {}", cluster.dir().display()));
     let direct = DirectLoad::start(&cluster).await?;
-    let proxied = ProxyLoad::start(&cluster, SESSIONS).await?;
+    let proxied = ProxyLoad::start(&Load::through(&cluster, SESSIONS)).await?;
     let epoch = Instant::now();
     sleep(QUIET).await;
     let mut campaign = Campaign::new(&mut cluster, direct, proxied, epoch, options.replication);

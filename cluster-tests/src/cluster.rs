@@ -21,6 +21,7 @@ use crate::undertaker::Undertaker;
 use crate::wait::{NotReached, wait_until};
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// What [`Builder::prepare`] hands over.
 #[derive(Debug)]
@@ -267,10 +268,15 @@ impl Cluster {
 
     /// A session of the application through a proxy.
     pub async fn connect_proxy(&self, number: usize) -> Result<Client, tokio_postgres::Error> {
+        open(&self.way_in(number)).await
+    }
+
+    /// How the application gets in through a proxy.
+    pub fn way_in(&self, number: usize) -> Config {
         let proxy = self.proxy(number);
         let mut config = Config::new();
         config.host(&proxy.place.host).port(proxy.port).user(APP).password(APP).dbname(APP);
-        open(&config).await
+        config
     }
 
     /// A superuser's session on one server, past the proxy and past any cut network.
@@ -331,6 +337,34 @@ impl Cluster {
     /// Connects it again.
     pub async fn heal(&self, node: &str) -> Result<(), NetworkError> {
         self.link(node, true).await
+    }
+
+    /// Loses the machine of a node: it is cut off, and every process on it is gone.
+    pub async fn lose(&mut self, node: &str) -> Result<(), Failure> {
+        self.cut(node).await?;
+        self.kill_agent(node).await?;
+        if let Some(netns) = &self.node(node).place.netns {
+            process::kill_netns(netns).await;
+        }
+        Ok(())
+    }
+
+    /// Has it back: it is connected again, and its agent is started.
+    pub async fn regain(&mut self, node: &str) -> Result<(), Failure> {
+        self.heal(node).await?;
+        Ok(self.node_mut(node).agent.start()?)
+    }
+
+    /// Ends an agent, its guardian first, so that nobody starts it again.
+    pub async fn kill_agent(&mut self, node: &str) -> Result<(), Failure> {
+        let node = self.node_mut(node);
+        let worker = node.worker();
+        node.agent.stop(Signal::KILL, STOP_TIME_MAX).await?;
+        if let Some(worker) = worker {
+            process::signal(worker, Signal::KILL);
+            process::wait_gone(worker, STOP_TIME_MAX).await;
+        }
+        Ok(())
     }
 
     async fn link(&self, node: &str, up: bool) -> Result<(), NetworkError> {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::network::Place;
+use crate::network::{AS_POSTGRES, Place};
 use crate::process;
 
 /// A program that did not start or stop.
@@ -71,6 +71,15 @@ impl Daemon {
             log: cwd.join(format!("{name}.log")),
             child: None,
         }
+    }
+
+    /// The same, as the operating system user `postgres`.
+    pub fn of_postgres(name: &str, program: &Path, arguments: Vec<String>, place: Place, cwd: &Path) -> Self {
+        let program = program.display().to_string();
+        // Whatever locale the caller has need not exist here.
+        let first = AS_POSTGRES.map(str::to_owned).into_iter();
+        let first = first.chain(["env".to_owned(), "LC_ALL=C.UTF-8".to_owned(), program]);
+        Self::new(name, Path::new("setpriv"), first.chain(arguments).collect(), place, cwd)
     }
 
     /// Starts it; its output is appended to the log.

@@ -21,6 +21,9 @@ const PORTS_TRIED: u16 = 400;
 /// Tells the clusters of one process apart.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
+/// What `setpriv` is to be told, before the program and its arguments.
+pub(crate) const AS_POSTGRES: [&str; 4] = ["--reuid=postgres", "--regid=postgres", "--init-groups", "--"];
+
 /// No place to live.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -74,7 +77,7 @@ impl Place {
     /// The same, as the operating system user `postgres`.
     pub fn postgres_command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(program);
+        command.args(AS_POSTGRES).arg(program);
         // Whatever locale the caller has need not exist here.
         command.env("LC_ALL", "C.UTF-8").current_dir("/");
         command

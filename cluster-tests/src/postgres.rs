@@ -47,6 +47,19 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
+    /// A server that has all its files within `dir`.
+    pub fn within(dir: &Path, bin_dir: &Path, place: Place, port: u16) -> Self {
+        Self {
+            bin_dir: bin_dir.to_owned(),
+            place,
+            port,
+            data_dir: dir.join("data"),
+            conf_dir: dir.join("conf"),
+            socket_dir: dir.join("socket"),
+            log: dir.join("postgres.log"),
+        }
+    }
+
     /// `postgresql.conf`.
     pub fn config_file(&self) -> PathBuf {
         self.conf_dir.join("postgresql.conf")

@@ -127,6 +127,17 @@ pub fn title(number: u32) -> String {
     String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()
 }
 
+/// Kills every process in the network namespace of this name, and whatever is born meanwhile.
+pub async fn kill_netns(name: &str) {
+    const LOOK_EVERY: Duration = Duration::from_millis(10);
+    let mut left = in_netns(name);
+    while !left.is_empty() {
+        left.iter().for_each(|process| signal(*process, Signal::KILL));
+        tokio::time::sleep(LOOK_EVERY).await;
+        left = in_netns(name);
+    }
+}
+
 /// Every process in the network namespace of this name.
 pub fn in_netns(name: &str) -> Vec<u32> {
     let Ok(netns) = std::fs::metadata(format!("/run/netns/{name}")) else { return Vec::new() };

@@ -17,7 +17,7 @@ done
 members() {
     for proc in /proc/[0-9]*; do
         read -r program <"$proc/comm" || continue
-        case $program in postgres | pgherd-* | pg_* | pgbouncer | pgpool | haproxy) ;; *) continue ;; esac
+        case $program in postgres | pgherd-* | pg_* | pgbouncer | pgpool | haproxy | patroni | etcd) ;; *) continue ;; esac
         cwd=$(readlink "$proc/cwd") || continue
         for dir in $dirs; do
             case $cwd/ in "$dir"/*) echo "${proc#/proc/} $program" ;; esac

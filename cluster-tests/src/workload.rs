@@ -10,7 +10,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::application::{Answer, Application};
+use crate::application::{Answer, Application, Work};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::postgres::APP;
@@ -118,7 +118,7 @@ async fn write(
         seq += 1;
         let value = i64::try_from(seq).unwrap_or(i64::MAX);
         let mut count = |kind: String| *log.errors.entry(kind).or_default() += 1;
-        match application.commit(&insert, &[&value]).await {
+        match application.commit(Work::Statement, &insert, &[&value]).await {
             Answer::Committed => {
                 log.acked.push(seq);
                 acked.fetch_add(1, Ordering::Relaxed);

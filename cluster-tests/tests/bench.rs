@@ -1,8 +1,10 @@
-//! A short run of the proxy benchmark, to see that it measures. `cargo xtask bench proxy` does it for longer.
+//! Short runs of the benchmarks, to see that they measure. `cargo xtask bench` does it for longer.
 
+use pgherd_cluster_tests::bench::failover::case::Case;
+use pgherd_cluster_tests::bench::failover::system::System;
 use pgherd_cluster_tests::bench::target::Target;
 use pgherd_cluster_tests::bench::workload::Workload;
-use pgherd_cluster_tests::bench::{self, Options};
+use pgherd_cluster_tests::bench::{self, Options, failover};
 use pgherd_cluster_tests::{Failure, TestResult};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,6 +33,23 @@ async fn each_target_gets_its_figures() -> TestResult {
     let text = std::fs::read_to_string(dir.path().join("benchmarks.md"))?;
     assert!(text.contains("## Latency of one client"), "{text}");
     assert!(dir.path().join("benchmarks.svg").is_file());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_primary_gets_its_figures() -> TestResult {
+    let cases = vec![Case::SwitchoverTransactions, Case::NodeLoss];
+    let options =
+        failover::Options { runs: 1, cases: cases.clone(), peers: Some(vec![]), pg_bin: None, patroni: None };
+    let report = failover::run(&options, &say).await?;
+    assert_eq!(
+        report.rows.iter().map(|row| (row.system, row.case)).collect::<Vec<_>>(),
+        [(System::Pgherd, Case::SwitchoverTransactions), (System::Pgherd, Case::NodeLoss),]
+    );
+    for row in &report.rows {
+        assert!(row.failures.is_empty() && row.outage.is_some_and(|outage| outage.min > 0.0), "{row:?}");
+        assert_eq!(row.duplicated.map(|rows| rows.max), Some(0.0), "{row:?}");
+    }
     Ok(())
 }
 

@@ -61,7 +61,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
-    /// Measure the proxy beside others; `bench proxy --help` and `bench scale --help` tell the options.
+    /// Measure beside others; `bench proxy --help`, `bench scale --help` and `bench failover --help` tell the options.
     #[command(disable_help_flag = true)]
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]

@@ -1,4 +1,4 @@
-//! docs/benchmarks.md.
+//! The proxy's section of docs/benchmarks.md.
 
 use std::fmt::Write;
 
@@ -26,11 +26,13 @@ pub struct Conditions {
 /// The plot's file, beside the document.
 pub const PLOT: &str = "benchmarks.svg";
 
-/// The whole document.
+/// The section's name.
+pub const SECTION: &str = "proxy";
+
+/// The whole section.
 pub fn document(summaries: &[Summary], conditions: &Conditions) -> String {
     let mut text = format!(
-        "# Benchmarks\n\n\
-         Written by `cargo xtask bench proxy --write`; [testing.md](testing.md) says how it measures.\n\n\
+        "Written by `cargo xtask bench proxy --write`; [testing.md](testing.md) says how it measures.\n\n\
          ![CPU per transaction relative to PgBouncer]({PLOT})\n\n\
          Processor time is the figure to go by: it hardly depends on what else the machine does. Throughput\n\
          is what is left when pgbench, servers and proxy share the cores. Each figure is the median of\n\

@@ -55,6 +55,12 @@ pub(super) async fn version(program: &Path) -> String {
     said.lines().next().unwrap_or("unknown").trim().to_owned()
 }
 
+/// The same of one of ours, with which build it is: `cargo xtask release` makes another one than cargo alone.
+pub(super) async fn our_version(program: &Path) -> String {
+    let build = program.parent().and_then(Path::file_name).unwrap_or_default().display();
+    format!("{} ({build})", version(program).await)
+}
+
 /// Whether PgBouncer of this version carries prepared statements in transaction mode, as it does from 1.21 on.
 pub(super) fn carries_prepared(version: &str) -> bool {
     let numbers = version.split_whitespace().last().unwrap_or_default();

@@ -185,11 +185,8 @@ impl<'a> Starter<'a> {
         match target {
             Target::Direct => return Ok(running(self.servers.primary_port(), None, None)),
             Target::Pgherd => {
-                let program = &self.cluster.binaries().proxy;
-                let version = packages::version(program).await;
-                // Which build it is: `cargo xtask release` makes another one than cargo alone.
-                let build = program.parent().and_then(Path::file_name).unwrap_or_default().display();
-                self.versions.push((target.name().to_owned(), format!("{version} ({build})")));
+                let version = packages::our_version(&self.cluster.binaries().proxy).await;
+                self.versions.push((target.name().to_owned(), version));
                 return Ok(running(proxy.port, proxy.process.pid(), None));
             }
             Target::PgBouncer

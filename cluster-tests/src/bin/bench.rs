@@ -1,14 +1,18 @@
-//! `cargo xtask bench`: what our proxy costs, beside other proxies.
+//! `cargo xtask bench`: what our proxy costs beside other proxies, and how long a change of primary takes beside
+//! other stacks.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
+use pgherd_cluster_tests::bench::failover::case::Case;
+use pgherd_cluster_tests::bench::failover::system::{NoSuchPeer, System};
 use pgherd_cluster_tests::bench::scale::part::Part;
 use pgherd_cluster_tests::bench::target::Target;
 use pgherd_cluster_tests::bench::workload::Workload;
-use pgherd_cluster_tests::bench::{self, Options, relay, scale};
+use pgherd_cluster_tests::bench::{self, Options, failover, relay, scale};
 use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Measures on this machine, with real servers.
@@ -23,6 +27,7 @@ struct Args {
 enum What {
     Proxy(ProxyArgs),
     Scale(ScaleArgs),
+    Failover(FailoverArgs),
     /// Carries bytes for `proxy`, in a process of its own.
     #[command(hide = true)]
     Relay {
@@ -58,7 +63,7 @@ struct ProxyArgs {
     /// Another PgBouncer than Debian's.
     #[arg(long, value_name = "PROGRAM")]
     pgbouncer: Option<PathBuf>,
-    /// Write docs/benchmarks.md and its plot.
+    /// Write the proxy's part of docs/benchmarks.md, and its plot.
     #[arg(long)]
     write: bool,
 }
@@ -104,11 +109,47 @@ struct ScaleArgs {
     pgbouncer: Option<PathBuf>,
 }
 
+/// How long applications cannot write while the primary changes, on pgherd, Patroni with HAProxy, and Pgpool-II.
+#[derive(Debug, clap::Args)]
+struct FailoverArgs {
+    /// How often each case is done.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Only these.
+    #[arg(long, value_name = "CASE,...", value_delimiter = ',', default_values_t = Case::ALL)]
+    cases: Vec<Case>,
+    /// Only these beside pgherd, or `none`; all that are installed if not given (patroni, patroni-tuned, pgpool).
+    #[arg(long, value_name = "PEER,...", value_delimiter = ',')]
+    peers: Option<Vec<Peer>>,
+    /// PostgreSQL's programs, if not the newest ones under /usr/lib/postgresql.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+    /// Another Patroni than Debian's.
+    #[arg(long, value_name = "PROGRAM")]
+    patroni: Option<PathBuf>,
+    /// Write the section "Failover and switchover" of docs/benchmarks.md, and its plot.
+    #[arg(long)]
+    write: bool,
+}
+
+/// Somebody to measure beside ours, or nobody.
+#[derive(Debug, Clone, Copy)]
+struct Peer(Option<System>);
+
+impl FromStr for Peer {
+    type Err = NoSuchPeer;
+
+    fn from_str(name: &str) -> Result<Self, NoSuchPeer> {
+        if name == "none" { Ok(Self(None)) } else { name.parse().map(Some).map(Self) }
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match Args::parse().what {
         What::Proxy(args) => proxy(args).await,
         What::Scale(args) => scale(args).await,
+        What::Failover(args) => failover(args).await,
         What::Relay { listen, to } => match relay::serve(listen, to).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -143,11 +184,43 @@ async fn proxy(args: ProxyArgs) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    written(args.write, |docs| report.write(docs))
+}
+
+/// Writes what is to be written into docs/.
+fn written(wanted: bool, write: impl FnOnce(&Path) -> std::io::Result<()>) -> ExitCode {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    match args.write.then(|| report.write(&docs)) {
+    match wanted.then(|| write(&docs)) {
         None | Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(error)) => {
             say(&format!("cannot write {}: {error}", docs.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn failover(args: FailoverArgs) -> ExitCode {
+    let options = failover::Options {
+        runs: args.runs.into(),
+        cases: args.cases,
+        peers: args.peers.map(|peers| peers.into_iter().filter_map(|peer| peer.0).collect()),
+        pg_bin: args.pg_bin,
+        patroni: args.patroni,
+    };
+    let ended = tokio::select! {
+        ended = failover::run(&options, &say) => ended,
+        () = stopped() => {
+            say("stopped: ending everything");
+            return ExitCode::FAILURE;
+        }
+    };
+    match ended {
+        Ok(report) => {
+            say(&report.told());
+            written(args.write, |docs| report.write(docs))
+        }
+        Err(error) => {
+            say(&format!("cannot measure: {error:?}"));
             ExitCode::FAILURE
         }
     }

@@ -101,7 +101,7 @@ pub(crate) async fn inflict(cluster: &mut Cluster, fault: &Fault, cast: &Cast) -
             deed.note = kill_worker(cluster, fault, victim).await?;
         }
         Kind::KillAgent | Kind::LoseWitness => {
-            kill_agent(cluster, victim).await?;
+            cluster.kill_agent(victim).await?;
             sleep(fault.hold).await;
             cluster.node_mut(victim).agent.start()?;
         }
@@ -193,18 +193,6 @@ async fn kill_worker(cluster: &mut Cluster, fault: &Fault, name: &str) -> Result
     Ok("nobody guards the agent: started again by hand".to_owned())
 }
 
-/// Ends the agent, its guardian first, so that nobody starts it again.
-pub(super) async fn kill_agent(cluster: &mut Cluster, name: &str) -> Result<(), Failure> {
-    let node = cluster.node_mut(name);
-    let worker = node.worker();
-    node.agent.stop(Signal::KILL, STOP_TIME_MAX).await?;
-    if let Some(worker) = worker {
-        process::signal(worker, Signal::KILL);
-        process::wait_gone(worker, STOP_TIME_MAX).await;
-    }
-    Ok(())
-}
-
 async fn freeze_worker(cluster: &Cluster, fault: &Fault, name: &str) {
     let Some(worker) = cluster.node(name).worker() else { return };
     process::signal(worker, Signal::STOP);
@@ -233,17 +221,9 @@ async fn freeze_node(cluster: &Cluster, fault: &Fault, name: &str) -> Instant {
 }
 
 async fn lose_node(cluster: &mut Cluster, fault: &Fault, name: &str) -> Result<(), Failure> {
-    cluster.cut(name).await?;
-    kill_agent(cluster, name).await?;
-    let mut left = cluster.node(name).processes();
-    while !left.is_empty() {
-        left.iter().for_each(|process| process::signal(*process, Signal::KILL));
-        sleep(Duration::from_millis(10)).await;
-        left = cluster.node(name).processes();
-    }
+    cluster.lose(name).await?;
     sleep(fault.hold).await;
-    cluster.heal(name).await?;
-    Ok(cluster.node_mut(name).agent.start()?)
+    cluster.regain(name).await
 }
 
 async fn filtered(cluster: &Cluster, fault: &Fault, node: &str, drops: &[Drop]) -> Result<(), Failure> {
@@ -356,7 +336,7 @@ async fn connections_full(cluster: &Cluster, fault: &Fault, name: &str) -> Strin
 }
 
 async fn wipe_store(cluster: &mut Cluster, fault: &Fault, name: &str) -> Result<String, Failure> {
-    kill_agent(cluster, name).await?;
+    cluster.kill_agent(name).await?;
     let state = cluster.node(name).dir.join("state");
     let all = fault.second % 4 > 1;
     for entry in std::fs::read_dir(&state)?.flatten() {

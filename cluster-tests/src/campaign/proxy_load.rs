@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Config, NoTls};
 
-use crate::application::{Answer, Application};
+use crate::application::{Answer, Application, CONNECT_TIME_MAX, Work};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 
@@ -72,6 +72,26 @@ pub(crate) struct Rows {
     pub(crate) duplicated: usize,
 }
 
+/// What sessions are wanted.
+pub(crate) struct Load {
+    /// How they get in.
+    pub(crate) way_in: Config,
+    /// An attempt to do so is given up after this, and made again.
+    pub(crate) connect_within: Duration,
+    /// How many.
+    pub(crate) sessions: usize,
+    /// How each row is committed.
+    pub(crate) work: Work,
+}
+
+impl Load {
+    /// Sessions through the first proxy, each of whose statements is a transaction.
+    pub(crate) fn through(cluster: &Cluster, sessions: usize) -> Self {
+        let (way_in, connect_within) = (cluster.way_in(0), CONNECT_TIME_MAX);
+        Self { way_in, connect_within, sessions, work: Work::Statement }
+    }
+}
+
 /// The sessions.
 pub(crate) struct ProxyLoad {
     shared: Arc<Mutex<Seen>>,
@@ -84,15 +104,22 @@ pub(crate) struct ProxyLoad {
 }
 
 impl ProxyLoad {
-    /// Creates the table and so many sessions.
-    pub(crate) async fn start(cluster: &Cluster, sessions: usize) -> Result<Self, Failure> {
-        let client = cluster.connect().await?;
-        let table = "CREATE TABLE campaign_rows (writer bigint, seq bigint); \
+    /// Creates the table and the sessions.
+    pub(crate) async fn start(load: &Load) -> Result<Self, Failure> {
+        let (client, connection) = load.way_in.connect(NoTls).await?;
+        let connection = tokio::spawn(connection);
+        let table = "DROP TABLE IF EXISTS campaign_rows; \
+                     CREATE TABLE campaign_rows (writer bigint, seq bigint); \
                      CREATE INDEX ON campaign_rows (writer, seq)";
         client.batch_execute(table).await?;
+        drop(client);
+        let _its_end = connection.await;
         let (shared, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
-        let write = |writer| write(writer, Application::new(cluster), Arc::clone(&shared), Arc::clone(&stop));
-        let tasks = (0..sessions).map(|writer| tokio::spawn(write(writer))).collect();
+        let write = |writer| {
+            let application = Application::to(load.way_in.clone(), load.connect_within);
+            write((writer, load.work), application, Arc::clone(&shared), Arc::clone(&stop))
+        };
+        let tasks = (0..load.sessions).map(|writer| tokio::spawn(write(writer))).collect();
         Ok(Self { shared, stop, tasks, kept: BTreeSet::new(), looked_up: BTreeMap::new() })
     }
 
@@ -162,11 +189,16 @@ fn locked(shared: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write(writer: usize, mut application: Application, shared: Arc<Mutex<Seen>>, stop: Arc<AtomicBool>) {
+async fn write(
+    (writer, work): (usize, Work),
+    mut application: Application,
+    shared: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+) {
     let (key, mut seq) = (key(writer), 0i64);
     while !stop.load(Ordering::Relaxed) {
         seq += 1;
-        let answer = application.commit(INSERT, &[&key, &seq]).await;
+        let answer = application.commit(work, INSERT, &[&key, &seq]).await;
         let acknowledged = matches!(answer, Answer::Committed);
         let ack = Ack { writer, seq, at: Instant::now() };
         locked(&shared).record(ack, answer);

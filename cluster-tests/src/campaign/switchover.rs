@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use super::inflict::{Cast, kill_agent};
+use super::inflict::Cast;
 use super::plan::Fault;
 use crate::cluster::Cluster;
 use crate::failure::Failure;
@@ -35,8 +35,12 @@ pub(super) async fn planned(
     fault: &Fault,
     cast: &Cast,
 ) -> Result<Option<String>, Failure> {
-    let target = target(fault, cast)?;
-    let output = timeout(ANSWER_TIME_MAX, command(cluster, &cast.witness, &target).output()).await;
+    to(cluster, &cast.witness, &target(fault, cast)?).await
+}
+
+/// Has the agent of `asked` switch over to `target`; what went wrong with it, if anything did.
+pub(crate) async fn to(cluster: &Cluster, asked: &str, target: &str) -> Result<Option<String>, Failure> {
+    let output = timeout(ANSWER_TIME_MAX, command(cluster, asked, target).output()).await;
     let Ok(output) = output else {
         return Ok(Some(format!("the switchover to {target} is not answered within {ANSWER_TIME_MAX:?}")));
     };
@@ -55,7 +59,7 @@ pub(super) async fn interrupted(
     let asked = if cast.victim == cast.witness { &cast.second } else { &cast.witness };
     let running = command(cluster, asked, &target).spawn()?;
     sleep(fault.hold).await;
-    kill_agent(cluster, &cast.victim).await?;
+    cluster.kill_agent(&cast.victim).await?;
     sleep(AWAY + fault.hold).await;
     cluster.node_mut(&cast.victim).agent.start()?;
     let to = format!("switchover to {target}, agent killed after {} ms", fault.hold.as_millis());

@@ -1,6 +1,7 @@
 //! Where the proxy learns what the cluster looks like: one link to every agent. The first news wins, and
 //! the last topology stays in effect when all links are down.
 
+mod batches;
 mod cluster;
 mod first_write;
 mod link;

@@ -67,6 +67,13 @@ impl Client {
             self.refuse_in_place(&Trouble::Cancelled, &segment).await?;
             return Ok(Outcome::Done);
         }
+        let on_primary = matches!(server.role, Role::Primary(_));
+        let _under_way = on_primary.then(|| self.shared.cluster.batch_begins());
+        if on_primary && self.session.tx_node().is_none() && self.topology.has_changed().unwrap_or(false) {
+            self.servers.insert(server);
+            self.reap();
+            return Ok(Outcome::Elsewhere(segment));
+        }
         // In a transaction on a standby it is repeated by moving all of it.
         let in_reading = self.session.tx_node() == Some(node) && server.role == Role::Standby;
         let repeatable = self.session.is_repeatable(&segment)

@@ -10,9 +10,10 @@ use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, Generation, HostPort, Lsn, MonoTime, NodeId, Topology};
 use tokio::sync::watch;
 
-use crate::routing::Lag;
+use crate::routing::{Lag, writable};
 use crate::topology::{Acceptance, Positions, accept};
 
+use super::batches::{Batches, UnderWay};
 use super::first_write::FirstWrite;
 
 /// How long a node that could not be reached is left alone while another can take its reads.
@@ -65,6 +66,7 @@ pub(crate) struct Cluster {
     /// Milliseconds since boot until which an agent has a quorum behind it, as the agents told.
     backed_until_ms: AtomicU64,
     first_write: FirstWrite,
+    batches: Arc<Batches>,
 }
 
 /// A lock whose holder cannot have left things half done.
@@ -90,21 +92,29 @@ impl Cluster {
             position: Mutex::default(),
             backed_until_ms: AtomicU64::new(0),
             first_write: FirstWrite::new(),
+            batches: Arc::default(),
         }
     }
 
     /// Puts a pushed topology into effect if it is newer. On return every session that looks sees it.
     pub(crate) fn offer(&self, pushed: Topology) -> Acceptance {
         let mut verdict = Acceptance::Known;
+        let mut taken_away = false;
         self.topology.send_if_modified(|current| {
             verdict = accept(&self.name, current.as_deref(), &pushed);
             let switch = verdict == Acceptance::Switch;
             if switch {
                 self.first_write.follow(current.as_deref(), &pushed, self.clock.now());
+                let had = current.as_deref().is_some_and(|current| writable(current).is_some());
+                taken_away = had && writable(&pushed).is_none();
                 *current = Some(Arc::new(pushed));
             }
             switch
         });
+        // Behind the topology: a batch that is counted too late sees that.
+        if taken_away {
+            self.batches.take_away();
+        }
         match verdict {
             // Agents know better than a connection that failed before.
             Acceptance::Switch => lock(&self.avoided).clear(),
@@ -112,6 +122,22 @@ impl Cluster {
             Acceptance::Known | Acceptance::Stranger => {}
         }
         verdict
+    }
+
+    /// A batch goes to the primary. Whoever looks at the topology after this either sees that a newer one is in effect, or
+    /// is waited for before that is acknowledged.
+    pub(crate) fn batch_begins(&self) -> UnderWay {
+        self.batches.begin()
+    }
+
+    /// Whether new work for the primary is held by the topology in effect.
+    pub(crate) fn holds_writes(&self) -> bool {
+        self.topology.borrow().as_deref().is_some_and(|topology| writable(topology).is_none())
+    }
+
+    /// Resolves when all has ended that went to the primary before it was taken away.
+    pub(crate) async fn earlier_batches_ended(&self) {
+        self.batches.earlier_ended().await;
     }
 
     /// Has every session look up, whatever it is at.

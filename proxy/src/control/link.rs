@@ -9,7 +9,7 @@ use pgherd_common::errors::Chain;
 use pgherd_common::push::{self, InvalidMessage, PROTOCOL, ToAgent, ToProxy};
 use pgherd_common::{ClusterName, HostPort};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
@@ -18,6 +18,7 @@ use crate::clients::Clients;
 use crate::config::Config;
 use crate::topology::Acceptance;
 
+use super::batches::READ_BY_NOW;
 use super::cluster::{Cluster, LinkState};
 
 /// Agents send something at least every second; this long without is a dead link.
@@ -107,8 +108,23 @@ async fn send(socket: &mut Socket, message: &ToAgent) -> Result<(), LinkError> {
 /// Takes in what the agent says until the link ends.
 async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> LinkError {
     let mut first_writes = cluster.first_writes();
+    let mut owed: Option<(ToAgent, Instant)> = None;
     loop {
+        let held = async {
+            match &owed {
+                Some((_, deadline)) => drop(timeout_at(*deadline, cluster.earlier_batches_ended()).await),
+                None => std::future::pending().await,
+            }
+        };
         let heard = tokio::select! {
+            () = held => {
+                if let Some((answer, _)) = owed.take()
+                    && let Err(error) = send(&mut socket, &answer).await
+                {
+                    return error;
+                }
+                continue;
+            }
             heard = timeout(SILENCE_MAX, socket.next()) => heard,
             Ok(()) = first_writes.changed() => {
                 let told = first_writes.borrow_and_update().clone();
@@ -137,7 +153,13 @@ async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> Lin
         };
         match step {
             ControlFlow::Continue(None) => {}
+            ControlFlow::Continue(Some(answer @ ToAgent::Ack(_))) if cluster.holds_writes() => {
+                owed = Some((answer, Instant::now() + READ_BY_NOW));
+            }
             ControlFlow::Continue(Some(answer)) => {
+                if matches!(answer, ToAgent::Ack(_)) {
+                    owed = None;
+                }
                 if let Err(error) = send(&mut socket, &answer).await {
                     return error;
                 }

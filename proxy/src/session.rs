@@ -181,20 +181,6 @@ impl Session {
         commits && segment.settles(in_block)
     }
 
-    /// Whether all that `segment` does is to commit the open transaction, as the role that logged in.
-    pub fn only_commits(&self, segment: &Segment) -> bool {
-        self.tx.is_some_and(|tx| !tx.failed)
-            && segment.effects == [Effect::Commit]
-            && segment.told.statements == 1
-            && self.settles(segment)
-            && self.acts_as_login()
-    }
-
-    /// Whether it has the rights of the role that logged in.
-    pub fn acts_as_login(&self) -> bool {
-        !self.settings.tell_who()
-    }
-
     /// Whether reads go to the primary, too.
     pub fn is_pinned(&self) -> bool {
         self.pinned || !self.suspects.is_empty()
@@ -355,16 +341,6 @@ impl Session {
             }
         }
         self.statements.forget_pending();
-    }
-
-    /// The open transaction, which `segment` commits, was committed.
-    pub fn on_committed(&mut self, segment: &Segment) {
-        self.on_answered(segment);
-        (self.tx, self.has_local_settings) = (None, false);
-        self.settings.commit();
-        if std::mem::take(&mut self.altered) {
-            self.statements.identities.renew();
-        }
     }
 
     /// What has to run on a connection before the session's next statement does, in order.

@@ -7,7 +7,7 @@ use pgherd_common::NodeId;
 
 use crate::pipe;
 use crate::routing;
-use crate::session::{Batch, Event, LARGE, Segment, TakeError, Taken};
+use crate::session::{Event, LARGE, Segment, TakeError, Taken};
 use crate::sql::Route;
 use crate::sqlstate::Trouble;
 use crate::topology::{Fate, Role, fate};
@@ -500,31 +500,6 @@ impl Client {
         if flow.held.capacity() > 0 {
             flow.held.clear();
             pipe::give_back(std::mem::take(&mut flow.held));
-        }
-    }
-
-    /// Agents want to know how soon a new primary has answered a write.
-    fn note_first_write(&self, flow: &Flow, role: Role) {
-        if let Role::Primary(generation) = role
-            && self.shared.cluster.awaits_write(generation)
-            && flow.batch.has_written(&flow.reply)
-        {
-            self.shared.cluster.wrote(generation);
-        }
-    }
-
-    /// Asks for the position of what the batch may have committed.
-    async fn note_writes(&mut self, batch: &Batch, was_open: bool, server: &mut Server) {
-        if !matches!(server.role, Role::Primary(_)) || self.session.tx_node().is_some() {
-            return;
-        }
-        if self.session.may_have_committed(batch, was_open) || self.session.floor.is_doubtful() {
-            if self.owed.is_some() {
-                // Nothing may be said to the server in the middle of a message.
-                self.session.floor.doubt();
-            } else {
-                self.ask_position(server).await;
-            }
         }
     }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 use pgherd_common::{Generation, NodeId};
 use tokio::time::{Instant, sleep};
 
-use crate::session::{Consistency, Freshness, LARGE, Segment, Wanted};
+use crate::session::{Batch, Consistency, Freshness, LARGE, Segment, Wanted};
 use crate::sqlstate::Trouble;
 use crate::topology::Role;
 use crate::upstream::{Heard, Server};
 
+use super::flow::Flow;
 use super::state::{Client, Gone};
 
 /// Between two looks at a standby that is behind; twice as long each time, up to the second.
@@ -45,6 +46,31 @@ impl Client {
         matches!(server.role, Role::Primary(_))
             && self.session.settles(segment)
             && self.consistency() != Consistency::Eventual
+    }
+
+    /// Agents want to know how soon a new primary has answered a write.
+    pub(super) fn note_first_write(&self, flow: &Flow, role: Role) {
+        if let Role::Primary(generation) = role
+            && self.shared.cluster.awaits_write(generation)
+            && flow.batch.has_written(&flow.reply)
+        {
+            self.shared.cluster.wrote(generation);
+        }
+    }
+
+    /// Asks for the position of what the batch may have committed.
+    pub(super) async fn note_writes(&mut self, batch: &Batch, was_open: bool, server: &mut Server) {
+        if !matches!(server.role, Role::Primary(_)) || self.session.tx_node().is_some() {
+            return;
+        }
+        if self.session.may_have_committed(batch, was_open) || self.session.floor.is_doubtful() {
+            if self.owed.is_some() {
+                // Nothing may be said to the server in the middle of a message.
+                self.session.floor.doubt();
+            } else {
+                self.ask_position(server).await;
+            }
+        }
     }
 
     /// Something may have been committed on the primary: asks it how far that is. The answer is taken in

@@ -40,6 +40,30 @@ impl Session {
         self.lost.take().filter(|_| !segment.only_rolls_back())
     }
 
+    /// Whether all that `segment` does is to commit the open transaction, as the role that logged in.
+    pub fn only_commits(&self, segment: &Segment) -> bool {
+        self.tx.is_some_and(|tx| !tx.failed)
+            && segment.effects == [Effect::Commit]
+            && segment.told.statements == 1
+            && self.settles(segment)
+            && self.acts_as_login()
+    }
+
+    /// Whether it has the rights of the role that logged in.
+    pub fn acts_as_login(&self) -> bool {
+        !self.settings.tell_who()
+    }
+
+    /// The open transaction, which `segment` commits, was committed.
+    pub fn on_committed(&mut self, segment: &Segment) {
+        self.on_answered(segment);
+        (self.tx, self.has_local_settings) = (None, false);
+        self.settings.commit();
+        if std::mem::take(&mut self.altered) {
+            self.statements.identities.renew();
+        }
+    }
+
     /// The transaction goes on elsewhere: here it is over, and nothing was changed in it.
     pub fn detach_tx(&mut self) {
         self.tx = None;

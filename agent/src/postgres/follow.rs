@@ -211,7 +211,9 @@ impl Instance {
         // One after the other: the snapshot has all that was replayed up to that position.
         let at = session.value::<String>("SELECT pg_last_wal_replay_lsn()::text").await?;
         let xid = session.value::<String>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").await?;
-        self.memory().replayed = at.parse().ok().zip(xid.parse().ok());
+        // A promotion that somebody else has begun may have ended in between, and the first number be given.
+        let still = session.value::<bool>("SELECT pg_is_in_recovery()").await?;
+        self.memory().replayed = at.parse().ok().zip(xid.parse().ok()).filter(|_| still);
         Ok(())
     }
 

@@ -327,8 +327,11 @@ fn serve(
     }
     primary.phase = serving;
     let node = primary.node;
-    let back = state.change.take().is_some_and(|change| change.from == node);
-    primary.first_xid = first_xid.filter(|_| !back);
+    let change = state.change.take();
+    let back = change.as_ref().is_some_and(|change| change.from == node);
+    // One that was forced may not have the last primary's transactions behind it.
+    let forced = change.is_some_and(|change| change.allow_data_loss);
+    primary.first_xid = first_xid.filter(|_| !back && !forced);
     set_service(state, node, Service::Up, at)?;
     if let Some(entry) = state.present_entry_mut() {
         entry.serving = Some(at);

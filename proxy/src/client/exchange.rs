@@ -17,7 +17,7 @@ use crate::wire::frontend;
 
 use super::calls::unless_killed;
 use super::flow::{Flow, Input, Progress};
-use super::outcome::{Truth, Xid, hear_ahead};
+use super::outcome::{Lost, Truth, Xid, hear_ahead};
 use super::spare;
 use super::state::{Client, Gone, protocol};
 
@@ -393,16 +393,22 @@ impl Client {
                 self.session.on_withdrawn(&mut flow.reply, &mut server.known);
                 self.session.abandon_tx();
                 self.presence.badge.counts.errors.add(1);
+                let (ended, heard) = (server.at_rest, !server.pipe.input.is_empty());
                 self.servers.insert(server);
+                if !ended {
+                    self.drop_server(node, "a transaction did not end");
+                } else if heard {
+                    self.on_server_news(node, Ok(()));
+                }
                 self.pipe.output.extend_from_slice(&error);
                 backend::put_ready(&mut self.pipe.output, self.session.status());
                 Ok(Outcome::Done)
             }
             End::Lost(why) => {
                 flow.settle(&mut server.pipe.input, &mut self.pipe.output);
-                self.on_lost(flow, &server, false, &why).await
+                self.on_lost(flow, server, false, &why).await
             }
-            End::Fatal(error) => self.on_fatal(flow, &mut server, error).await,
+            End::Fatal(error) => self.on_fatal(flow, server, error).await,
             End::ClientGone(error) => {
                 server.leave();
                 Err(error.into())
@@ -428,7 +434,7 @@ impl Client {
     async fn on_fatal(
         &mut self,
         flow: &mut Flow,
-        server: &mut Server,
+        mut server: Box<Server>,
         error: Box<ServerError>,
     ) -> Result<Outcome, Gone> {
         let code = error.code.as_str();
@@ -514,7 +520,7 @@ impl Client {
     async fn on_lost(
         &mut self,
         flow: &mut Flow,
-        server: &Server,
+        server: Box<Server>,
         in_the_way: bool,
         why: &str,
     ) -> Result<Outcome, Gone> {
@@ -526,7 +532,7 @@ impl Client {
             // Whatever became of it, the next read sees all of it or nothing.
             Role::Primary(_) => self.session.floor.doubt(),
         }
-        self.lose_state(server, why);
+        self.lose_state(&server, why);
         if flow.reply.is_replaceable()
             && self.bereft.is_none()
             && let Some(segment) = flow.segment.take()
@@ -547,10 +553,13 @@ impl Client {
             return Err(Gone::Io(io::Error::other("a server was lost in the middle of a large message")));
         }
         let mut trouble = self.session.trouble_of(&flow.batch, &server.name, why);
+        let lost = Lost { node: server.node, name: server.name.clone(), role: server.role };
+        drop(server);
         if let Trouble::OutcomeUnknown { server: name, why } = &trouble {
-            match (self.truth_of(flow, server).await?, flow.segment.take()) {
+            match (self.truth_of(flow, &lost).await?, flow.segment.take()) {
                 (Truth::Committed, Some(segment)) => {
                     self.answer_committed(&segment, flow.reply.answered());
+                    self.note_redefinitions();
                     return Ok(Outcome::Done);
                 }
                 (Truth::RolledBack, _) => {

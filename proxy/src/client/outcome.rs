@@ -2,7 +2,7 @@
 //! a question for the number of the transaction, whose answer comes before anything is committed. The next primary tells
 //! what became of that number, as long as it is certain that it has not given it to another transaction.
 
-use pgherd_common::{Generation, NodeId};
+use pgherd_common::{Generation, NodeId, NodeName};
 use tokio::time::{Instant, timeout};
 
 use crate::session::{Segment, Wanted};
@@ -19,12 +19,18 @@ use super::state::{Client, Gone};
 pub(super) enum Xid {
     /// It was not asked.
     Unasked,
-    /// It was asked, and said nothing of use yet.
+    /// It was asked, and told none: no answer yet, or it has none, which may come with the `COMMIT` itself.
     Due,
-    /// It had written nothing.
-    Unassigned,
     /// With its epoch.
     Is(u64),
+}
+
+/// A server that is gone. Its connection is not kept: others may wait for its place.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) node: NodeId,
+    pub(super) name: NodeName,
+    pub(super) role: Role,
 }
 
 /// What the next primary says.
@@ -49,13 +55,12 @@ impl Client {
     }
 
     /// What became of the transaction, as the next primary knows it: it is waited for as long as any statement is held.
-    pub(super) async fn truth_of(&mut self, flow: &Flow, server: &Server) -> Result<Truth, Gone> {
-        let Role::Primary(generation) = server.role else { return Ok(Truth::Unknown) };
-        let xid = match flow.xid {
-            Xid::Unasked | Xid::Due => return Ok(Truth::Unknown),
-            Xid::Unassigned => return Ok(Truth::RolledBack),
-            Xid::Is(xid) => xid,
-        };
+    pub(super) async fn truth_of(&mut self, flow: &Flow, lost: &Lost) -> Result<Truth, Gone> {
+        let Role::Primary(generation) = lost.role else { return Ok(Truth::Unknown) };
+        if flow.overruled.is_some() {
+            return Ok(Truth::RolledBack);
+        }
+        let Xid::Is(xid) = flow.xid else { return Ok(Truth::Unknown) };
         if self.bereft.is_some() || flow.reply.completed() > 0 {
             return Ok(Truth::Unknown);
         }
@@ -63,11 +68,11 @@ impl Client {
         let Ok(node) = self.reach(&Segment::default(), Wanted::Writer).await? else {
             return Ok(Truth::Unknown);
         };
-        let Some(first) = self.first_xid_of(node, server.node, generation.next()) else {
+        let Some(first) = self.first_xid_of(node, lost.node, generation.next()) else {
             return Ok(Truth::Unknown);
         };
         let truth = if xid < first { self.ask_truth(node, xid).await } else { Truth::RolledBack };
-        tracing::info!(server = %server.name, user = self.user, xid, ?truth, "the outcome of a COMMIT was looked up");
+        tracing::info!(server = %lost.name, user = self.user, xid, ?truth, "the outcome of a COMMIT was looked up");
         Ok(truth)
     }
 
@@ -113,7 +118,7 @@ pub(super) fn hear_ahead(flow: &mut Flow, server: &mut Server, out: &mut bytes::
     }
     match server.questions.hear(header.tag, payload, Instant::now) {
         Heard::Unasked => return false,
-        Heard::Xid(xid) => flow.xid = xid.map_or(Xid::Unassigned, Xid::Is),
+        Heard::Xid(xid) => flow.xid = xid.map_or(Xid::Due, Xid::Is),
         // It was cancelled, and with it the transaction: the COMMIT will only roll back.
         _ if header.tag == b'E' => {
             flow.overruled = ServerError::read(payload)

@@ -60,9 +60,9 @@ impl Batches {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let Some(count) = self.batches.counts.get(self.place) else { return };
-        // Nobody waits for those that began after.
-        let earlier = self.batches.taken_away.load(Ordering::SeqCst) & 1 != self.place;
-        if count.fetch_sub(1, Ordering::SeqCst) == 1 && earlier {
+        let last = count.fetch_sub(1, Ordering::SeqCst) == 1;
+        // Behind that, lest somebody begins to wait in between. Nobody waits for those that began after.
+        if last && self.batches.taken_away.load(Ordering::SeqCst) & 1 != self.place {
             self.batches.ended.notify_waiters();
         }
     }

@@ -153,8 +153,12 @@ async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> Lin
         };
         match step {
             ControlFlow::Continue(None) => {}
-            ControlFlow::Continue(Some(answer @ ToAgent::Ack(_))) if cluster.holds_writes() => {
-                owed = Some((answer, Instant::now() + READ_BY_NOW));
+            // The one that is refused is told that what holds new work is in effect.
+            ControlFlow::Continue(Some(answer @ (ToAgent::Ack(_) | ToAgent::Refused { .. })))
+                if cluster.holds_writes() =>
+            {
+                let deadline = owed.map_or(Instant::now() + READ_BY_NOW, |(_, deadline)| deadline);
+                owed = Some((answer, deadline));
             }
             ControlFlow::Continue(Some(answer)) => {
                 if matches!(answer, ToAgent::Ack(_)) {

@@ -202,6 +202,19 @@ impl Segment {
         known && self.rest == 0 && (self.ends_with_sync() || (self.ended && self.parts.len() == 1))
     }
 
+    /// Whether it runs one statement, of its own text or portal, and asks for nothing else.
+    pub(super) fn runs_one(&self) -> bool {
+        let count = |wanted: u8| self.messages().filter(|(tag, _)| *tag == wanted).count();
+        if count(b'Q') > 0 {
+            return self.parts.len() == 1;
+        }
+        let usual = self.messages().all(|(tag, of_statement)| match tag {
+            b'D' => !of_statement,
+            tag => matches!(tag, b'P' | b'B' | b'E' | b'S'),
+        });
+        usual && count(b'P') <= 1 && count(b'B') == 1 && count(b'E') == 1 && !self.reaches_back()
+    }
+
     /// The text that opens a transaction block, or tells it to only read, if that is all it does.
     pub(super) fn beginning(&self) -> Option<Bytes> {
         if !self.only_begins() && !self.told.turns_read_only {

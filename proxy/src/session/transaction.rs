@@ -45,6 +45,7 @@ impl Session {
         self.tx.is_some_and(|tx| !tx.failed)
             && segment.effects == [Effect::Commit]
             && segment.told.statements == 1
+            && segment.runs_one()
             && self.settles(segment)
             && self.acts_as_login()
     }
@@ -57,7 +58,7 @@ impl Session {
     /// The open transaction, which `segment` commits, was committed.
     pub fn on_committed(&mut self, segment: &Segment) {
         self.on_answered(segment);
-        (self.tx, self.has_local_settings) = (None, false);
+        (self.tx, self.has_local_settings, self.portal) = (None, false, Portal::Missing);
         self.settings.commit();
         if std::mem::take(&mut self.altered) {
             self.statements.identities.renew();

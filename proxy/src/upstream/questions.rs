@@ -140,12 +140,16 @@ impl Questions {
                 Heard::Xid(number(payload))
             }
             // Cancelled, or not permitted: it is not known, then.
-            (b'E', _) if ServerError::read(payload).is_ok_and(|error| error.severity != Severity::Fatal) => {
-                if *question == Question::Xid {
-                    self.tells_xids = Some(false);
+            (b'E', question) => match ServerError::read(payload) {
+                Ok(error) if error.severity != Severity::Fatal => {
+                    // Not permitted, or there is no such function; anything else passes.
+                    if *question == Question::Xid && matches!(error.code.as_str(), "42501" | "42883") {
+                        self.tells_xids = Some(false);
+                    }
+                    Heard::Nothing
                 }
-                Heard::Nothing
-            }
+                Ok(_) | Err(_) => Heard::Unasked,
+            },
             (b'Z', _) => {
                 self.due.pop_front();
                 Heard::Nothing

@@ -619,7 +619,7 @@ async fn a_promoted_server_tells_its_transactions_from_those_before_it() {
     let first = n2.running().await.first_xid.expect("nothing was replayed behind the question");
     let own: u64 = n2.text(number).await.parse().unwrap();
     assert!(last < first && first <= own, "{last} {first} {own}");
-    // It is as true after a restart, and not after another promotion that nobody was asked before.
+    // It is as true after a restart.
     n2.instance.stop_fast(n2.settings.stop_timeout).await.unwrap();
     n2.instance.start_primary(&Commits::Free).await.unwrap();
     assert_eq!(n2.running().await.first_xid, Some(first));

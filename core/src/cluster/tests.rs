@@ -241,45 +241,61 @@ fn detached_disallowed_and_failed_nodes_are_out_of_rotation_and_say_why() {
     assert_eq!(backend.availability, Availability::Down { reason: "joining".to_owned() });
 }
 
+/// A failover from one node to another, or back to the same, whose primary tells this of its transactions.
+fn fail_over(state: &mut ClusterState, from: NodeId, to: NodeId, forced: bool, first_xid: Option<u64>) {
+    let (decided, next, at) = (state.generation, state.generation.next(), WallTime(3));
+    let begin = Command::Begin {
+        generation: decided,
+        kind: ChangeKind::Failover,
+        from,
+        to: None,
+        reason: "again".to_owned(),
+        allow_data_loss: forced,
+        end_transactions: false,
+        noticed_ms: 0,
+        scheduled: None,
+        at,
+    };
+    let grant = Command::Grant {
+        generation: next,
+        node: to,
+        received: Lsn(1),
+        old_end: None,
+        cover: SyncSet::default(),
+        rolled_back: None,
+        at,
+    };
+    let serve = Command::Serve { generation: next, timeline: Timeline(2), first_xid, took: Vec::new(), at };
+    for command in [begin, grant, serve] {
+        let revision = state.revision + 1;
+        assert_eq!(apply(state, &command, revision), Applied::Changed, "{command:?}");
+    }
+}
+
 #[test]
 fn the_history_is_bounded() {
     let mut state = formed();
     for round in 0..ClusterState::HISTORY_MAX as u64 + 10 {
-        let (decided, next) = (state.generation, state.generation.next());
         let (from, to) = if round % 2 == 0 { (NodeId(1), NodeId(2)) } else { (NodeId(2), NodeId(1)) };
-        let at = WallTime(round);
-        let reason = "again".to_owned();
-        let kind = ChangeKind::Failover;
-        let begin = Command::Begin {
-            generation: decided,
-            kind,
-            from,
-            to: None,
-            reason,
-            allow_data_loss: false,
-            end_transactions: false,
-            noticed_ms: 0,
-            scheduled: None,
-            at,
-        };
-        let grant = Command::Grant {
-            generation: next,
-            node: to,
-            received: Lsn(round),
-            old_end: None,
-            cover: SyncSet::default(),
-            rolled_back: None,
-            at,
-        };
-        let serve =
-            Command::Serve { generation: next, timeline: Timeline(2), first_xid: None, took: Vec::new(), at };
-        for command in [begin, grant, serve] {
-            let revision = state.revision + 1;
-            assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
-        }
+        fail_over(&mut state, from, to, false, None);
     }
     assert_eq!(state.history.len(), ClusterState::HISTORY_MAX);
     assert_eq!(state.history.last().unwrap().outcome, Outcome::Completed);
+}
+
+#[test]
+fn where_a_primarys_own_transactions_begin_counts_only_where_it_took_over_from_the_last_one() {
+    let told = |state: &ClusterState| state.topology().unwrap().unwrap().first_xid();
+    let mut state = formed();
+    assert_eq!(told(&state), None);
+    fail_over(&mut state, NodeId(1), NodeId(2), false, Some(700));
+    assert_eq!(told(&state), Some(700));
+    // It comes back by itself: the numbers behind that are its own.
+    fail_over(&mut state, NodeId(2), NodeId(2), false, Some(700));
+    assert_eq!(told(&state), None);
+    // A forced one may lack what the last primary had.
+    fail_over(&mut state, NodeId(2), NodeId(3), true, Some(800));
+    assert_eq!(told(&state), None);
 }
 
 fn ids(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {

@@ -47,6 +47,18 @@ impl Rig {
     }
 }
 
+/// The primary has crashed, both standbys have said what they have, and the one with more is chosen.
+fn chosen_among_both() -> Rig {
+    let mut rig = covered(ONE);
+    rig.crash(1);
+    rig.pass(&[]);
+    rig.released(1);
+    rig.recruited(2, 1500);
+    rig.recruited(3, 1200);
+    rig.pass(&[]);
+    rig
+}
+
 #[test]
 fn commits_wait_before_a_failover_rests_on_it() {
     let mut rig = Rig::with(|policy| policy.durability = ONE).form();
@@ -258,13 +270,7 @@ fn the_first_write_behind_a_change_is_recorded_once() {
 #[test]
 fn a_predecessor_does_not_return_once_its_successor_may_have_acknowledged_something() {
     for covering in [false, true] {
-        let mut rig = covered(ONE);
-        rig.crash(1);
-        rig.pass(&[]);
-        rig.released(1);
-        rig.recruited(2, 1500);
-        rig.recruited(3, 1200);
-        rig.pass(&[]);
+        let mut rig = chosen_among_both();
         assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
         if covering {
             rig.postgres(2).state =
@@ -323,13 +329,7 @@ fn a_wish_stays_while_its_only_asker_is_silent() {
 #[test]
 fn a_new_primary_that_cannot_have_commits_wait_is_given_up_in_the_end() {
     for waits in [true, false] {
-        let mut rig = covered(ONE);
-        rig.crash(1);
-        rig.pass(&[]);
-        rig.released(1);
-        rig.recruited(2, 1500);
-        rig.recruited(3, 1200);
-        rig.pass(&[]);
+        let mut rig = chosen_among_both();
         rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
         rig.pass(&[]);
         let covering = PrimaryPhase::Covering { timeline: Timeline(2) };

@@ -4,8 +4,8 @@
 //! and fails with an error of its own. Nothing here knows about raft, leases or other agents; the only
 //! thing it learns about another node is what [`Instance::knock`] sees of its PostgreSQL.
 //!
-//! The agent owns two files in the data directory, `pgherd.conf` and `standby.signal`. It never writes
-//! to the configuration files of the DBA.
+//! The agent owns a few files in the data directory: `pgherd.conf`, `standby.signal`, and two for its gate (`gate.rs`).
+//! It never writes to the configuration files of the DBA.
 
 mod command;
 mod configuration;
@@ -16,6 +16,7 @@ mod cover;
 mod fence;
 mod files;
 mod follow;
+mod gate;
 mod health;
 mod instance;
 mod left_wal;
@@ -39,6 +40,7 @@ pub use cover::CoverError;
 pub use fence::{FenceError, kill_instance};
 pub use files::FileError;
 pub use follow::{FollowError, PromoteError, RecruitError};
+pub use gate::GateError;
 pub use instance::Instance;
 pub use open::OpenError;
 pub use rejoin::{RejoinError, Rejoined};

@@ -279,6 +279,15 @@ impl Cluster {
         config
     }
 
+    /// How the application gets in past the proxies.
+    pub fn way_in_past_proxies(&self, node: &str) -> Result<Config, Failure> {
+        let postgres = self.node(node).postgres.as_ref();
+        let postgres = postgres.ok_or_else(|| Failure::new(format!("{node} has no PostgreSQL")))?;
+        let mut config = Config::new();
+        config.host(&postgres.place.host).port(postgres.port).user(APP).password(APP).dbname(APP);
+        Ok(config)
+    }
+
     /// A superuser's session on one server, past the proxy and past any cut network.
     pub async fn connect_server(&self, node: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
         let mut config = Config::new();

@@ -6,6 +6,7 @@ use pgherd_cluster_tests::postgres::APP;
 use pgherd_cluster_tests::process::{self, Signal};
 use pgherd_cluster_tests::workload::{Outcome, Writer};
 use pgherd_cluster_tests::{Cluster, Failure, NotReached, TestResult, never, wait_until};
+use tokio_postgres::NoTls;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Cancels what the application waits for a standby with, and tells when that began.
@@ -218,4 +219,47 @@ async fn where_it_is_allowed_commits_go_on_without_standbys_until_they_are_back(
     assert_lossless(&outcome);
     assert!(outcome.errors.is_empty(), "{outcome:?}");
     Ok(cluster.finish(&[])?)
+}
+
+/// What was written and never acknowledged is on its disk as well, and nobody is to see it before it cannot be lost any
+/// more: not even a client that connects past the proxy.
+#[tokio::test]
+async fn a_primary_started_in_place_lets_nobody_in_before_standbys_have_what_it_has() -> TestResult {
+    let settings = "[failover]\ndurability = 'sync'\n";
+    let mut cluster = Cluster::for_test("sync-in-place").agent_settings(settings).start().await?;
+    until_commits_wait(&cluster, &others_than("server1")).await?;
+    let writer = Writer::start(&cluster, "in_place").await?;
+    writer.until_written(100, SOON).await?;
+    let direct = cluster.way_in_past_proxies("server1")?;
+    let comes_in = async || {
+        let refused = |error: tokio_postgres::Error| match error.as_db_error() {
+            Some(db) => format!("{} {}", db.code().code(), db.message()),
+            None => error.to_string(),
+        };
+        direct.connect(NoTls).await.map(drop).map_err(refused)
+    };
+    assert_eq!(comes_in().await, Ok(()));
+    without_standbys(&mut cluster, async |cluster| {
+        cluster.kill_postmaster("server1").ok_or_else(|| Failure::new("server1 does not run"))?;
+        let waits = "server1 is up, and lets clients in once all it has is on any 1 of server2, server3";
+        wait_until("it is up, and waits for standbys", SOON, async || {
+            let answer =
+                cluster.cli("server4", &["cluster-status"]).await.map_err(|error| error.to_string())?;
+            if answer.out.contains(waits) { Ok(()) } else { Err(answer.out) }
+        })
+        .await?;
+        let refused = comes_in().await.err().unwrap_or_default();
+        assert!(refused.starts_with("28000 pg_hba.conf rejects connection for host"), "{refused}");
+        let superuser = cluster.connect_server("server1", APP).await?;
+        assert_eq!(superuser.query("SELECT", &[]).await?.len(), 1);
+        Ok(())
+    })
+    .await?;
+    writer.until_written(100, SOON).await?;
+    wait_until("clients get in past the proxy", SOON, comes_in).await?;
+    cluster.until_healthy(SOON).await?;
+    assert_lossless(&writer.finish(&cluster).await?);
+    let history = cluster.cli("server4", &["history"]).await?;
+    assert!(history.out.lines().any(|line| line.contains("started in place")), "{history:?}");
+    Ok(cluster.finish(&["pg_hba.conf rejects connection"])?)
 }

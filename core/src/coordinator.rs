@@ -8,6 +8,7 @@ mod candidate;
 mod cover;
 mod failover;
 mod forming;
+mod in_place;
 mod report;
 mod schedule;
 mod service;

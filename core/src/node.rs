@@ -434,7 +434,11 @@ impl Node {
                 true
             }
             // The checkpoint goes on in the server.
-            Some((LocalAction::Checkpoint, _)) if matches!(action, LocalAction::Cover(_)) => true,
+            Some((LocalAction::Checkpoint, _))
+                if matches!(action, LocalAction::Cover(_) | LocalAction::LetIn) =>
+            {
+                true
+            }
             // Whoever is chosen now has what it has; whoever is not, follows.
             Some((LocalAction::Salvage { .. }, _)) if !matches!(action, LocalAction::Salvage { .. }) => true,
             Some(_) => return None,

@@ -138,6 +138,9 @@ pub struct Stopped {
     /// Where the last checkpoint record starts. After a clean stop of a primary nothing but that
     /// record follows.
     pub checkpoint: Lsn,
+    /// Where a start would begin to replay, if it was not stopped in order.
+    #[serde(default)]
+    pub redo: Lsn,
     /// It was already down when this agent first looked, so nobody saw it die.
     pub found_down: bool,
     /// Milliseconds since this was first seen.
@@ -175,6 +178,10 @@ pub struct Running {
     pub slots: Vec<String>,
     /// For which standbys commits wait here, if this agent has seen to it.
     pub cover: Option<CoverSeen>,
+    /// Only agents and standbys are let in: it was started in place, and what it has is not yet on as many standbys as
+    /// commits wait for.
+    #[serde(default)]
+    pub gated: bool,
     /// Of a primary that was promoted: all transactions that it has from before have lower numbers, its own have this one
     /// or higher ones. `None` where that is not known for certain.
     #[serde(default)]

@@ -243,19 +243,19 @@ impl Reconciler {
 
     fn keep_primary(&self, s: &Situation<'_>, running: &Running, promoting: bool) -> Reconciliation {
         let wake = |r: Reconciliation| Reconciliation { wake_at: r.wake_at.or(s.fence_at), ..r };
+        // Whatever cannot be had for now does not hold up what comes behind it.
+        let possible = |action: &LocalAction| self.rests_until(action, s.now).is_none();
+        let let_in = (running.gated && may_let_in(s, running)).then_some(LocalAction::LetIn);
+        let cover = let_in.filter(possible).or_else(|| cover_action(s, running).filter(possible));
         if promoting {
             // As soon as it can: it is what clients will wait for.
-            if let Some(cover) =
-                cover_action(s, running).filter(|action| self.rests_until(action, s.now).is_none())
-            {
+            if let Some(cover) = cover {
                 return wake(Reconciliation::act(cover));
             }
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
-        // The checkpoint removes WAL, so the slots come first, unless they cannot be had for now.
-        let possible = |action: &LocalAction| self.rests_until(action, s.now).is_none();
+        // The checkpoint removes WAL, so the slots come first.
         let slots = self.slots_action(s, false).filter(possible);
-        let cover = cover_action(s, running).filter(possible);
         let checkpoint = (running.checkpoint_timeline != running.timeline).then_some(LocalAction::Checkpoint);
         wake(Reconciliation { action: cover.or(slots).or(checkpoint), ..Reconciliation::default() })
     }
@@ -517,6 +517,14 @@ fn wait(s: &Situation<'_>) -> Wait {
         standbys: cover.wanted.standbys,
         of: cover.wanted.of.iter().filter_map(name).collect(),
     }
+}
+
+/// Whether a primary that was started in place has nothing any more that the next failover might lose. Proxies are told
+/// later: they must not be turned away.
+fn may_let_in(s: &Situation<'_>, running: &Running) -> bool {
+    let cover = &s.state.cover;
+    let met = running.cover.is_some_and(|seen| seen.met && seen.number == cover.number);
+    cover.wanted.is_none() || met || s.state.serving() == Some(s.me)
 }
 
 /// Has commits wait for whom the log says.

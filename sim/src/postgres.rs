@@ -96,6 +96,8 @@ pub struct Server {
     pub conninfo_generation: Generation,
     /// `synchronous_standby_names`.
     pub waits: Waits,
+    /// It was started as primary, and keeps clients out until its agent lets them in.
+    pub gated: bool,
     /// A rewind was begun and has not finished.
     pub rewinding: bool,
     /// Physical slots.
@@ -121,6 +123,7 @@ impl Server {
             conninfo: None,
             conninfo_generation: Generation::ZERO,
             waits: Waits::Free,
+            gated: false,
             rewinding: false,
             slots: Vec::new(),
             process: None,
@@ -195,7 +198,7 @@ impl Server {
 
     /// A client's row, if the server takes it: where its record is.
     pub fn write(&mut self, id: u64) -> Option<usize> {
-        if !self.accepts() {
+        if !self.accepts() || self.gated {
             return None;
         }
         self.wal.append(Kind::Row(id), self.timeline, self.generation);

@@ -81,7 +81,8 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
 /// The last change of each kind that brought a primary into service.
 fn changes(registry: &mut Registry, history: &[HistoryEntry]) {
     let (took, steps) = (Gauges::default(), Gauges::default());
-    let completed = history.iter().filter(|entry| entry.outcome == Outcome::Completed);
+    let completed =
+        history.iter().filter(|entry| matches!(entry.outcome, Outcome::Completed | Outcome::StartedInPlace));
     let last: BTreeMap<String, &HistoryEntry> =
         completed.filter_map(|entry| Some((entry.kind?.to_string(), entry))).collect();
     for (kind, entry) in last {

@@ -39,7 +39,7 @@ impl Awaited {
         };
         match newest.outcome {
             // Given up before a primary was chosen, the change leaves the generation as it was.
-            Outcome::RolledBack => Progress::RolledBack(newest.clone()),
+            Outcome::RolledBack | Outcome::StartedInPlace => Progress::RolledBack(newest.clone()),
             Outcome::Completed if newest.generation >= self.generation => Progress::Done(newest.clone()),
             Outcome::Completed | Outcome::InFlight | Outcome::Superseded | Outcome::NotDone => {
                 Progress::Going(None)
@@ -71,7 +71,8 @@ pub(super) fn success(entry: &HistoryEntry) -> String {
 /// The result of a change that failed.
 pub(super) fn failure(entry: &HistoryEntry) -> String {
     let primary = entry.from.as_ref().unwrap_or(&entry.to);
-    format!("Rolled back: {primary} is still the primary.\n{}\n", entry.reason)
+    let how = if entry.outcome == Outcome::StartedInPlace { "Started in place" } else { "Rolled back" };
+    format!("{how}: {primary} is still the primary.\n{}\n", entry.reason)
 }
 
 #[cfg(test)]

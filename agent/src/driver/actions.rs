@@ -77,6 +77,7 @@ impl Hands {
                 self.cover(commits).await
             }
             LocalAction::Cover(wait) => text(instance.cover(wait).await),
+            LocalAction::LetIn => text(instance.let_in().await),
             LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
             LocalAction::AlignSlots { members, in_recovery } => {
                 text(instance.align_slots(members, *in_recovery).await)
@@ -176,6 +177,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
             let of: Vec<&str> = of.iter().map(NodeName::as_str).collect();
             format!("having commits wait for any {standbys} of {}", of.join(", "))
         }
+        LocalAction::LetIn => "letting clients in: standbys have what this primary has".to_owned(),
         LocalAction::Follow(upstream) => format!("following {} at {}", upstream.node, upstream.address),
         LocalAction::AlignSlots { .. } => "aligning replication slots with the members".to_owned(),
     }

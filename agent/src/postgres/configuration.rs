@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// PostgreSQL's own limit.
-const DEPTH_MAX: usize = 10;
+pub(super) const DEPTH_MAX: usize = 10;
 
 /// All files that `config_file` includes, directly or not, whether they exist or not.
 pub(super) fn included(config_file: &Path) -> io::Result<BTreeSet<PathBuf>> {
@@ -38,7 +38,8 @@ fn read(file: &Path, text: &str, depth: usize, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-fn conf_files(dir: &Path) -> Vec<PathBuf> {
+/// What PostgreSQL reads of a directory that is included.
+pub(super) fn conf_files(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let shown = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

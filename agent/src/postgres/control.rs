@@ -7,7 +7,9 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgherd_common::errors::Chain;
 use rustix::process::Signal;
+use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use super::command::release_priority;
@@ -149,7 +151,23 @@ impl Instance {
         let following = Following::nobody().waiting(waits_for(self.settings(), commits));
         following.write(self.data_dir(), &self.shared.owner)?;
         files::remove_durably(&files::standby_signal(self.data_dir()))?;
-        self.launch(&following, fenced).await
+        let open = |error: &dyn std::error::Error| {
+            // Worse than no gate would be no primary.
+            tracing::warn!(
+                "clients that connect directly are let in before standbys have what this primary has: {}",
+                Chain(error)
+            );
+        };
+        if matches!(commits, Commits::WaitFor(_)) {
+            match self.close_gate().await {
+                Ok(gate) => match self.launch(&following, fenced, Some(gate)).await {
+                    Err(error @ StartError::Ended { .. }) => open(&error),
+                    started => return started,
+                },
+                Err(error) => open(&error),
+            }
+        }
+        self.launch(&following, fenced, None).await
     }
 
     /// Runs PostgreSQL as a standby, of nobody when `upstream` is `None`, and returns when it lets us
@@ -173,8 +191,9 @@ impl Instance {
         }
         // First of all, so that from here on no start by anybody makes a primary of it.
         files::create_standby_signal(self.data_dir(), &self.shared.owner)?;
+        self.forget_gate()?;
         following.write(self.data_dir(), &self.shared.owner)?;
-        self.launch(&following, fenced).await
+        self.launch(&following, fenced, None).await
     }
 
     /// Fast shutdown; what is still there after `deadline` is killed.
@@ -271,13 +290,19 @@ impl Instance {
         self.settings().bin_dir.join("postgres")
     }
 
-    async fn launch(&self, following: &Following, fenced: u64) -> Result<(), StartError> {
+    /// `gate`: what `hba_file` is to name, if not what the DBA has it name.
+    async fn launch(
+        &self,
+        following: &Following,
+        fenced: u64,
+        gate: Option<PathBuf>,
+    ) -> Result<(), StartError> {
         // Backends of a postmaster that died hold its shared memory, and would block the start.
         self.clear().await?;
         self.clear_stale_locks()?;
         let log_file = &self.settings().log_file;
         let (log, log_start) = files::open_log(log_file, &self.shared.owner)?;
-        let ended = self.spawn(log, fenced)?;
+        let ended = self.spawn(log, fenced, gate.as_deref())?;
         let ready = async {
             let postmaster = self.appeared().await?;
             self.wait_until_ready(&postmaster, log_start).await
@@ -291,8 +316,24 @@ impl Instance {
         self.apply(following).await.map_err(StartError::Settings)
     }
 
+    /// `postgres` on this data directory.
+    pub(super) fn server_command(&self) -> Command {
+        let settings = self.settings();
+        let mut command = self.shared.owner.command(&self.program());
+        command.arg("-D").arg(&settings.data_dir).current_dir(&settings.data_dir);
+        if settings.config_file != settings.data_dir.join("postgresql.conf") {
+            command.arg("-c").arg(format!("config_file={}", settings.config_file.display()));
+        }
+        command
+    }
+
     /// Starts `postgres`; the receiver gets its exit status. It lives on when the agent ends.
-    fn spawn(&self, log: fs::File, fenced: u64) -> Result<oneshot::Receiver<ExitStatus>, StartError> {
+    fn spawn(
+        &self,
+        log: fs::File,
+        fenced: u64,
+        gate: Option<&Path>,
+    ) -> Result<oneshot::Receiver<ExitStatus>, StartError> {
         let settings = self.settings();
         let program = self.program();
         let births = self.births();
@@ -300,10 +341,9 @@ impl Instance {
             return Err(StartError::Fenced);
         }
         let spawned = (|| {
-            let mut command = self.shared.owner.command(&program);
-            command.arg("-D").arg(&settings.data_dir).current_dir(&settings.data_dir);
-            if settings.config_file != settings.data_dir.join("postgresql.conf") {
-                command.arg("-c").arg(format!("config_file={}", settings.config_file.display()));
+            let mut command = self.server_command();
+            if let Some(gate) = gate {
+                command.arg("-c").arg(format!("hba_file={}", gate.display()));
             }
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             command.spawn()

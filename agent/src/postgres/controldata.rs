@@ -19,6 +19,8 @@ pub(super) struct ControlData {
     pub(super) state: ClusterState,
     /// Start of the last checkpoint record.
     pub(super) checkpoint: Lsn,
+    /// Where that checkpoint began: replay begins there.
+    pub(super) redo: Lsn,
     pub(super) checkpoint_timeline: Timeline,
     /// How far a standby must replay to be consistent; 0 on a primary.
     pub(super) min_recovery: Lsn,
@@ -112,6 +114,7 @@ impl ControlData {
             system_identifier: fields.value("Database system identifier")?,
             state,
             checkpoint: fields.value("Latest checkpoint location")?,
+            redo: fields.value("Latest checkpoint's REDO location")?,
             checkpoint_timeline: Timeline(fields.value("Latest checkpoint's TimeLineID")?),
             min_recovery: fields.value("Minimum recovery ending location")?,
             min_recovery_timeline: (min_timeline != 0).then_some(Timeline(min_timeline)),
@@ -167,7 +170,7 @@ Database system identifier:           7711287415420705246
 Database cluster state:               shut down
 pg_control last modified:             Mon Nov 23 08:53:32 2026
 Latest checkpoint location:           0/17414F8
-Latest checkpoint's REDO location:    0/17414F8
+Latest checkpoint's REDO location:    0/17414C0
 Latest checkpoint's TimeLineID:       1
 Minimum recovery ending location:     0/0
 Min recovery ending loc's timeline:   0
@@ -180,7 +183,10 @@ Data page checksum version:           1
         let control = ControlData::parse(SAMPLE).unwrap();
         assert_eq!(control.system_identifier, 7_711_287_415_420_705_246);
         assert_eq!(control.state, ClusterState::ShutDown);
-        assert_eq!(control.checkpoint, "0/17414F8".parse().unwrap());
+        assert_eq!(
+            (control.checkpoint, control.redo),
+            ("0/17414F8".parse().unwrap(), "0/17414C0".parse().unwrap())
+        );
         assert_eq!((control.timeline(), control.min_recovery_timeline), (Timeline(1), None));
         assert!(control.rewindable && control.is_clean());
         assert!(

@@ -1,4 +1,4 @@
-//! The files the agent owns in the data directory: `pgherd.conf` and `standby.signal`.
+//! The files the agent owns in the data directory: `pgherd.conf` and `standby.signal`; how files are replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -169,6 +169,18 @@ fn replace_whole(
     })();
     written.map_err(failed("write", path))?;
     Ok(Replaced(path.to_owned()))
+}
+
+/// Makes a symbolic link, in the place of whatever has its name, so that it is there after a crash.
+pub(super) fn point_durably(link: &Path, target: &Path) -> Result<(), FileError> {
+    if fs::read_link(link).is_ok_and(|present| present == target) {
+        return Ok(());
+    }
+    let temporary = link.with_extension("pgherd-tmp");
+    remove_durably(&temporary)?;
+    let made = std::os::unix::fs::symlink(target, &temporary).and_then(|()| fs::rename(&temporary, link));
+    made.map_err(failed("write", link))?;
+    sync_parent(link)
 }
 
 /// Removes a file for good; its absence is fine.

@@ -109,7 +109,8 @@ SELECT recovering,
                FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY application_name, pid),
        ARRAY(SELECT slot_name::text FROM pg_replication_slots
               WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name),
-       (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer')
+       (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'),
+       current_setting('hba_file')
   FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
  CROSS JOIN pg_control_checkpoint() AS control
   LEFT JOIN pg_stat_wal_receiver AS receiver ON true";
@@ -207,6 +208,7 @@ impl Instance {
             standby,
             timeline: control.timeline(),
             checkpoint: control.checkpoint,
+            redo: control.redo,
             // What was stopped in order may have been stopped by the predecessor, just before it died.
             found_down: !memory.seen_up && (control.is_clean() || !memory.inherited),
             for_ms: age_ms(memory.down_since),
@@ -370,6 +372,7 @@ impl Instance {
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
             slots: session.take(&row, 10)?,
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
+            gated: self.is_gated(session.take(&row, 12)?),
             first_xid,
         })
     }

@@ -24,13 +24,15 @@ use super::saved_wal;
 use super::settings::{Settings, Upstream};
 
 /// Files of PostgreSQL itself, which must come from the source or not be there.
-const NOT_OF_THE_DBA: [&str; 9] = [
+const NOT_OF_THE_DBA: [&str; 11] = [
     "PG_VERSION",
     "backup_label",
     "backup_label.old",
     "backup_manifest",
     "current_logfiles",
     "pgherd.conf",
+    "pgherd_gate.conf",
+    "pgherd_hba.conf",
     "postmaster.opts",
     "postmaster.pid",
     "tablespace_map",
@@ -118,6 +120,8 @@ impl Instance {
         if !control.is_clean() {
             self.recover().await?;
         }
+        // It would stumble over a link that is a file over there.
+        self.forget_gate()?;
         self.keep_wal().await?;
         self.pg_rewind(upstream).await
     }

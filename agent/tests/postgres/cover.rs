@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pgherd_agent::observation::PostgresState;
-use pgherd_agent::postgres::{CoverError, Instance, Settings, Upstream};
+use pgherd_agent::observation::{PostgresState, Running};
+use pgherd_agent::postgres::{CoverError, GateError, Instance, Rejoined, Settings, Upstream};
 use pgherd_agent::reconcile::{Commits, Wait};
 use pgherd_common::config::Secret;
 use pgherd_common::{Generation, NodeName};
@@ -204,4 +204,126 @@ async fn a_name_by_another_password_is_not_known_as_ones_own() {
     let seen = changed.observe().await;
     assert_eq!(seen.running().unwrap().follows_in, Some(first()), "{seen:?}");
     assert_eq!(n2.running().await.follows_in, None);
+}
+
+/// Whether a role that is no agent's gets in over TCP, and PostgreSQL's words if not.
+async fn comes_in(server: &Server) -> Result<(), String> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(server.settings.address.port).user("app").dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(|error| {
+        error.as_db_error().map_or(error.to_string(), |db| format!("{} {}", db.code().code(), db.message()))
+    })?;
+    let connection = tokio::spawn(connection);
+    client.simple_query("SELECT 1").await.map_err(|error| error.to_string())?;
+    connection.abort();
+    Ok(())
+}
+
+fn gated(server: &Running) -> (bool, Option<bool>) {
+    (server.gated, server.cover.map(|seen| seen.met))
+}
+
+#[tokio::test]
+async fn a_primary_started_in_place_keeps_direct_clients_out_until_it_is_told_to_let_them_in() {
+    for elsewhere in [false, true] {
+        let mut n1 = Server::initialised("n1").await;
+        if elsewhere {
+            n1.move_configuration().await;
+        }
+        n1.instance.start_primary(&Commits::Free).await.unwrap();
+        let n2 = Server::standby(&n1, "n2").await;
+        n1.sql("CREATE ROLE app LOGIN").await;
+        let commits = Commits::WaitFor(wait(first(), 4, 1, &names(&["n2"])));
+        let Commits::WaitFor(wait) = &commits else { unreachable!() };
+        assert_eq!((comes_in(&n1).await, gated(&n1.running().await)), (Ok(()), (false, None)));
+        n1.instance.fence().await.unwrap();
+
+        let begun = now();
+        n1.instance.start_primary(&commits).await.unwrap();
+        took("a start with the gate closed", begun);
+        let refused = comes_in(&n1).await.unwrap_err();
+        assert!(refused.starts_with("28000 pg_hba.conf rejects connection for host"), "{refused}");
+        // Standbys and agents come in, and another agent than the one that closed the gate knows of it.
+        n1.instance.cover(wait).await.unwrap();
+        follow(&n2, &n1, first()).await;
+        until_met(&n1, 4).await;
+        let successor = Instance::open(n1.settings.clone()).await.unwrap();
+        assert!(successor.observe().await.running().is_some_and(|running| running.gated));
+        assert_eq!(comes_in(&n1).await.unwrap_err(), refused);
+
+        // Rules that PostgreSQL would not take over are told, not waited for.
+        let rules = n1
+            .text("SELECT min(current_setting('config_file'))")
+            .await
+            .replace("postgresql.conf", "pg_hba.conf");
+        let good = std::fs::read_to_string(&rules).unwrap();
+        std::fs::write(&rules, format!("{good}host all all nonsense\n")).unwrap();
+        let error = n1.instance.let_in().await.unwrap_err();
+        assert!(matches!(&error, GateError::Rules { line: 4, .. }), "{error}");
+        assert_eq!(gated(&n1.running().await), (true, Some(true)));
+        std::fs::write(&rules, &good).unwrap();
+
+        let begun = now();
+        n1.instance.let_in().await.unwrap();
+        took("clients are let in", begun);
+        assert_eq!((comes_in(&n1).await, gated(&n1.running().await)), (Ok(()), (false, Some(true))));
+        n1.instance.let_in().await.unwrap();
+
+        // The DBA's file is in force as ever.
+        std::fs::write(&rules, format!("host all app all reject\n{good}")).unwrap();
+        n1.sql("SELECT pg_reload_conf()").await;
+        n1.until_rejected().await;
+        std::fs::write(&rules, &good).unwrap();
+        n1.instance.fence().await.unwrap();
+        n1.instance.start_primary(&Commits::Free).await.unwrap();
+        assert_eq!((comes_in(&n1).await, n1.text("SHOW hba_file").await), (Ok(()), rules));
+    }
+}
+
+impl Server {
+    async fn until_rejected(&self) {
+        let begun = now();
+        while comes_in(self).await.is_ok() {
+            assert!(now().since(begun) < Duration::from_secs(10), "the rule is not in force");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_cannot_have_a_gate_is_started_all_the_same() {
+    let mut n1 = Server::initialised("n1").await;
+    n1.move_configuration().await;
+    n1.instance.start_primary(&Commits::Free).await.unwrap();
+    n1.sql("CREATE ROLE app LOGIN").await;
+    let rules = n1.text("SHOW hba_file").await;
+    let good = std::fs::read_to_string(&rules).unwrap();
+    std::fs::write(std::path::Path::new(&rules).with_file_name("names"), "app\n").unwrap();
+    std::fs::write(&rules, format!("host all @names all trust\n{good}")).unwrap();
+    n1.instance.fence().await.unwrap();
+    let wait = wait(first(), 1, 1, &names(&[]));
+    n1.instance.start_primary(&Commits::WaitFor(wait)).await.unwrap();
+    assert_eq!((comes_in(&n1).await, n1.running().await.gated), (Ok(()), false));
+}
+
+/// The link of one and the file of the other would be of different types to pg_rewind.
+#[tokio::test]
+async fn a_server_that_had_a_gate_can_be_rewound_to_one_that_had_one() {
+    let n1 = Server::primary("n1").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    let n2 = Server::standby(&n1, "n2").await;
+    n1.instance.fence().await.unwrap();
+    let commits = |number| Commits::WaitFor(wait(first(), number, 1, &names(&[])));
+    n1.instance.start_primary(&commits(1)).await.unwrap();
+    n1.instance.let_in().await.unwrap();
+    n2.instance.recruit().await.unwrap();
+    n2.instance.promote().await.unwrap();
+    n2.instance.fence().await.unwrap();
+    n2.instance.start_primary(&commits(2)).await.unwrap();
+    n2.instance.let_in().await.unwrap();
+    n2.instance.checkpoint().await.unwrap();
+    n1.instance.fence().await.unwrap();
+    let running = n2.running().await;
+    let rejoined = n1.instance.rejoin(&n2.upstream(), &running).await.unwrap();
+    assert!(matches!(rejoined, Rejoined::Rewound { .. }), "{rejoined:?}");
+    assert!(!n1.settings.data_dir.join("pgherd_hba.conf").exists());
 }

@@ -277,9 +277,10 @@ fn grant(
         generation,
         from,
         to,
-        reason: match rolled_back {
-            Some(why) => format!("{}; rolled back: {why}", change.reason),
-            None => change.reason,
+        reason: match (rolled_back, change.kind) {
+            (Some(why), ChangeKind::Switchover) => format!("{}; rolled back: {why}", change.reason),
+            (Some(why), ChangeKind::Failover) => format!("{}; started in place: {why}", change.reason),
+            (None, _) => change.reason,
         },
         begun: change.begun,
         granted: at,
@@ -328,16 +329,20 @@ fn serve(
     primary.phase = serving;
     let node = primary.node;
     let change = state.change.take();
-    let back = change.as_ref().is_some_and(|change| change.from == node);
+    let back = change.as_ref().filter(|change| change.from == node).map(|change| change.kind);
     // One that was forced may not have the last primary's transactions behind it.
     let forced = change.is_some_and(|change| change.allow_data_loss);
-    primary.first_xid = first_xid.filter(|_| !back && !forced);
+    primary.first_xid = first_xid.filter(|_| back.is_none() && !forced);
     set_service(state, node, Service::Up, at)?;
     if let Some(entry) = state.present_entry_mut() {
         entry.serving = Some(at);
         entry.timeline = Some(timeline);
         entry.took = took.to_vec();
-        entry.outcome = if back { Outcome::RolledBack } else { Outcome::Completed };
+        entry.outcome = match back {
+            None => Outcome::Completed,
+            Some(ChangeKind::Switchover) => Outcome::RolledBack,
+            Some(ChangeKind::Failover) => Outcome::StartedInPlace,
+        };
     }
     Ok(true)
 }

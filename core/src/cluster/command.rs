@@ -114,7 +114,7 @@ pub enum Command {
         /// What the new primary is to have commits wait for.
         #[serde(default)]
         cover: SyncSet,
-        /// The role goes back to the old primary: why.
+        /// The role goes back to the old primary: why, where the change does not say so itself.
         #[serde(default)]
         rolled_back: Option<String>,
         /// Now.

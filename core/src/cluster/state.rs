@@ -275,8 +275,10 @@ pub enum Outcome {
     InFlight,
     /// The new primary serves.
     Completed,
-    /// The old primary serves again.
+    /// Of a switchover, or a change that was given up: the old primary serves again.
     RolledBack,
+    /// Of a failover: the old primary was started again, and serves.
+    StartedInPlace,
     /// The chosen node failed before it served; the next entry tells what followed.
     Superseded,
     /// It was scheduled, and never begun.
@@ -289,6 +291,7 @@ impl fmt::Display for Outcome {
             Self::InFlight => "in flight",
             Self::Completed => "completed",
             Self::RolledBack => "rolled back",
+            Self::StartedInPlace => "started in place",
             Self::Superseded => "superseded",
             Self::NotDone => "not done",
         })

@@ -10,12 +10,14 @@ use crate::defect::{Defect, planted};
 
 /// A standby's claim, in the order of what counts: the newest timeline (a short history of a later
 /// primary beats a long one of an earlier), then what is safely on disk, then a disk that is well, then
-/// the operator's order, then the number, so that no two are ever equal. The greatest wins.
+/// how much of it is yet to be replayed, roughly, then the operator's order, then the number, so that no two are
+/// ever equal. The greatest wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     timeline: Timeline,
     received: Lsn,
     fit: bool,
+    backlog: Reverse<u64>,
     priority: Reverse<u32>,
     id: Reverse<NodeId>,
 }
@@ -38,6 +40,9 @@ impl Rank {
         self.received
     }
 }
+
+/// Whose turn it is does not depend on a few records more or less that are yet to be replayed.
+const BACKLOG_STEP: u64 = 16 << 20;
 
 /// Why a member cannot take over.
 pub(super) type Rejection = String;
@@ -79,6 +84,7 @@ impl View<'_> {
             timeline: if planted(Defect::LongestWalWins) { Timeline(u32::MAX) } else { running.timeline },
             received: running.received,
             fit: observation.health.is_fit(),
+            backlog: Reverse(running.received.bytes_since(running.position) / BACKLOG_STEP),
             priority: Reverse(member.priority()),
             id: Reverse(id),
         })

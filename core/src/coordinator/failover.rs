@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Lsn, NodeId};
+use pgherd_common::{Lsn, NodeId, NodeName};
 
 use super::candidate::Rank;
 use super::report::{NotYet, Report};
@@ -163,12 +163,18 @@ impl View<'_> {
         Some(Trouble { reason, remedy: Remedy::Replace })
     }
 
-    /// It cannot have commits wait, so nobody will ever be let in.
+    /// It cannot have commits wait, or not let clients in: so nobody will ever be.
     fn covering_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
-        let waits = postgres.running().and_then(|running| running.cover).map(|seen| seen.number);
-        let stuck = self.step_age > self.policy.change_timeout && waits != Some(self.state.cover.number);
-        let error = postgres.trouble.as_ref().filter(|_| stuck)?;
-        let reason = format!("{} cannot have commits wait for standbys: {error}", self.name(primary));
+        let running = postgres.running()?;
+        let waits = running.cover.map(|seen| seen.number) == Some(self.state.cover.number);
+        let shut = running.gated && self.is_met(running);
+        let error = postgres.trouble.as_ref().filter(|_| self.step_age > self.policy.change_timeout)?;
+        let name = self.name(primary);
+        let reason = match (waits, shut) {
+            (false, _) => format!("{name} cannot have commits wait for standbys: {error}"),
+            (true, true) => format!("{name} cannot let clients in: {error}"),
+            (true, false) => return None,
+        };
         Some(Trouble { reason, remedy: Remedy::Replace })
     }
 
@@ -268,7 +274,7 @@ impl View<'_> {
         }
         report.passed.push(Step::Fence);
         if change.to == Some(from) && released {
-            return Some(self.grant(change, from, Lsn::default(), report));
+            return Some(self.grant_back(change, Lsn::default(), None, report));
         }
         if let Some(before) = change.before.filter(|before| self.can_return(*before)) {
             return Some(self.grant(change, before, Lsn::default(), report));
@@ -285,6 +291,11 @@ impl View<'_> {
             return None;
         }
         report.passed.push(Step::Recruit);
+        // An operator who promotes by force wants another primary.
+        let free = released && change.to.is_none() && !change.allow_data_loss;
+        if let Some(why) = free.then(|| self.is_sooner_in_place(from, &recruited)).flatten() {
+            return Some(self.grant_back(change, Lsn::default(), Some(why), report));
+        }
         if let Some((rank, bytes)) =
             recruited.first().and_then(|rank| Some((rank, self.yet_to_fetch(*rank, change)?)))
         {
@@ -305,7 +316,10 @@ impl View<'_> {
         report.waiting.push(NotYet::NoCandidate { node: self.name(from), rejected });
         // Better the old primary, restarted with all it has, than nobody.
         let last_resort = released && self.step_age >= self.policy.recruit_timeout;
-        last_resort.then(|| self.grant(change, from, Lsn::default(), report))
+        last_resort.then(|| {
+            let why = "no standby can take over".to_owned();
+            self.grant_back(change, Lsn::default(), Some(why), report)
+        })
     }
 
     /// How many bytes a recruited standby is about to fetch from the disk of the old primary.
@@ -377,6 +391,31 @@ impl View<'_> {
         }
     }
 
+    /// The old primary stays what it is: it is started again.
+    pub(super) fn grant_back(
+        &self,
+        change: &Change,
+        position: Lsn,
+        why: Option<String>,
+        report: &mut Report,
+    ) -> Command {
+        let how = match change.kind {
+            ChangeKind::Switchover => "rolled back",
+            ChangeKind::Failover => "started in place",
+        };
+        let because = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        report.doing.push(format!("{}: {} is {how}{because}", change.kind, self.name(change.from)));
+        Command::Grant {
+            generation: change.generation,
+            node: change.from,
+            received: position,
+            old_end: None,
+            cover: self.cover_of(change.from),
+            rolled_back: why,
+            at: self.wall,
+        }
+    }
+
     /// How far the WAL of a primary that is replaced goes, for the record.
     fn old_end(&self, change: &Change, to: NodeId) -> Option<OldEnd> {
         let from = change.from;
@@ -414,16 +453,17 @@ impl View<'_> {
             {
                 let (generation, timeline) = (self.state.generation, running.timeline);
                 let waits = !self.state.cover.wanted.is_none();
+                let (node, since) = (self.name(primary.node), self.step_age);
                 if waits && primary.phase == PrimaryPhase::Promoting && self.state.change.is_some() {
                     return Some(Command::Promoted { generation, timeline });
                 }
                 if primary.phase != PrimaryPhase::Promoting && !self.is_met(running) {
-                    let (node, since) = (self.name(primary.node), self.step_age);
-                    report.waiting.push(NotYet::Covering {
-                        node,
-                        by: self.spell(&self.state.cover.wanted),
-                        since,
-                    });
+                    let by = self.spell(&self.state.cover.wanted);
+                    report.waiting.push(NotYet::Covering { node, by, since });
+                    return None;
+                }
+                if running.gated {
+                    report.waiting.push(self.step_of_change(node, "let clients in"));
                     return None;
                 }
                 let last = if self.waterfall.has(Step::Promote) { Step::Cover } else { Step::Promote };
@@ -432,11 +472,15 @@ impl View<'_> {
                 Some(Command::Serve { generation, timeline, first_xid, took, at: self.wall })
             }
             Some(_) | None => {
-                let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);
-                let (node, since) = (self.name(primary.node), self.step_age);
-                report.waiting.push(NotYet::Step { kind, node, what: "accept writes", since });
+                report.waiting.push(self.step_of_change(self.name(primary.node), "accept writes"));
                 None
             }
         }
+    }
+
+    /// What the change in flight waits for.
+    fn step_of_change(&self, node: NodeName, what: &'static str) -> NotYet {
+        let kind = self.state.change.as_ref().map_or(ChangeKind::Failover, |change| change.kind);
+        NotYet::Step { kind, node, what, since: self.step_age }
     }
 }

@@ -1,7 +1,7 @@
 //! A planned change of primary: prepare, stop the old one cleanly, hand over, or roll back.
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Lsn, NodeId, NodeName, WallTime};
+use pgherd_common::{NodeId, NodeName, WallTime};
 
 use super::report::{NotYet, Report};
 use super::view::View;
@@ -285,7 +285,7 @@ impl View<'_> {
             let why = format!("it did not stop within {:?}", self.policy.switchover_timeout);
             // It may be about to stop: it goes on under a new generation.
             return match old.running().filter(|running| !running.in_recovery) {
-                Some(running) => Some(self.roll_back(change, running.position, why, report)),
+                Some(running) => Some(self.grant_back(change, running.position, Some(why), report)),
                 None => self.lost_while_stopping(change, report),
             };
         };
@@ -316,21 +316,7 @@ impl View<'_> {
             format!("{} did not stop cleanly", self.name(change.from))
         };
         // The target does not have everything: back to the old primary, which does.
-        Some(self.roll_back(change, stopped.checkpoint, why, report))
-    }
-
-    /// The old primary stays what it is.
-    fn roll_back(&self, change: &Change, position: Lsn, why: String, report: &mut Report) -> Command {
-        report.doing.push(format!("{}: rolled back: {why}", change.kind));
-        Command::Grant {
-            generation: change.generation,
-            node: change.from,
-            received: position,
-            old_end: None,
-            cover: self.cover_of(change.from),
-            rolled_back: Some(why),
-            at: self.wall,
-        }
+        Some(self.grant_back(change, stopped.checkpoint, Some(why), report))
     }
 
     /// The old primary's node vanished on the way: from here on it is a failover.

@@ -1,6 +1,7 @@
 //! The coordinator against hand-made observations; commands are applied to the state as the log would.
 
 mod cover;
+mod in_place;
 mod schedule;
 mod voters;
 
@@ -233,6 +234,7 @@ pub(super) fn running(in_recovery: bool) -> Running {
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
         follows_in: None,
         cover: None,
+        gated: false,
         first_xid: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),
@@ -246,6 +248,7 @@ pub(super) fn down(clean: bool) -> PostgresState {
         standby: false,
         timeline: Timeline(1),
         checkpoint: Lsn(1000),
+        redo: Lsn::default(),
         found_down: false,
         for_ms: 0,
         left: None,
@@ -930,6 +933,7 @@ fn a_full_standby_is_better_than_none_when_the_primary_is_gone() {
         standby: false,
         timeline: running.timeline,
         checkpoint: running.position,
+        redo: Lsn::default(),
         found_down: false,
         for_ms: 0,
         left: None,
@@ -976,6 +980,7 @@ fn a_recruit_that_receives_again_is_none() {
         standby: false,
         timeline: Timeline(1),
         checkpoint: Lsn(500),
+        redo: Lsn::default(),
         found_down: false,
         for_ms: 0,
         left: None,

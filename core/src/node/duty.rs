@@ -76,6 +76,7 @@ impl Duty {
             LocalAction::Checkpoint
             | LocalAction::Promote(..)
             | LocalAction::Cover(_)
+            | LocalAction::LetIn
             | LocalAction::Follow(_)
             | LocalAction::AlignSlots { .. } => {}
         }

@@ -61,6 +61,8 @@ pub enum LocalAction {
     Promote(Generation, Commits),
     /// Have commits wait for these standbys.
     Cover(Wait),
+    /// Let clients in that connect directly.
+    LetIn,
     /// Stream from this server from now on.
     Follow(Upstream),
     /// Have exactly one slot for each of these members.
@@ -91,6 +93,7 @@ impl LocalAction {
             | Self::Salvage { .. }
             | Self::Promote(..)
             | Self::Cover(_)
+            | Self::LetIn
             | Self::Follow(_)
             | Self::AlignSlots { .. } => false,
         }

@@ -58,6 +58,7 @@ fn running(in_recovery: bool) -> Running {
         follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
         follows_in: None,
         cover: None,
+        gated: false,
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
@@ -71,6 +72,7 @@ fn stopped(clean: bool, standby: bool) -> Stopped {
         standby,
         timeline: Timeline(1),
         checkpoint: Lsn(900),
+        redo: Lsn::default(),
         found_down: false,
         for_ms: 0,
         left: None,
@@ -615,6 +617,43 @@ fn a_primary_has_commits_wait_for_whom_the_log_says() {
     let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
     own.cover = None;
     assert!(matches!(rig.decide(1).action, Some(LocalAction::Cover(_))));
+}
+
+#[test]
+fn a_primary_that_was_started_in_place_lets_clients_in_once_standbys_have_what_it_has() {
+    let mut rig = Rig::new(PostgresState::Running(running(false))).aligned(1);
+    rig.own.state = PostgresState::Down(stopped(false, false));
+    let wanted = SyncSet { standbys: 1, of: [NodeId(2)].into() };
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: wanted });
+    rig.begin(ChangeKind::Failover);
+    rig.grant(1);
+    let set = SyncSet { standbys: 1, of: [NodeId(2)].into() };
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set });
+    let (generation, number) = (rig.state.generation, rig.state.cover.number);
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::StartPrimary(_, Commits::WaitFor(_)))));
+    rig.commit(&Command::Promoted { generation, timeline: Timeline(1) });
+    let seen = |number, met| Some(CoverSeen { number, met });
+    let up = |cover| Running { gated: true, cover, ..running(false) };
+    for earlier in [seen(number - 1, true), None] {
+        rig.own.state = PostgresState::Running(up(earlier));
+        assert!(matches!(rig.decide(1).action, Some(LocalAction::Cover(_))), "{earlier:?}");
+    }
+    rig.own.state = PostgresState::Running(up(seen(number, false)));
+    assert_eq!(rig.decide(1).action, None, "no standby has said that it has everything");
+    rig.own.state = PostgresState::Running(up(seen(number, true)));
+    assert_eq!(rig.decide(1).action, Some(LocalAction::LetIn));
+    // What fails is tried again later, and holds up nothing else.
+    rig.reconciler.finished(&LocalAction::LetIn, false, rig.now);
+    assert_eq!(rig.decide(1).action, None);
+    rig.now = rig.now + Duration::from_millis(500);
+    rig.fence_at = Some(rig.now + Duration::from_secs(1));
+    assert_eq!(rig.decide(1).action, Some(LocalAction::LetIn));
+    // An agent that was started anew finds the gate closed on a primary that serves.
+    rig.serve();
+    rig.own.state = PostgresState::Running(up(None));
+    assert_eq!(rig.decide(1).action, Some(LocalAction::LetIn));
+    rig.own.state = PostgresState::Running(running(false));
+    assert!(!matches!(rig.decide(1).action, Some(LocalAction::LetIn)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Local actions: what the real agent's adapters do to PostgreSQL, step by step, each taking its time.
 
+mod told;
+
 use pgherd_core::defect::{Defect, planted};
 use pgherd_core::node::{Begun, Done};
 use pgherd_core::observation::Running;
@@ -11,6 +13,7 @@ use crate::network::Class;
 use crate::postgres::{ControlState, Kinship, Phase, Waits, Wal, kinship};
 
 use super::{Event, ServerEvent, Work, World};
+use told::describe;
 
 /// An action under way.
 #[derive(Debug)]
@@ -157,6 +160,14 @@ impl World {
                 }
                 self.take_cover(index, wait)
             }
+            LocalAction::LetIn => {
+                if stage == 0 {
+                    return Next::Step(1, self.rng.tailed(8 * MS, 200 * MS));
+                }
+                let Some(server) = &mut self.machines[index].server else { return ok() };
+                server.gated = false;
+                ok()
+            }
             LocalAction::Follow(upstream) => self.follow(index, stage, upstream),
             LocalAction::AlignSlots { members, .. } => {
                 if stage == 0 {
@@ -208,6 +219,7 @@ impl World {
             None => {
                 (server.standby_signal, server.conninfo) = (standby, upstream_index.map(|(index, _)| index));
                 server.conninfo_generation = upstream_index.map(|(_, of)| of).unwrap_or_default();
+                server.gated = waits != Waits::Free;
                 server.waits = waits;
                 if let Some(generation) = granted {
                     server.generation = generation;
@@ -550,6 +562,7 @@ impl World {
                 standby: false,
                 timeline: pgherd_common::Timeline(1),
                 checkpoint: pgherd_common::Lsn::default(),
+                redo: pgherd_common::Lsn::default(),
                 found_down: false,
                 for_ms: 0,
                 left: None,
@@ -559,36 +572,5 @@ impl World {
             node.acted(done, now);
         }
         self.turn_soon(index);
-    }
-}
-
-/// One line for the log.
-fn describe(action: &LocalAction) -> String {
-    match action {
-        LocalAction::Fence { reason } => format!("fences PostgreSQL: {reason}"),
-        LocalAction::StartPrimary(generation, _) => {
-            format!("starts PostgreSQL as primary of generation {generation}")
-        }
-        LocalAction::StartStandby => "starts PostgreSQL as a standby".to_owned(),
-        LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
-        LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
-        LocalAction::DrainAndStop { .. } => "drains and stops PostgreSQL: switchover".to_owned(),
-        LocalAction::Prepare { generation, .. } => {
-            format!("checkpoints for the switchover to generation {generation}")
-        }
-        LocalAction::Checkpoint => "checkpoints after the promotion".to_owned(),
-        LocalAction::Recruit(generation) => {
-            format!("recruited for generation {generation}: cuts the walreceiver")
-        }
-        LocalAction::Salvage { offer, .. } => format!("fetches what {} has left", offer.node),
-        LocalAction::Promote(generation, _) => {
-            format!("promotes PostgreSQL to primary of generation {generation}")
-        }
-        LocalAction::Cover(Wait { standbys, of, .. }) => {
-            let of: Vec<String> = of.iter().map(ToString::to_string).collect();
-            format!("has commits wait for {standbys} of {}", of.join(", "))
-        }
-        LocalAction::Follow(upstream) => format!("follows {}", upstream.node),
-        LocalAction::AlignSlots { .. } => "aligns replication slots with the members".to_owned(),
     }
 }

@@ -122,6 +122,7 @@ impl World {
                 standby: !server.rewinding && server.standby_signal,
                 timeline: Timeline(server.control.timeline()),
                 checkpoint: server.control.checkpoint,
+                redo: server.control.checkpoint,
                 found_down: !memory.seen_up && (server.control.is_clean() || !memory.inherited),
                 for_ms: age(memory.down_since),
                 left: (!server.rewinding && !server.standby_signal && !server.control.is_clean())
@@ -199,6 +200,7 @@ impl World {
             standbys,
             slots: server.slots.clone(),
             cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
+            gated: server.gated && !in_recovery,
             first_xid: None,
         };
         let memory = &mut self.machines[index].worker.as_mut()?.memory;

@@ -33,6 +33,11 @@ impl Rig {
         running.cover = Some(CoverSeen { number, met });
     }
 
+    fn gate(&mut self, id: u64, gated: bool) {
+        let PostgresState::Running(running) = &mut self.postgres(id).state else { panic!("down") };
+        running.gated = gated;
+    }
+
     /// The agent of the primary's node is silent, and so is its PostgreSQL, until a failover has begun.
     fn lose_primary(&mut self, silent: &[u64]) {
         for _ in 0..40 {
@@ -189,6 +194,11 @@ fn a_new_primary_serves_once_its_standbys_have_all_it_has() {
         "{waiting}"
     );
     rig.covers(true);
+    rig.gate(2, true);
+    let waiting = rig.step(&[1]).report.lines().join("\n");
+    assert!(waiting.contains("server2 to let clients in"), "{waiting}");
+    assert_eq!(rig.state.serving(), None, "proxies would be turned away");
+    rig.gate(2, false);
     rig.pass(&[1]);
     assert_eq!(rig.state.serving(), Some(NodeId(2)));
 
@@ -205,7 +215,7 @@ fn a_new_primary_serves_once_its_standbys_have_all_it_has() {
         (Step::Salvage, 0),
         (Step::Commit, 0),
         (Step::Promote, 100),
-        (Step::Cover, 200),
+        (Step::Cover, 300),
     ];
     assert_eq!(steps(&rig), expected);
     rig.coordinator.published(rig.now + Duration::from_millis(7));
@@ -327,8 +337,8 @@ fn a_wish_stays_while_its_only_asker_is_silent() {
 }
 
 #[test]
-fn a_new_primary_that_cannot_have_commits_wait_is_given_up_in_the_end() {
-    for waits in [true, false] {
+fn a_new_primary_that_cannot_have_commits_wait_or_let_clients_in_is_given_up_in_the_end() {
+    for (waits, gated) in [(true, false), (false, false), (true, true)] {
         let mut rig = chosen_among_both();
         rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
         rig.pass(&[]);
@@ -336,8 +346,9 @@ fn a_new_primary_that_cannot_have_commits_wait_is_given_up_in_the_end() {
         assert_eq!(rig.state.primary.map(|primary| primary.phase), Some(covering));
         if waits {
             // That the standbys take their time is no trouble of the primary's.
-            rig.covers(false);
+            rig.covers(gated);
         }
+        rig.gate(2, gated);
         rig.postgres(2).trouble = Some("no space left on device".to_owned());
         for _ in 0..290 {
             rig.pass(&[]);
@@ -347,12 +358,13 @@ fn a_new_primary_that_cannot_have_commits_wait_is_given_up_in_the_end() {
         for _ in 0..20 {
             rig.pass(&[]);
         }
-        if waits {
+        if waits && !gated {
             assert_eq!(phase(&rig), Some((NodeId(1), ChangePhase::Granted)));
             continue;
         }
         assert_eq!(phase(&rig), Some((NodeId(2), ChangePhase::Recruiting)));
-        let why = "server2 cannot have commits wait for standbys: no space left on device";
+        let what = if gated { "let clients in" } else { "have commits wait for standbys" };
+        let why = format!("server2 cannot {what}: no space left on device");
         assert_eq!(rig.state.change.as_ref().unwrap().reason, why);
         // And that is no dead end.
         rig.crash(2);

@@ -400,11 +400,11 @@ impl View<'_> {
         report: &mut Report,
     ) -> Command {
         let how = match change.kind {
-            ChangeKind::Switchover => "rolled back",
-            ChangeKind::Failover => "started in place",
+            ChangeKind::Switchover => "rolled back".to_owned(),
+            ChangeKind::Failover => format!("{} is started in place", self.name(change.from)),
         };
         let because = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
-        report.doing.push(format!("{}: {} is {how}{because}", change.kind, self.name(change.from)));
+        report.doing.push(format!("{}: {how}{because}", change.kind));
         Command::Grant {
             generation: change.generation,
             node: change.from,

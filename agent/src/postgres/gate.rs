@@ -57,18 +57,20 @@ pub enum GateError {
     Session(#[from] SessionError),
     /// PostgreSQL would keep to the rules that it has.
     #[error(
-        "line {line} of {path:?} is wrong, so PostgreSQL goes on letting only agents and standbys in: {error}"
+        "PostgreSQL would not take over the rules in {path:?}, and goes on letting only agents and standbys in: {}{error}; \
+         once that is mended it is tried again by itself",
+        line.map_or(String::new(), |line| format!("line {line}: "))
     )]
     Rules {
         /// The DBA's file.
         path: PathBuf,
-        /// The line.
-        line: i32,
+        /// The line, if it is one.
+        line: Option<i32>,
         /// PostgreSQL's words.
         error: String,
     },
     /// The reload took too long.
-    #[error("PostgreSQL has not read pg_hba.conf again within {} ms", SETTLE.as_millis())]
+    #[error("PostgreSQL has not read pg_hba.conf again within {} ms; its log may tell why, and it is tried again", SETTLE.as_millis())]
     NotInEffect,
 }
 
@@ -93,15 +95,15 @@ impl Instance {
         if let Some(named) = rules.relative.filter(|_| elsewhere) {
             return Err(GateError::Relative { path, named });
         }
-        let text = rules.kept;
         let (gate, link) = (gate(self.data_dir()), link(self.data_dir()));
         let text = format!(
             "# Owned and rewritten by pgherd-agent. In force while a primary that was started in place has WAL that may not\n\
              # be on as many standbys as commits wait for; then {} is again.\n\
-             {text}\
+             {}\
              local all all reject # not before standbys have what this primary has\n\
              host all all all reject # not before standbys have what this primary has\n",
-            path.display()
+            path.display(),
+            rules.kept
         );
         files::write_durably(&gate, text.as_bytes(), 0o600, Some(&self.shared.owner))?;
         files::point_durably(&link, &gate)?;
@@ -133,7 +135,9 @@ impl Instance {
 
     /// Whether a server with this `hba_file` may still keep clients out.
     pub(super) fn is_gated(&self, hba_file: &str) -> bool {
-        same_file(Path::new(hba_file), &link(self.data_dir())) && gate(self.data_dir()).exists()
+        // The name alone nearly always tells, without a look at the disk.
+        let (file, link) = (Path::new(hba_file), link(self.data_dir()));
+        file.file_name() == link.file_name() && same_file(file, &link) && gate(self.data_dir()).exists()
     }
 
     /// A start that needs no gate: nothing of it is left, in the way of pg_rewind.
@@ -173,9 +177,7 @@ async fn check_rules(session: &Session, path: &Path) -> Result<(), GateError> {
     let (rules, line): (i64, Option<i32>) = (session.take(&row, 0)?, session.take(&row, 1)?);
     let error: Option<String> = session.take(&row, 2)?;
     let error = error.or_else(|| (rules == 0).then(|| "there is no rule".to_owned()));
-    error.map_or(Ok(()), |error| {
-        Err(GateError::Rules { path: path.to_owned(), line: line.unwrap_or(0), error })
-    })
+    error.map_or(Ok(()), |error| Err(GateError::Rules { path: path.to_owned(), line, error }))
 }
 
 /// What is left of `pg_hba.conf` for some users.

@@ -165,9 +165,10 @@ impl View<'_> {
 
     /// It cannot have commits wait, or not let clients in: so nobody will ever be.
     fn covering_trouble(&self, primary: NodeId, postgres: &PostgresObservation) -> Option<Trouble> {
-        let running = postgres.running()?;
-        let waits = running.cover.map(|seen| seen.number) == Some(self.state.cover.number);
-        let shut = running.gated && self.is_met(running);
+        let running = postgres.running();
+        let cover = running.and_then(|running| running.cover).map(|seen| seen.number);
+        let waits = cover == Some(self.state.cover.number);
+        let shut = running.is_some_and(|running| running.gated && self.is_met(running));
         let error = postgres.trouble.as_ref().filter(|_| self.step_age > self.policy.change_timeout)?;
         let name = self.name(primary);
         let reason = match (waits, shut) {

@@ -378,6 +378,20 @@ fn a_new_primary_that_cannot_have_commits_wait_or_let_clients_in_is_given_up_in_
 }
 
 #[test]
+fn a_new_primary_that_answers_nobody_is_given_up_in_the_end() {
+    let mut rig = chosen_among_both();
+    rig.postgres(2).state = PostgresState::Running(Running { timeline: Timeline(2), ..running(false) });
+    rig.pass(&[]);
+    rig.postgres(2).state = PostgresState::Unresponsive { for_ms: 40_000, reason: "timeout".to_owned() };
+    rig.postgres(2).trouble = Some("it does not answer".to_owned());
+    for _ in 0..310 {
+        rig.pass(&[]);
+    }
+    let phase = rig.state.change.as_ref().map(|change| (change.from, change.phase));
+    assert_eq!(phase, Some((NodeId(2), ChangePhase::Recruiting)));
+}
+
+#[test]
 fn what_was_only_written_does_not_count_as_lag_where_a_promise_covers_commits() {
     let lag = 1 << 30;
     for durability in [ONE, Durability::default()] {

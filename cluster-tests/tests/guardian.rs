@@ -348,7 +348,7 @@ async fn an_agent_whose_disk_breaks_hands_its_primary_to_nobody() -> TestResult 
     let primary = postmaster(&cluster, "server1")?;
     let disk = SmallDisk::of_agent(cluster.node("server1"));
     disk.break_down().await?;
-    let broken = Instant::now();
+    let (broken, acknowledged) = (Instant::now(), writer.acknowledged());
     // An entry for every log to write.
     let _answer = cluster.cli("server4", &["set-priority", "server3", "7"]).await?;
     assert!(wait_gone(primary, SOON).await, "the primary goes on unguarded");
@@ -366,6 +366,9 @@ async fn an_agent_whose_disk_breaks_hands_its_primary_to_nobody() -> TestResult 
         cluster.log_tails(2000).iter().any(|log| log.contains("raft has stopped on this node because"));
     assert!(told, "the agent says why");
     let outcome = writer.finish(&cluster).await?;
-    assert!(outcome.duplicated.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
+    assert!(outcome.duplicated.is_empty(), "{outcome:?}");
+    // Replication is asynchronous, and no agent is left to hand out what the killed primary had not sent.
+    figure("acknowledged commits that were not sent yet", outcome.lost.len());
+    assert!(outcome.lost.iter().all(|seq| *seq > acknowledged), "{acknowledged} before: {outcome:?}");
     Ok(cluster.finish(&["Read-only file system", "raft has stopped", CLIENT_LOST])?)
 }

@@ -1,5 +1,6 @@
 //! The agent's port: what operators, proxies, other agents and monitoring ask of it.
 
+mod maintenance;
 mod metrics;
 mod operator;
 mod server;

@@ -29,11 +29,14 @@ use pgherd_common::NodeName;
 use serde::Serialize;
 
 use args::{Args, Command};
+use at::Span;
 use client::Agent;
 use error::CliError;
 use target::Target;
 
-use crate::api::types::{Accepted, ClusterStatus, NodeRequest, NodeStatus, PriorityRequest};
+use crate::api::types::{
+    Accepted, ClusterStatus, NodeRequest, NodeStatus, PauseRequest, PriorityRequest, UnpauseRequest,
+};
 use crate::cluster::HistoryEntry;
 
 /// The whole program.
@@ -98,6 +101,13 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
         Command::SetPriority { node, priority } => {
             let request = PriorityRequest { node: node.clone(), priority: *priority };
             done(&agent()?.order("/v1/set-priority", &request).await?)
+        }
+        Command::Pause { node, span: Span(span) } => {
+            let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            done(&agent()?.order("/v1/pause", &PauseRequest { node: node.clone(), for_ms }).await?)
+        }
+        Command::Unpause { node } => {
+            done(&agent()?.order("/v1/unpause", &UnpauseRequest { node: node.clone() }).await?)
         }
         Command::StopCluster { yes } => {
             if !*yes {

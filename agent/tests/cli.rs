@@ -96,6 +96,8 @@ async fn play(script: Shared) -> String {
         "/v1/allow-node",
         "/v1/disallow-node",
         "/v1/set-priority",
+        "/v1/pause",
+        "/v1/unpause",
         "/v1/stop-cluster",
     ] {
         let take = move |State(script): State<Shared>, Json(body): Json<Value>| order(path, script, body);
@@ -121,7 +123,7 @@ fn status(generation: u64, change: &Value, healthy: bool, second_agent: &str) ->
         "durability": {"asked": 0, "standbys": 0, "of": [], "settled": true},
         "leader": "server2", "term": 1, "voters": 2, "voters_heard": 2,
         "voting": ["server1", "server2"], "without_vote": [],
-        "lease": {"holder": "server1", "left_ms": 1900}, "change": change, "scheduled": null,
+        "lease": {"holder": "server1", "left_ms": 1900}, "change": change, "scheduled": null, "paused": [],
         "nodes": [node(1, "Primary", "127.0.0.1:1"), node(2, "Standby", second_agent)],
         "allowed": ["server1", "server2"], "priority": ["server2"], "proxies": [], "healthy": healthy,
         "verdict": ["All standbys are in sync with the primary."], "report": []
@@ -411,6 +413,28 @@ async fn a_switchover_is_scheduled_and_taken_back() {
     let paths: Vec<&str> = ordered.iter().map(|(path, _)| path.as_str()).collect();
     assert_eq!(paths, ["/v1/promote", "/v1/cancel-scheduled"]);
     assert!(ordered[0].1["at"].as_u64().unwrap() > 1_700_000_000_000, "{ordered:?}");
+}
+
+#[tokio::test]
+async fn a_pause_has_an_end_that_is_understood_before_anybody_is_asked() {
+    let script = scripted(switchover(&entry(2, "server2", "completed")));
+    let address = play(script.clone()).await;
+    let nonsense = pgherd(&["--agent", &address, "pause", "--for", "a while"]).await;
+    assert_eq!(nonsense.status.code(), Some(2), "{nonsense:?}");
+    assert!(stderr(&nonsense).contains("give a duration such as 30m"), "{nonsense:?}");
+    for arguments in [&["pause"][..], &["pause", "--node", "server2", "--for", "90m"], &["unpause"]] {
+        let output = pgherd(&[&["--agent", &address], arguments].concat()).await;
+        assert!(output.status.success(), "{output:?}");
+    }
+    let ordered = script.lock().unwrap().ordered.clone();
+    assert_eq!(
+        ordered,
+        [
+            ("/v1/pause".to_owned(), json!({"node": null, "for_ms": 3_600_000})),
+            ("/v1/pause".to_owned(), json!({"node": "server2", "for_ms": 5_400_000})),
+            ("/v1/unpause".to_owned(), json!({"node": null})),
+        ]
+    );
 }
 
 #[tokio::test]

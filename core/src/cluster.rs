@@ -3,6 +3,7 @@
 
 mod apply;
 mod command;
+mod pause;
 mod schedule;
 mod state;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
+pub use pause::{Pause, Pauses};
 pub use schedule::Scheduled;
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,

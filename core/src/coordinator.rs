@@ -9,6 +9,7 @@ mod cover;
 mod failover;
 mod forming;
 mod in_place;
+mod pause;
 mod report;
 mod schedule;
 mod service;
@@ -31,6 +32,7 @@ use crate::observation::NodeObservation;
 use crate::quorum::Quorum;
 use crate::waterfall::{FirstWrite, Step, Waterfall};
 
+pub use pause::PAUSE_MAX;
 pub use report::{NotYet, Report, VotersStay};
 pub use schedule::{SCHEDULE_AHEAD_MAX, SCHEDULE_PATIENCE};
 pub use switchover::SwitchoverRefused;
@@ -209,6 +211,7 @@ impl Coordinator {
             action = action
                 .or_else(|| propose(view.advance_change(&mut report)))
                 .or_else(|| propose(view.begin_failover(&mut report)))
+                .or_else(|| propose(view.tend_pauses(&mut report)))
                 .or_else(|| propose(view.tend_schedule(&mut report)))
                 .or_else(|| propose(view.tend_cover(&mut report)))
                 .or_else(|| propose(view.tell_published()))

@@ -200,6 +200,9 @@ impl Reconciler {
         if let Some(expired) = self.lease_expired(s) {
             return expired;
         }
+        if let Some(left_alone) = leave_alone(s) {
+            return left_alone;
+        }
         if let PostgresState::Unresponsive { for_ms, reason } = &s.own.state {
             return self.unresponsive(s, *for_ms, reason);
         }
@@ -290,6 +293,9 @@ impl Reconciler {
 
     /// The log says another node is primary, or that nobody is.
     fn as_standby(&self, s: &Situation<'_>, member: &Member) -> Reconciliation {
+        if let Some(left_alone) = leave_alone(s) {
+            return left_alone;
+        }
         match &s.own.state {
             PostgresState::Running(running) if !running.in_recovery => {
                 Reconciliation::act(LocalAction::Fence {
@@ -457,6 +463,20 @@ fn unknown_cluster(s: &Situation<'_>) -> Reconciliation {
         return Reconciliation::act(LocalAction::Fence { reason });
     }
     Reconciliation::wait(lost).at(s.adopted_until)
+}
+
+/// While an operator has paused it, a PostgreSQL that does not run, or does not answer, is the operator's. One that runs
+/// is led as ever, and killed where it must not be writable.
+fn leave_alone(s: &Situation<'_>) -> Option<Reconciliation> {
+    let pause = s.state.pauses.of(s.me)?;
+    let how = match &s.own.state {
+        PostgresState::Down(_) => "is down",
+        PostgresState::Unresponsive { .. } => "does not answer",
+        PostgresState::Running(_) | PostgresState::Starting { .. } | PostgresState::Unusable(_) => {
+            return None;
+        }
+    };
+    Some(Reconciliation::wait(format!("PostgreSQL {how} and is left alone: paused until {}", pause.until)))
 }
 
 /// Everything of the instance must be gone, leftovers of a dead postmaster included, before the role

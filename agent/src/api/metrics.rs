@@ -53,6 +53,8 @@ fn measure(api: &Api, picture: &Picture) -> Registry {
     let waits = state.cover.wanted.standbys;
     one(&mut registry, "sync_standbys_asked", "For how many standbys commits are to wait", f64::from(asked));
     one(&mut registry, "sync_standbys", "For how many standbys commits wait", f64::from(waits));
+    let paused = flag(state.pauses.cluster.is_some());
+    one(&mut registry, "paused", "Whether an operator has paused the whole cluster", paused);
     nodes(&mut registry, picture);
     changes(&mut registry, &state.history);
     registry
@@ -60,7 +62,8 @@ fn measure(api: &Api, picture: &Picture) -> Registry {
 
 /// One line for each member.
 fn nodes(registry: &mut Registry, picture: &Picture) {
-    let (primary, service, lag) = (Gauges::default(), Gauges::default(), Gauges::default());
+    let (primary, service, lag, paused) =
+        (Gauges::default(), Gauges::default(), Gauges::default(), Gauges::default());
     let state = &picture.state;
     let running = |id| picture.seen.get(&id).and_then(|(said, _)| said.postgres.as_ref()?.running());
     let end = state.serving().and_then(running).filter(|up| !up.in_recovery).map(|up| up.position);
@@ -69,12 +72,14 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
         let labels = || vec![("node", member.descriptor.name.to_string())];
         primary.get_or_create(&labels()).set(flag(state.serving() == Some(id)));
         service.get_or_create(&labels()).set(flag(member.service == Service::Up));
+        paused.get_or_create(&labels()).set(flag(state.pauses.of(id).is_some()));
         if let Some((up, end)) = running(id).filter(|up| up.in_recovery).zip(end) {
             lag.get_or_create(&labels()).set(number(end.bytes_since(up.position)));
         }
     }
     registry.register("node_is_primary", "Whether it serves as the primary", primary);
     registry.register("node_in_service", "Whether it is in service", service);
+    registry.register("node_paused", "Whether its PostgreSQL is left alone for now", paused);
     registry.register_with_unit("node_lag", "WAL that a standby has yet to replay", Unit::Bytes, lag);
 }
 

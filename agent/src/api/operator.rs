@@ -22,9 +22,9 @@ use crate::driver::Event;
 use crate::peers::CallError;
 use crate::publish::Unmovable;
 
-type Answer = Result<Json<Accepted>, Refused>;
+pub(super) type Answer = Result<Json<Accepted>, Refused>;
 
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
+pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refused> {
     let refuse = |error| {
         Refused::new(
             StatusCode::BAD_REQUEST,
@@ -294,7 +294,7 @@ async fn on_node(
     Ok(Json(Accepted { message, generation: None }))
 }
 
-fn member<'a>(state: &'a ClusterState, name: &NodeName) -> Result<&'a Member, Refused> {
+pub(super) fn member<'a>(state: &'a ClusterState, name: &NodeName) -> Result<&'a Member, Refused> {
     state.by_name(name).ok_or_else(|| {
         let names: Vec<&str> = state.members.values().map(|member| member.descriptor.name.as_str()).collect();
         let hint = match names.as_slice() {
@@ -305,7 +305,7 @@ fn member<'a>(state: &'a ClusterState, name: &NodeName) -> Result<&'a Member, Re
     })
 }
 
-async fn propose(api: &Api, command: Command) -> Result<Applied, Refused> {
+pub(super) async fn propose(api: &Api, command: Command) -> Result<Applied, Refused> {
     let unavailable = |error: ProposeError| {
         let hint = "a majority of the agents has to be up: see pgherd cluster-status";
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)
@@ -332,6 +332,8 @@ fn hint(rejected: &Rejected) -> &'static str {
         Rejected::IsPrimary(_) => "pgherd promote --switchover",
         Rejected::NotAllowed(_) => "pgherd allow-node NODE",
         Rejected::NotFailed(_) => "nothing has to be done",
+        Rejected::Paused { .. } => "`pgherd unpause`, or `pgherd unpause --node NODE`, ends that",
+        Rejected::NotPaused(_) => "pgherd cluster-status shows what is paused",
         Rejected::AlreadyScheduled(_) => "`pgherd promote --cancel-scheduled` takes it away",
         Rejected::NotScheduled => {
             "pgherd cluster-status shows what is scheduled, pgherd history what became of it"
@@ -359,7 +361,7 @@ fn hint(rejected: &Rejected) -> &'static str {
 const PASSED_ON: &str = "x-pgherd-passed-on";
 
 /// Has the leader answer, unless this agent leads. `None`: answer here.
-async fn pass_on<T: Serialize + Sync>(
+pub(super) async fn pass_on<T: Serialize + Sync>(
     api: &Api,
     headers: &HeaderMap,
     path: &'static str,

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::Refusal;
-use super::{metrics, operator, status};
+use super::{maintenance, metrics, operator, status};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
@@ -67,6 +67,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/detach", post(operator::detach))
         .route("/v1/allow-node", post(operator::allow))
         .route("/v1/disallow-node", post(operator::disallow))
+        .route("/v1/pause", post(maintenance::pause))
+        .route("/v1/unpause", post(maintenance::unpause))
         .route("/v1/set-priority", post(operator::set_priority))
         .route("/v1/stop-cluster", post(operator::stop_cluster))
         .route("/v1/stop", post(operator::stop))

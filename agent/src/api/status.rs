@@ -13,9 +13,9 @@ use pgherd_core::node::version;
 use super::server::{Api, Refused};
 use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
-    ProxyStatus, ScheduledStatus, WithoutVote,
+    PausedStatus, ProxyStatus, ScheduledStatus, WithoutVote,
 };
-use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, PrimaryPhase, Service};
+use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, Pause, PrimaryPhase, Service};
 use crate::driver::Picture;
 use crate::observation::{PostgresObservation, PostgresState};
 
@@ -143,6 +143,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus
             })
         }),
         scheduled: composer.scheduled(),
+        paused: composer.paused(),
         nodes,
         allowed: state.members.values().filter(|m| m.allowed).map(|m| m.descriptor.name.clone()).collect(),
         priority: state.promotion_order().iter().map(|member| member.descriptor.name.clone()).collect(),
@@ -241,6 +242,16 @@ impl<'a> Composer<'a> {
         })
     }
 
+    fn paused(&self) -> Vec<PausedStatus> {
+        let now = RealClock.wall();
+        let paused = |(node, pause): (Option<NodeId>, Pause)| PausedStatus {
+            node: node.and_then(|node| self.name(node)),
+            until: pause.until,
+            left_ms: u64::try_from(pause.until.since(now).as_millis()).unwrap_or(u64::MAX),
+        };
+        self.picture.state.pauses.iter().map(paused).collect()
+    }
+
     fn lease(&self) -> LeaseStatus {
         let holder = self.picture.state.primary.map(|primary| primary.node);
         let seen = holder.and_then(|holder| self.picture.seen.get(&holder));
@@ -331,6 +342,9 @@ impl<'a> Composer<'a> {
             if !member.allowed {
                 info.push("not allowed (allow-node)".to_owned());
             }
+            if let Some(pause) = self.picture.state.pauses.of(id).filter(|_| member.is_database()) {
+                info.push(format!("paused until {} (unpause)", pause.until));
+            }
             if !member.attached {
                 info.push("detached: takes no reads (attach)".to_owned());
             }
@@ -356,6 +370,17 @@ impl<'a> Composer<'a> {
         running.is_some_and(|running| running.is_streaming() && running.follows.as_ref() == primary)
     }
 
+    /// Nothing is replaced meanwhile, so all is not well.
+    fn paused_verdict(&self) -> impl Iterator<Item = String> + '_ {
+        self.picture.state.pauses.iter().map(|(node, pause)| {
+            let what = match node.and_then(|node| self.name(node)) {
+                Some(node) => format!("PostgreSQL on {node}"),
+                None => "Every PostgreSQL".to_owned(),
+            };
+            format!("{what} is left alone: paused until {}.", pause.until)
+        })
+    }
+
     /// EFM's rule: well only with all agents running, a primary and at least one standby, all
     /// databases up, and every standby at the primary's position.
     fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
@@ -372,6 +397,7 @@ impl<'a> Composer<'a> {
         if let Some(change) = &self.picture.state.change {
             verdict.push(format!("A {} is in flight.", change.kind));
         }
+        verdict.extend(self.paused_verdict());
         if !nodes.iter().any(|node| node.agent_type == AgentType::Primary) {
             verdict.push("There is no primary database in service.".to_owned());
         }

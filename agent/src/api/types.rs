@@ -10,6 +10,8 @@
 //! | `POST /v1/cancel-scheduled` | | [`Accepted`] |
 //! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
+//! | `POST /v1/pause` | [`PauseRequest`] | [`Accepted`] |
+//! | `POST /v1/unpause` | [`UnpauseRequest`] | [`Accepted`] |
 //! | `POST /v1/stop-cluster` | | [`Accepted`] |
 //!
 //! A refusal is answered with status 409 (the cluster's state does not allow it), 404 (no such node),
@@ -57,6 +59,9 @@ pub struct ClusterStatus {
     pub change: Option<ChangeStatus>,
     /// A switchover that is to begin at a set time.
     pub scheduled: Option<ScheduledStatus>,
+    /// What the agents leave alone for now, the whole cluster first.
+    #[serde(default)]
+    pub paused: Vec<PausedStatus>,
     /// All members by id.
     pub nodes: Vec<NodeStatus>,
     /// Members allowed in the cluster.
@@ -136,6 +141,17 @@ pub struct ScheduledStatus {
     pub successor: Option<NodeName>,
     /// Why it would be refused, were it to begin now.
     pub obstacle: Option<String>,
+}
+
+/// What the agents leave alone for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedStatus {
+    /// A node; the whole cluster when absent.
+    pub node: Option<NodeName>,
+    /// When that ends by itself, in milliseconds since 1970.
+    pub until: WallTime,
+    /// Milliseconds until then, by the clock of the answering agent.
+    pub left_ms: u64,
 }
 
 /// What an agent is to its cluster, in EFM's words.
@@ -294,6 +310,22 @@ pub struct PriorityRequest {
     pub node: NodeName,
     /// 1 first, 0 never.
     pub priority: u32,
+}
+
+/// Body of `POST /v1/pause`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseRequest {
+    /// Which node's PostgreSQL is to be left alone; everybody's when absent.
+    pub node: Option<NodeName>,
+    /// For how many milliseconds.
+    pub for_ms: u64,
+}
+
+/// Body of `POST /v1/unpause`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpauseRequest {
+    /// A node; the whole cluster when absent.
+    pub node: Option<NodeName>,
 }
 
 /// A request that was carried out or begun.

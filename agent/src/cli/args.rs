@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pgherd_common::NodeName;
 
-use super::at::At;
+use super::at::{At, Span};
 
 /// Where this node's agent keeps its configuration.
 pub(super) const CONFIG_DEFAULT: &str = "/etc/pgherd/agent.toml";
@@ -134,6 +134,33 @@ Examples:
     Attach {
         /// The node's name
         node: NodeName,
+    },
+    /// Has the agents leave PostgreSQL alone for a while: for maintenance by hand
+    ///
+    /// Nothing is started, stopped, promoted or replaced meanwhile, and every pause ends by itself. What
+    /// keeps two primaries apart goes on: a primary that too few agents can reach is still fenced.
+    #[command(after_help = "\
+Examples:
+  pgherd pause                          # everything, for an hour
+  pgherd pause --for 30m                # s, m or min, h, d; at most 7d
+  pgherd pause --node server2 --for 2h  # only the PostgreSQL of one node")]
+    Pause {
+        /// Only this node's PostgreSQL
+        #[arg(long)]
+        node: Option<NodeName>,
+        /// For how long; a pause that is on gets this end from now on
+        #[arg(long = "for", value_name = "DURATION", default_value = "1h")]
+        span: Span,
+    },
+    /// Ends a pause before its time
+    #[command(after_help = "\
+Examples:
+  pgherd unpause
+  pgherd unpause --node server2")]
+    Unpause {
+        /// That of this node, not that of the cluster
+        #[arg(long)]
+        node: Option<NodeName>,
     },
     /// Stops all agents; PostgreSQL is left running
     #[command(after_help = "\

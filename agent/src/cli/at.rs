@@ -56,11 +56,23 @@ impl FromStr for At {
     }
 }
 
-/// As in the configuration, and with `m` for minutes.
+/// A span of time, as in the configuration, and with `m` for minutes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span(pub(super) Duration);
+
+impl FromStr for Span {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let spelt = text.strip_suffix('m').map_or(text.to_owned(), |minutes| format!("{minutes}min"));
+        let span = Millis::from_value(&toml::Value::String(spelt));
+        span.map(|span| Self(span.0)).map_err(|_| "give a duration such as 30m (units: s, m or min, h, d)")
+    }
+}
+
 fn in_span(text: &str) -> Option<Meaning> {
-    let span = text.strip_prefix('+')?;
-    let span = span.strip_suffix('m').map_or(span.to_owned(), |minutes| format!("{minutes}min"));
-    Millis::from_value(&toml::Value::String(span)).ok().map(|span| Meaning::In(span.0))
+    text.strip_prefix('+')?.parse().ok().map(|Span(span)| Meaning::In(span))
 }
 
 fn exactly(text: &str) -> Option<Meaning> {

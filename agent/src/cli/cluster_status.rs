@@ -5,7 +5,9 @@ use pgherd_common::{Lsn, NodeName};
 use super::node_status::vip;
 use super::table::Table;
 use super::units::{bytes, millis, span};
-use crate::api::types::{AgentType, ClusterStatus, DurabilityStatus, NodeStatus, ScheduledStatus};
+use crate::api::types::{
+    AgentType, ClusterStatus, DurabilityStatus, NodeStatus, PausedStatus, ScheduledStatus,
+};
 use crate::cluster::NodeKind;
 
 /// The whole report.
@@ -34,6 +36,10 @@ fn title(status: &ClusterStatus) -> String {
     let mut text = format!("Cluster Status: {}\n", status.cluster);
     if !status.formed {
         text += "The cluster has not formed yet: no primary was ever agreed on.\n";
+    }
+    for PausedStatus { node, until, left_ms } in &status.paused {
+        let what = node.as_ref().map_or("Paused".to_owned(), |node| format!("{node} is paused"));
+        text += &format!("{what}: PostgreSQL is left alone until {until} ({} left).\n", span(*left_ms));
     }
     if !status.auto_failover {
         text += "Automatic failover is off: a failed primary is replaced only by `pgherd promote`.\n";

@@ -6,6 +6,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
+use super::pause;
 use super::schedule::{self, Scheduled};
 use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
@@ -56,6 +57,8 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             )
         }
         Command::Unschedule { number, why, at } => schedule::unschedule(state, *number, why.as_deref(), *at),
+        Command::Pause { node, until, at } => pause::pause(state, *node, (*at, *until), revision),
+        Command::Unpause { node, number } => pause::unpause(state, *node, *number),
         Command::Stop { generation } => stop(state, *generation),
         Command::Grant { generation, node, received, old_end, cover, rolled_back, at } => {
             let end = (*received, *old_end);
@@ -216,6 +219,7 @@ fn begin(state: &mut ClusterState, mut change: Change, scheduled: Option<u64>) -
     if let Some(to) = change.to {
         database(state, to)?;
     }
+    pause::check(state, &change)?;
     if let Some(number) = scheduled {
         schedule::take(state, number)?;
     }

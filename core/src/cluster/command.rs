@@ -94,6 +94,22 @@ pub enum Command {
         /// Now.
         at: WallTime,
     },
+    /// `pause`: agents are to leave PostgreSQL alone until then.
+    Pause {
+        /// Which node's; `None`: everybody's.
+        node: Option<NodeId>,
+        /// Until when.
+        until: WallTime,
+        /// Now.
+        at: WallTime,
+    },
+    /// A pause ends.
+    Unpause {
+        /// Which node's; `None`: the cluster's.
+        node: Option<NodeId>,
+        /// Only this pause, whose time is over; `None`: an operator ends whichever there is.
+        number: Option<u64>,
+    },
     /// Switchover: the old primary has checkpointed; hold new work and stop it.
     Stop {
         /// Of the change.
@@ -332,6 +348,17 @@ pub enum Rejected {
     /// It was taken back, or has begun.
     #[error("no switchover is scheduled")]
     NotScheduled,
+    /// While PostgreSQL is left alone there, nobody could stop or promote it.
+    #[error("{} is paused until {until}", spell_paused(*.node))]
+    Paused {
+        /// A node, or the cluster.
+        node: Option<NodeId>,
+        /// When that ends.
+        until: WallTime,
+    },
+    /// It has ended, or never was.
+    #[error("{} is not paused", spell_paused(*.0))]
+    NotPaused(Option<NodeId>),
     /// Nothing to resume.
     #[error("node {0} has not failed")]
     NotFailed(NodeId),
@@ -356,4 +383,8 @@ pub enum Rejected {
     /// Whoever votes is not let in again: it never left.
     #[error("node {0} has a vote")]
     IsVoter(NodeId),
+}
+
+fn spell_paused(node: Option<NodeId>) -> String {
+    node.map_or("the cluster".to_owned(), |node| format!("node {node}"))
 }

@@ -11,6 +11,7 @@ use pgherd_common::{
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use super::pause::Pauses;
 use super::schedule::Scheduled;
 use super::voters::LeaseVoters;
 use crate::cover::Cover;
@@ -30,6 +31,9 @@ pub struct ClusterState {
     /// A switchover that is to begin at a set time; at most one.
     #[serde(default)]
     pub scheduled: Option<Scheduled>,
+    /// What the agents are to leave alone for now.
+    #[serde(default)]
+    pub pauses: Pauses,
     /// All members, witnesses included.
     pub members: BTreeMap<NodeId, Member>,
     /// The members whose word counts for the lease.

@@ -37,6 +37,9 @@ fn commands() -> Vec<Command> {
         commands.push(Command::SetAllowed { node, allowed: false, at });
         commands.push(Command::SetAllowed { node, allowed: true, at });
         commands.push(Command::Resume { node, at });
+        let one = Some(node).filter(|node| node.0 > 1);
+        commands.push(Command::Pause { node: one, until: WallTime(9), at });
+        commands.push(Command::Unpause { node: one, number: None });
         for generation in (0..4).map(generation) {
             let reason = String::new;
             for service in [Service::Joining, Service::Up, Service::Failed(reason())] {

@@ -56,6 +56,9 @@ impl View<'_> {
         if !member.allowed {
             return Err(format!("{name} is not allowed (allow-node)"));
         }
+        if self.state.pauses.nodes.contains_key(&id) {
+            return Err(format!("{name} is paused (unpause)"));
+        }
         if member.priority() == 0 && !asked {
             return Err(format!("{name} has priority 0"));
         }

@@ -44,6 +44,9 @@ impl View<'_> {
         }
         let primary = self.state.primary?.node;
         let trouble = self.primary_trouble(primary, report)?;
+        if self.leaves_alone(primary, &trouble.reason, report) {
+            return None;
+        }
         let to = match trouble.remedy {
             Remedy::StartInPlace => Some(primary),
             Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit if !self.policy.auto_failover => {
@@ -340,6 +343,7 @@ impl View<'_> {
                 && member.allowed
                 && member.priority() > 0
                 && member.service == Service::Up
+                && !self.state.pauses.nodes.contains_key(&id)
                 && self.is_fresh(id)
         });
         candidates.count()

@@ -99,6 +99,13 @@ pub enum NotYet {
         /// Voters that say nothing, and so do not say that their promise has ended.
         unheard: Vec<NodeName>,
     },
+    /// The text says what is wrong with the primary, and an operator wants it left alone.
+    Paused {
+        /// What would be done something about.
+        trouble: String,
+        /// When that ends.
+        until: WallTime,
+    },
     /// The primary is sick, and the text says how; what follows is why it stays.
     Sick(String),
     /// No standby can take over.
@@ -219,6 +226,9 @@ impl fmt::Display for NotYet {
             Self::Minority { node, heard, needed } => minority(f, node, *heard, *needed),
             Self::LeaseRunning { node, lapsed, needed, left, unheard } => {
                 lease_running(f, node, (*lapsed, *needed), *left, &join(unheard))
+            }
+            Self::Paused { trouble, until } => {
+                write!(f, "{trouble}; it is left alone: paused until {until} (`pgherd unpause` ends that)")
             }
             Self::Sick(reason) => {
                 write!(f, "{reason}; it stays the primary until a standby that is well can take over")

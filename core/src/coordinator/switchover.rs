@@ -20,6 +20,14 @@ pub enum SwitchoverRefused {
     /// One is enough.
     #[error("a switchover is scheduled already: {0}")]
     AlreadyScheduled(String),
+    /// PostgreSQL is to be left alone.
+    #[error("{what} is paused until {until}: the agents leave PostgreSQL as it is")]
+    Paused {
+        /// A node, or the cluster.
+        what: String,
+        /// When that ends.
+        until: WallTime,
+    },
     /// Nobody can begin anything then.
     #[error("{due} is past: the clock of the agent that leads says {now}")]
     InThePast {
@@ -58,6 +66,7 @@ impl SwitchoverRefused {
             Self::NotFormed => "pgherd cluster-status says what the cluster is waiting for",
             Self::ChangeInFlight(_) => "wait for it to end; pgherd cluster-status shows how far it is",
             Self::AlreadyScheduled(_) => "`pgherd promote --cancel-scheduled` takes it away",
+            Self::Paused { .. } => "`pgherd unpause`, or `pgherd unpause --node NODE`, ends that",
             Self::InThePast { .. } => "`pgherd promote --switchover` without --at begins at once",
             Self::TooFarAhead(_) => "give a time within a year",
             Self::NotADatabase(_) => "pgherd cluster-status lists the nodes",
@@ -88,6 +97,7 @@ impl View<'_> {
             return Err(SwitchoverRefused::ChangeInFlight(change.kind));
         }
         let (from, to) = self.check_request(to)?;
+        self.refuse_paused(from, to)?;
         if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery)
         {
             return Err(SwitchoverRefused::PrimaryNotInService(self.name(from)));
@@ -147,6 +157,7 @@ impl View<'_> {
         allow_data_loss: bool,
     ) -> Result<Command, SwitchoverRefused> {
         let (from, to) = self.check_request(to)?;
+        self.refuse_paused(from, to)?;
         if !self.is_fresh(from) && self.is_in_service(from) {
             return Err(SwitchoverRefused::Unguarded(self.name(from)));
         }

@@ -688,3 +688,39 @@ fn where_commits_wait_they_do_from_the_promotion_on_and_followers_are_named_afte
     (own.follows, own.follows_in) = (Some("10.0.0.2:5432".parse().unwrap()), Some(generation));
     assert!(!matches!(rig.decide(3).action, Some(LocalAction::Follow(_))));
 }
+
+#[test]
+fn what_is_paused_is_neither_started_nor_killed_but_still_fenced() {
+    let (until, at_start) = (WallTime(9), WallTime(5));
+    let hung = PostgresState::Unresponsive { for_ms: 60_000, reason: "timeout".to_owned() };
+    for node in [None, Some(NodeId(1))] {
+        for state in [PostgresState::Down(stopped(true, false)), hung.clone()] {
+            let mut rig = Rig::new(state);
+            rig.commit(&Command::Pause { node, until, at: at_start });
+            let left_alone = rig.decide(1);
+            assert_eq!(left_alone.action, None);
+            assert!(
+                left_alone.note.as_ref().unwrap().contains("left alone: paused until 1970"),
+                "{left_alone:?}"
+            );
+        }
+    }
+    let mut rig = Rig::new(hung);
+    rig.commit(&Command::Pause { node: None, until, at: at_start });
+    rig.fence_at = Some(rig.now);
+    assert!(fences(&rig.decide(1)), "nobody knows who is primary by now");
+
+    let mut standby = Rig::new(PostgresState::Down(stopped(false, true)));
+    assert!(standby.decide(2).action.is_some());
+    standby.commit(&Command::Pause { node: Some(NodeId(2)), until, at: at_start });
+    assert_eq!(standby.decide(2).action, None);
+    standby.begin(ChangeKind::Failover);
+    assert_eq!(standby.decide(2).action, None, "whatever happens elsewhere");
+    standby.own.state = PostgresState::Running(running(true));
+    assert!(
+        matches!(standby.decide(2).action, Some(LocalAction::Recruit(_))),
+        "it must not stay with the old one"
+    );
+    standby.own.state = PostgresState::Running(running(false));
+    assert!(fences(&standby.decide(2)));
+}

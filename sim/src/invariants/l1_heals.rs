@@ -29,6 +29,8 @@ pub enum Sick {
     NoVote(usize),
     /// A switchover is yet to begin, or to be given up.
     Scheduled,
+    /// An operator's pause has yet to end.
+    Paused,
 }
 
 impl fmt::Display for Sick {
@@ -40,6 +42,7 @@ impl fmt::Display for Sick {
             Self::ProxyElsewhere(proxy) => write!(f, "proxy{} does not write to the primary", proxy + 1),
             Self::NotFollowing(node, why) => write!(f, "server{} does not follow: {why}", node + 1),
             Self::NoVote(node) => write!(f, "server{} has no vote", node + 1),
+            Self::Paused => f.write_str("something is paused"),
             Self::Scheduled => f.write_str("a switchover is yet to begin"),
             Self::Behind(node) => write!(f, "the agent of server{} is behind", node + 1),
         }

@@ -102,6 +102,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
         at += if rng.chance(250) { rng.below(300 * MS) } else { rng.tailed(pause, pause * 4) };
     }
     schedule(seed, &mut faults);
+    pauses(seed, options.faults_for, databases, &mut faults);
     Misfortunes { plan, faults, databases, witnesses }
 }
 
@@ -118,6 +119,21 @@ fn schedule(seed: u64, faults: &mut [(Micros, Fault, Micros)]) {
             *fault = Fault::Schedule(*to, rng.between(SECOND, 15 * SECOND));
         }
     }
+}
+
+/// Some operators have PostgreSQL left alone for a while, in the middle of it all. Drawn apart for the same reason.
+fn pauses(seed: u64, faults_for: Micros, databases: usize, faults: &mut Vec<(Micros, Fault, Micros)>) {
+    let mut rng = Rng::new(seed ^ 0x0F_F1CE_7EA5);
+    if rng.chance(850) {
+        return;
+    }
+    for _ in 0..rng.between(1, 3) {
+        let node = rng.below(u64::try_from(databases + 1).unwrap_or(1));
+        let node = usize::try_from(node).ok().filter(|node| *node < databases);
+        let fault = Fault::Pause(node, rng.between(2 * SECOND, 30 * SECOND));
+        faults.push((rng.below(faults_for.max(1)), fault, 0));
+    }
+    faults.sort_by_key(|(at, ..)| *at);
 }
 
 /// Every other cluster is synchronous, some of those until there is nobody left to wait for. Drawn apart, so that what a

@@ -36,7 +36,7 @@ pub(super) struct Named {
 }
 
 /// What scripts can do to nodes: how it begins, how it ends.
-const FAULTS: [(&str, Option<&str>); 14] = [
+const FAULTS: [(&str, Option<&str>); 15] = [
     ("kill postmaster", None),
     ("kill worker", None),
     ("kill agent", Some("start agent")),
@@ -48,6 +48,7 @@ const FAULTS: [(&str, Option<&str>); 14] = [
     ("promote by hand", None),
     ("switchover to", None),
     ("schedule switchover to", None),
+    ("pause", None),
     ("cut postgres", Some("mend postgres")),
     ("cut agent", Some("mend agent")),
     ("cut", Some("mend")),
@@ -130,6 +131,8 @@ impl Named {
             ("schedule switchover to", [name, "in", ahead]) => {
                 Fault::Schedule(Some(place(name)?), span(ahead)?)
             }
+            ("pause", ["everything", "for", long]) => Fault::Pause(None, span(long)?),
+            ("pause", [name, "for", long]) => Fault::Pause(Some(place(name)?), span(long)?),
             ("cut postgres", [name]) => Fault::PostgresPort(place(name)?),
             ("cut agent", [name]) => Fault::AgentPort(place(name)?),
             ("cut", [from, "->", to]) => Fault::OneWay(place(from)?, place(to)?),

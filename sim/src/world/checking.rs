@@ -345,6 +345,9 @@ impl World {
         if state.scheduled.is_some() {
             health.sick.push(Sick::Scheduled);
         }
+        if state.pauses.iter().next().is_some() {
+            health.sick.push(Sick::Paused);
+        }
         let id = self.machines[primary].descriptor.id;
         for (number, proxy) in self.proxies.iter().enumerate() {
             if proxy.writes_to() != Some(id) {

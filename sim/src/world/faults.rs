@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use pgherd_common::Generation;
+use pgherd_core::cluster::Command;
 use pgherd_core::node::Node;
 use pgherd_core::quorum::Admission;
 
@@ -57,6 +58,8 @@ pub enum Fault {
     Switchover(Option<usize>),
     /// The same, so long from then.
     Schedule(Option<usize>, Micros),
+    /// An operator has PostgreSQL left alone, on this machine or everywhere, for so long.
+    Pause(Option<usize>, Micros),
     /// An operator forces a promotion.
     Force,
     /// The next checkpoint of the machine's PostgreSQL is not the agent's doing.
@@ -108,6 +111,10 @@ impl fmt::Display for Fault {
             Self::Schedule(to, ahead) => {
                 let to = to.as_ref().map_or("the best standby".to_owned(), server);
                 write!(f, "an operator schedules a switchover to {to} in {} ms", ahead / MS)
+            }
+            Self::Pause(node, span) => {
+                let what = node.as_ref().map_or("the cluster".to_owned(), server);
+                write!(f, "an operator pauses {what} for {} ms", span / MS)
             }
             Self::Force => f.write_str("an operator forces a promotion"),
             Self::Switchover(None) => f.write_str("an operator switches over"),
@@ -228,6 +235,7 @@ impl World {
             }
             Fault::Switchover(to) => self.switch_over(*to, false),
             Fault::Schedule(to, ahead) => self.schedule(*to, *ahead),
+            Fault::Pause(node, span) => self.pause(*node, *span),
             Fault::Force => self.switch_over(None, true),
             Fault::Checkpoint(index) => {
                 if let Some(server) = &mut self.machines[*index].server {
@@ -263,6 +271,7 @@ impl World {
             | Fault::PromoteByHand(_)
             | Fault::Switchover(_)
             | Fault::Schedule(..)
+            | Fault::Pause(..)
             | Fault::Force
             | Fault::Wipe(_)
             | Fault::LosePrimary
@@ -367,6 +376,14 @@ impl World {
             Ok(command) => self.propose_as_operator(leader, command),
             Err(refused) => self.note(|| format!("the operator is refused: {refused}")),
         }
+    }
+
+    fn pause(&mut self, node: Option<usize>, span: Micros) {
+        let Some(leader) = self.leader() else { return };
+        let node = node.map(|node| self.machines[node].descriptor.id);
+        let at = self.wall();
+        let until = at + Duration::from_micros(span);
+        self.propose_as_operator(leader, Command::Pause { node, until, at });
     }
 
     /// Everything is mended and everybody is started.

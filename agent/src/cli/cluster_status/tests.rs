@@ -59,6 +59,7 @@ pub(in crate::cli) fn three_nodes() -> ClusterStatus {
             reason: "an operator asked for it".into(),
         }),
         scheduled: None,
+        paused: Vec::new(),
         nodes: vec![
             NodeStatus {
                 vip: Some("10.0.0.100".into()),
@@ -187,6 +188,26 @@ fn commits_that_wait_are_told_of() {
     let changing =
         "Commits: wait for any 1 of server2, server3; 2 are asked for; not yet so for those before\n";
     assert_eq!(told(2, 1, &both, false), changing);
+}
+
+#[test]
+fn what_is_paused_is_told_first() {
+    let paused = |node: Option<&str>| PausedStatus {
+        node: node.map(|node| node.parse().unwrap()),
+        until: pgherd_common::WallTime(1_795_422_667_000),
+        left_ms: 720_000,
+    };
+    let mut status = three_nodes();
+    status.paused = vec![paused(None), paused(Some("server2"))];
+    let told = title(&status);
+    let lines: Vec<&str> = told.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "Paused: PostgreSQL is left alone until 2026-11-23 08:31:07.000Z (12 min left).",
+            "server2 is paused: PostgreSQL is left alone until 2026-11-23 08:31:07.000Z (12 min left)."
+        ]
+    );
 }
 
 #[test]

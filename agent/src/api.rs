@@ -3,6 +3,7 @@
 mod maintenance;
 mod metrics;
 mod operator;
+mod restart;
 mod server;
 mod status;
 pub mod types;

@@ -16,6 +16,7 @@ mod history;
 mod node_status;
 mod progress;
 mod promote;
+mod restart;
 mod table;
 mod target;
 mod units;
@@ -102,6 +103,7 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
             let request = PriorityRequest { node: node.clone(), priority: *priority };
             done(&agent()?.order("/v1/set-priority", &request).await?)
         }
+        Command::Restart(restart) => restart::run(&agent()?, restart).await,
         Command::Pause { node, span: Span(span) } => {
             let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
             done(&agent()?.order("/v1/pause", &PauseRequest { node: node.clone(), for_ms }).await?)

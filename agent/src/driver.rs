@@ -14,7 +14,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, NodeName};
-use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, Setup, Turn, version};
+use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn, version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -80,6 +80,10 @@ pub enum Event {
     Wrote(Generation, Duration),
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
+    /// An operator wants the primary restarted, and transactions ended that do not end: may that be proposed?
+    PlanRestart(bool, oneshot::Sender<Result<Command, SwitchoverRefused>>),
+    /// An operator wants this node's standby restarted.
+    Restart(oneshot::Sender<Result<(), RestartRefused>>),
     /// An operator wants to know what a switchover, to this node if one is named, would do.
     Explain(Option<NodeName>, oneshot::Sender<Result<Vec<String>, SwitchoverRefused>>),
     /// Somebody wants to know everything.
@@ -277,6 +281,12 @@ impl Driver {
                     (false, _) => self.node.plan_forced(to, request.allow_data_loss, now, wall),
                 };
                 let _ = answer.send(plan);
+            }
+            Event::PlanRestart(end_transactions, answer) => {
+                let _ = answer.send(self.node.plan_restart(end_transactions, now, RealClock.wall()));
+            }
+            Event::Restart(answer) => {
+                let _ = answer.send(self.node.order_restart(RealClock.wall()));
             }
             Event::Explain(to, answer) => {
                 let _ = answer.send(self.node.explain_switchover(to.as_ref(), now, RealClock.wall()));

@@ -9,6 +9,7 @@
 mod duty;
 mod knocks;
 mod plan;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -32,6 +33,7 @@ use crate::timings::Timings;
 
 pub use crate::quorum::{Admission, Quorum};
 pub use duty::{Before, Done};
+pub use restart::RestartRefused;
 pub use turn::{Begun, Guard, Proposed, Turn};
 
 use duty::Duty;

@@ -92,6 +92,9 @@ pub struct PostgresObservation {
     /// The newest generation of which this node gave up the primary role: every process of the
     /// instance was gone.
     pub released: Option<Generation>,
+    /// When an operator asked for a restart of this standby, until it is stopped: it is to get no new work.
+    #[serde(default)]
+    pub restarting: Option<WallTime>,
     /// Why the agent killed it when it was last up, until it is started again.
     pub fenced: Option<String>,
     /// Why the last action failed, until one succeeds.

@@ -338,6 +338,13 @@ impl Reconciler {
             }
             return Reconciliation::default();
         }
+        if let Some(begun) = s.own.restarting {
+            let me = s.state.members.get(&s.me);
+            if me.is_some_and(|member| member.service == Service::Up) {
+                return Reconciliation::wait("it is restarted once proxies are told to send nothing here");
+            }
+            return Reconciliation::act(LocalAction::DrainAndStop { begun, end_transactions: true });
+        }
         let slots = Reconciliation { action: self.slots_action(s, true), ..Reconciliation::default() };
         let Some(upstream) = serving_upstream(s) else { return slots };
         // Without a word from the primary's agent a divergence cannot be told from a slow start.

@@ -378,15 +378,21 @@ pub(super) async fn pass_on<T: Serialize + Sync>(
         let hint = "start the missing agents, or try again in a few seconds";
         return Some(Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)));
     };
-    Some(ask_leader(api, &leader.agent, path, request).await)
+    Some(ask_agent(api, &leader.agent, path, request).await)
 }
 
-async fn ask_leader<T: Serialize + Sync>(api: &Api, leader: &HostPort, path: &str, request: &T) -> Answer {
+/// Has another agent answer.
+pub(super) async fn ask_agent<T: Serialize + Sync>(
+    api: &Api,
+    agent: &HostPort,
+    path: &str,
+    request: &T,
+) -> Answer {
     let unreachable = |error: reqwest::Error| {
-        let error = format!("the leading agent at {leader} does not answer: {error}");
+        let error = format!("the agent at {agent} does not answer: {error}");
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again in a few seconds")
     };
-    let response = api.link.pass_on(leader, path, PASSED_ON, request).await.map_err(unreachable)?;
+    let response = api.link.pass_on(agent, path, PASSED_ON, request).await.map_err(unreachable)?;
     if response.status().is_success() {
         return response.json().await.map(Json).map_err(unreachable);
     }

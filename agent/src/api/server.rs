@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::Refusal;
-use super::{maintenance, metrics, operator, status};
+use super::{maintenance, metrics, operator, restart, status};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
@@ -67,6 +67,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/detach", post(operator::detach))
         .route("/v1/allow-node", post(operator::allow))
         .route("/v1/disallow-node", post(operator::disallow))
+        .route("/v1/restart", post(restart::restart))
+        .route(restart::HERE, post(restart::here))
+        .route(restart::PENDING, get(restart::pending))
         .route("/v1/pause", post(maintenance::pause))
         .route("/v1/unpause", post(maintenance::unpause))
         .route("/v1/set-priority", post(operator::set_priority))

@@ -10,6 +10,7 @@ use pgherd_common::{Clock, HostPort, Lsn, NodeId};
 use pgherd_core::cover::Durability;
 use pgherd_core::node::version;
 
+use super::restart::PENDING;
 use super::server::{Api, Refused};
 use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
@@ -23,16 +24,18 @@ use crate::observation::{PostgresObservation, PostgresState};
 const SNAPSHOT_WAIT_MS: u64 = 300;
 
 type Databases = BTreeMap<NodeId, PostgresObservation>;
+/// Settings that take effect only with a restart.
+type Pending = BTreeMap<NodeId, Vec<String>>;
 
 pub(super) async fn cluster(State(api): State<Api>) -> Result<Json<ClusterStatus>, Refused> {
     let mut picture = api.picture().await?;
-    let databases = snapshot(&api, &picture).await;
+    let (databases, pending) = tokio::join!(snapshot(&api, &picture), pending(&api, &picture));
     if let Some(leader) = leader_elsewhere(&api, &picture) {
         let asked: Result<Vec<String>, _> = api.link.get(&leader, "/v1/report").await;
         picture.report =
             asked.unwrap_or_else(|error| vec![format!("the raft leader's report is missing: {error}")]);
     }
-    Ok(Json(compose(&api, &picture, &databases)))
+    Ok(Json(compose(&api, &picture, &databases, &pending)))
 }
 
 pub(super) async fn node(State(api): State<Api>) -> Result<Json<NodeStatus>, Refused> {
@@ -41,7 +44,11 @@ pub(super) async fn node(State(api): State<Api>) -> Result<Json<NodeStatus>, Ref
     if let Some(instance) = &api.instance {
         databases.insert(api.config.node.id, instance.observe().await);
     }
-    let view = Composer::new(&api, &picture, &databases);
+    let mut pending = Pending::new();
+    if let Some(instance) = &api.instance {
+        pending.extend(instance.pending_restart().await.ok().map(|names| (api.config.node.id, names)));
+    }
+    let view = Composer::new(&api, &picture, &databases, &pending);
     let mut status = view.node(api.config.node.id);
     if let (true, Some(note)) = (status.info.is_empty(), picture.note) {
         status.info = note;
@@ -76,6 +83,18 @@ async fn snapshot(api: &Api, picture: &Picture) -> Databases {
     databases
 }
 
+/// What the servers have to be restarted for, as far as they answer.
+async fn pending(api: &Api, picture: &Picture) -> Pending {
+    let heard =
+        |id: NodeId| picture.seen.get(&id).is_some_and(|(_, age)| *age < api.config.timings.node_timeout);
+    let databases = picture.state.databases().filter(|member| heard(member.descriptor.id));
+    let asks = databases.map(|member| async move {
+        let names: Vec<String> = api.link.get(&member.descriptor.agent, PENDING).await.ok()?;
+        Some((member.descriptor.id, names))
+    });
+    futures_util::future::join_all(asks).await.into_iter().flatten().collect()
+}
+
 async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> Option<PostgresObservation> {
     let member = api.config.members.iter().find(|member| member.id == id)?;
     let silent = picture.seen.get(&id).is_none_or(|(_, age)| *age >= api.config.timings.node_timeout);
@@ -95,8 +114,8 @@ async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> O
     }
 }
 
-fn compose(api: &Api, picture: &Picture, databases: &Databases) -> ClusterStatus {
-    let composer = Composer::new(api, picture, databases);
+fn compose(api: &Api, picture: &Picture, databases: &Databases, pending: &Pending) -> ClusterStatus {
+    let composer = Composer::new(api, picture, databases, pending);
     let state = &picture.state;
     let name = |id: NodeId| composer.name(id);
     let nodes: Vec<NodeStatus> = api.config.members.iter().map(|member| composer.node(member.id)).collect();
@@ -158,15 +177,16 @@ struct Composer<'a> {
     api: &'a Api,
     picture: &'a Picture,
     databases: &'a Databases,
+    pending: &'a Pending,
     /// The primary's position in this snapshot.
     position: Option<Lsn>,
 }
 
 impl<'a> Composer<'a> {
-    fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases) -> Self {
+    fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases, pending: &'a Pending) -> Self {
         let primary = picture.state.primary.and_then(|primary| databases.get(&primary.node));
         let running = primary.and_then(PostgresObservation::running).filter(|running| !running.in_recovery);
-        Self { api, picture, databases, position: running.map(|running| running.position) }
+        Self { api, picture, databases, pending, position: running.map(|running| running.position) }
     }
 
     fn name(&self, id: NodeId) -> Option<pgherd_common::NodeName> {
@@ -294,6 +314,9 @@ impl<'a> Composer<'a> {
             received: standby.map(|running| running.received),
             replayed: running.map(|running| running.position),
             lag_bytes: lag,
+            in_service: member.is_some_and(|member| member.allowed && member.service == Service::Up),
+            pid: postgres.and_then(|postgres| postgres.pid),
+            pending_restart: self.pending.get(&id).cloned().unwrap_or_default(),
             info: self.info(id, member, seen.and_then(|seen| seen.postgres.as_ref()), heard),
         }
     }
@@ -358,6 +381,9 @@ impl<'a> Composer<'a> {
         info.extend(
             trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned(),
         );
+        if let Some(names) = self.pending.get(&id).filter(|names| !names.is_empty()) {
+            info.push(format!("restart pending for {} (restart --pending)", names.join(", ")));
+        }
         let complaint = postgres.filter(|_| heard).and_then(|postgres| postgres.health.complaint());
         info.extend(complaint.map(|complaint| format!("PostgreSQL {complaint}")));
         info.join("; ")
@@ -408,11 +434,7 @@ impl<'a> Composer<'a> {
             let ill = self.databases.get(&node.id).and_then(|seen| seen.health.failure(Duration::ZERO));
             verdict.extend(ill.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
         }
-        let in_service = |node: &NodeStatus| {
-            let member = self.picture.state.members.get(&node.id);
-            member.is_some_and(|member| member.allowed && member.service == Service::Up)
-        };
-        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !in_service(node)) {
+        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !node.in_service) {
             verdict.push(format!("{} is out of service: {}.", node.name, node.info));
         }
         for node in

@@ -10,6 +10,8 @@
 //! | `POST /v1/cancel-scheduled` | | [`Accepted`] |
 //! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
+//! | `GET /v1/pending` | | list of the settings for which the PostgreSQL of the agent asked has to be restarted |
+//! | `POST /v1/restart` | [`RestartRequest`] | [`Accepted`], with a generation if it is the primary |
 //! | `POST /v1/pause` | [`PauseRequest`] | [`Accepted`] |
 //! | `POST /v1/unpause` | [`UnpauseRequest`] | [`Accepted`] |
 //! | `POST /v1/stop-cluster` | | [`Accepted`] |
@@ -249,6 +251,15 @@ pub struct NodeStatus {
     pub replayed: Option<Lsn>,
     /// Bytes it has yet to replay.
     pub lag_bytes: Option<u64>,
+    /// Whether it is in service.
+    #[serde(default)]
+    pub in_service: bool,
+    /// Its postmaster, while there is one.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Settings that take effect only with its next restart.
+    #[serde(default)]
+    pub pending_restart: Vec<String>,
     /// What is worth knowing: why it is out of service, the last error.
     pub info: String,
 }
@@ -310,6 +321,16 @@ pub struct PriorityRequest {
     pub node: NodeName,
     /// 1 first, 0 never.
     pub priority: u32,
+}
+
+/// Body of `POST /v1/restart`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRequest {
+    /// Which node's PostgreSQL.
+    pub node: NodeName,
+    /// The primary's: end transactions that do not end in time, rather than give up. A standby's are always ended.
+    #[serde(default)]
+    pub end_transactions: bool,
 }
 
 /// Body of `POST /v1/pause`.

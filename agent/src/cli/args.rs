@@ -135,6 +135,17 @@ Examples:
         /// The node's name
         node: NodeName,
     },
+    /// Restarts PostgreSQL on one node after the other, the primary last; clients wait a moment and get no error
+    ///
+    /// Standbys take no new reads while they are restarted. The primary is stopped as for a switchover:
+    /// new work is held, transactions end, and it starts again where it is.
+    #[command(after_help = "\
+Examples:
+  pgherd restart                     # every node
+  pgherd restart server2 server3     # these
+  pgherd restart --pending           # those that have a changed setting which needs it
+  pgherd restart --yes               # without being asked")]
+    Restart(RestartArgs),
     /// Has the agents leave PostgreSQL alone for a while: for maintenance by hand
     ///
     /// Nothing is started, stopped, promoted or replaced meanwhile, and every pause ends by itself. What
@@ -224,6 +235,23 @@ pub(super) struct PromoteArgs {
     /// Do not wait until it is over
     #[arg(long)]
     pub(super) no_wait: bool,
+}
+
+/// The options of `restart`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct RestartArgs {
+    /// The nodes; by default every database node
+    #[arg(value_name = "NODE")]
+    pub(super) nodes: Vec<NodeName>,
+    /// Only where a changed setting waits for it
+    #[arg(long)]
+    pub(super) pending: bool,
+    /// End the primary's transactions that do not end within timings.drain_timeout, rather than give up
+    #[arg(long)]
+    pub(super) end_transactions: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgherd_common::NodeName;
 use pgherd_common::config::Problems;
 
 use super::target::Target;
@@ -65,6 +66,8 @@ pub(super) enum CliError {
     Declined,
     #[error("cannot read the answer")]
     Answer(#[source] io::Error),
+    #[error("there is no node {node}")]
+    NoSuchNode { node: NodeName },
     #[error("the change of primary is not over after {within:?}")]
     NotOver { within: Duration },
     #[error("cannot prepare a connection to the agent")]
@@ -91,6 +94,7 @@ impl CliError {
             Self::Broken { .. } => {
                 Some("whether it was carried out is not known; look with `pgherd cluster-status`".to_owned())
             }
+            Self::NoSuchNode { .. } => Some("pgherd cluster-status lists the nodes".to_owned()),
             Self::Refused(refusal) => Some(refusal.hint.clone()).filter(|hint| !hint.is_empty()),
             Self::Stranger { .. } => Some(
                 "is this the port in node.listen of that node's agent.toml, and is the same version of pgherd \

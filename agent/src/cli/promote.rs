@@ -56,7 +56,16 @@ pub(super) async fn run(agent: &Agent, args: &PromoteArgs) -> Result<Outcome, Cl
         return Ok(Outcome::Good);
     };
     let awaited = Awaited { generation, newest_before: newest(&history).cloned() };
-    match follow(agents(agent, &before), &awaited).await? {
+    await_change(agent, &before, &awaited).await
+}
+
+/// Follows a change of primary until it is over, and tells how it went.
+pub(super) async fn await_change(
+    agent: &Agent,
+    before: &ClusterStatus,
+    awaited: &Awaited,
+) -> Result<Outcome, CliError> {
+    match follow(agents(agent, before), awaited).await? {
         Some(Progress::Done(entry)) => {
             print(&success(&entry))?;
             Ok(Outcome::Good)
@@ -103,7 +112,7 @@ fn question(status: &ClusterStatus, to: Option<&NodeName>) -> String {
 }
 
 /// The agent that took the order, then the others: the change may cost us the first.
-fn agents(agent: &Agent, status: &ClusterStatus) -> Vec<Agent> {
+pub(super) fn agents(agent: &Agent, status: &ClusterStatus) -> Vec<Agent> {
     let address = |target: Target| agent.sibling(target);
     let mut agents = vec![agent.sibling(agent.target().clone())];
     let others = status.nodes.iter().filter(|node| node.name != status.answered_by);

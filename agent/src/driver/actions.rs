@@ -158,7 +158,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
             format!("rejoining the cluster as a standby of {}", upstream.node)
         }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
-        LocalAction::DrainAndStop { .. } => "stopping PostgreSQL: switchover".to_owned(),
+        LocalAction::DrainAndStop { .. } => "stopping PostgreSQL once its transactions have ended".to_owned(),
         LocalAction::Prepare { generation, .. } => {
             format!("checkpoint before the switchover to generation {generation}")
         }

@@ -228,6 +228,13 @@ impl Instance {
         Ok((session.take(&row, 0)?, session.take(&row, 1)?))
     }
 
+    /// Settings that have been changed and take effect only with the next start.
+    pub async fn pending_restart(&self) -> Result<Vec<String>, SessionError> {
+        const PENDING: &str =
+            "SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings WHERE pending_restart";
+        self.session().await?.value(PENDING).await
+    }
+
     /// Waits until none of the clients' statements and transactions runs any more that run now, no longer than
     /// `patience`. PostgreSQL announces that to nobody. What clients begin meanwhile that no proxy holds does not count.
     pub async fn drain(&self, patience: Duration) -> Result<(), DrainError> {

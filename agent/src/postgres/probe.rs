@@ -147,6 +147,7 @@ impl Instance {
             recruited: None,
             salvaged: None,
             undrained: None,
+            restarting: None,
             prepared: None,
             released: None,
             fenced: None,

@@ -334,6 +334,7 @@ fn serve(
     let node = primary.node;
     let change = state.change.take();
     let back = change.as_ref().filter(|change| change.from == node).map(|change| change.kind);
+    let restarted = change.as_ref().is_some_and(Change::is_restart);
     // One that was forced may not have the last primary's transactions behind it.
     let forced = change.is_some_and(|change| change.allow_data_loss);
     primary.first_xid = first_xid.filter(|_| back.is_none() && !forced);
@@ -344,6 +345,7 @@ fn serve(
         entry.took = took.to_vec();
         entry.outcome = match back {
             None => Outcome::Completed,
+            Some(_) if restarted => Outcome::Completed,
             Some(ChangeKind::Switchover) => Outcome::RolledBack,
             Some(ChangeKind::Failover) => Outcome::StartedInPlace,
         };

@@ -100,7 +100,8 @@ pub struct Change {
     pub kind: ChangeKind,
     /// The primary that is left.
     pub from: NodeId,
-    /// The standby an operator named or a switchover chose; `None`: the best one is taken.
+    /// The standby an operator named or a switchover chose; `None`: the best one is taken. The primary itself: it is only
+    /// restarted.
     pub to: Option<NodeId>,
     /// The primary before `from`, if `from` never served: it has everything that was acknowledged.
     pub before: Option<NodeId>,
@@ -120,6 +121,13 @@ pub struct Change {
     pub noticed_ms: u64,
     /// When it was begun.
     pub begun: WallTime,
+}
+
+impl Change {
+    /// Whether the primary is only to be restarted, while new work is held.
+    pub fn is_restart(&self) -> bool {
+        self.kind == ChangeKind::Switchover && self.to == Some(self.from)
+    }
 }
 
 /// The steps before a new primary is chosen.

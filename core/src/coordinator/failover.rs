@@ -405,6 +405,9 @@ impl View<'_> {
         report: &mut Report,
     ) -> Command {
         let how = match change.kind {
+            ChangeKind::Switchover if change.is_restart() => {
+                format!("{} is started again", self.name(change.from))
+            }
             ChangeKind::Switchover => "rolled back".to_owned(),
             ChangeKind::Failover => format!("{} is started in place", self.name(change.from)),
         };

@@ -76,6 +76,9 @@ impl View<'_> {
             PostgresState::Running(running) if !running.in_recovery => {
                 because("it accepts writes but is not the primary")
             }
+            PostgresState::Running(_) if postgres.restarting.is_some() => {
+                because("an operator has it restarted")
+            }
             PostgresState::Running(running) if self.follows_primary(running) => Some(Service::Up),
             PostgresState::Running(_) => match (&member.service, stalled) {
                 (Service::Up, Some(since)) if since >= STALLED_AFTER => {

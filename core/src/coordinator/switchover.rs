@@ -126,6 +126,31 @@ impl View<'_> {
         })
     }
 
+    /// An operator asks for a restart of the primary: it stops as for a switchover, and starts again.
+    pub fn plan_restart(&self, end_transactions: bool) -> Result<Command, SwitchoverRefused> {
+        if let Some(change) = &self.state.change {
+            return Err(SwitchoverRefused::ChangeInFlight(change.kind));
+        }
+        let (from, _) = self.check_request(None)?;
+        self.refuse_paused(from, None)?;
+        if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery)
+        {
+            return Err(SwitchoverRefused::PrimaryNotInService(self.name(from)));
+        }
+        Ok(Command::Begin {
+            generation: self.state.generation,
+            kind: ChangeKind::Switchover,
+            from,
+            to: Some(from),
+            reason: "an operator asked for a restart".to_owned(),
+            allow_data_loss: false,
+            end_transactions,
+            noticed_ms: 0,
+            scheduled: None,
+            at: self.wall,
+        })
+    }
+
     /// An operator asks what a switchover would do: who would become the primary, and how the others compare.
     pub fn explain_switchover(&self, to: Option<&NodeName>) -> Result<Vec<String>, SwitchoverRefused> {
         let chosen = match self.plan_switchover(to, false)? {
@@ -305,6 +330,9 @@ impl View<'_> {
             return None;
         }
         report.passed.push(Step::Stop);
+        if change.is_restart() {
+            return Some(self.grant_back(change, stopped.checkpoint, None, report));
+        }
         let why = if stopped.clean {
             let holds_all = |id: NodeId| {
                 self.running(id)

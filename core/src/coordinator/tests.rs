@@ -214,6 +214,7 @@ fn observation(id: u64) -> NodeObservation {
             recruited: None,
             salvaged: None,
             undrained: None,
+            restarting: None,
             prepared: None,
             released: None,
             fenced: None,
@@ -694,6 +695,64 @@ fn a_switchover_hands_over_only_what_the_target_wholly_has() {
     standby.received = Lsn(1120);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(3)));
+}
+
+#[test]
+fn a_restart_is_a_switchover_of_the_primary_to_itself() {
+    let mut rig = Rig::formed();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_restart(false).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.postgres(1).prepared = Some(rig.state.generation.next());
+    rig.pass(&[]);
+    assert_eq!(rig.state.topology().unwrap().unwrap().change(), Some(ChangeKind::Switchover), "work is held");
+    rig.postgres(1).state = down(true);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), None, "not before its processes are gone");
+    rig.released(1);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(1)));
+    rig.postgres(1).state = PostgresState::Running(running(false));
+    rig.pass(&[]);
+    assert_eq!(rig.state.serving(), Some(NodeId(1)));
+    let entry = rig.state.history.last().unwrap();
+    assert_eq!((entry.outcome, entry.timeline), (Outcome::Completed, Some(Timeline(1))));
+    assert_eq!(entry.reason, "an operator asked for a restart");
+    assert!(rig.state.members.values().all(|member| member.service == Service::Up));
+}
+
+#[test]
+fn a_primary_that_does_not_come_back_from_a_restart_is_replaced() {
+    let mut rig = Rig::formed();
+    let command = rig.coordinator.view(rig.now, WallTime(2)).plan_restart(false).unwrap();
+    assert_eq!(rig.propose(&command), Applied::Changed);
+    rig.postgres(1).prepared = Some(rig.state.generation.next());
+    rig.pass(&[]);
+    rig.postgres(1).state = down(true);
+    rig.released(1);
+    rig.pass(&[]);
+    rig.postgres(1).trouble = Some("invalid value for parameter".to_owned());
+    rig.pass(&[]);
+    let change = rig.state.change.clone().unwrap();
+    assert_eq!((change.kind, change.phase), (ChangeKind::Failover, ChangePhase::Recruiting));
+    assert_eq!(change.reason, "server1 could not become primary: invalid value for parameter");
+    rig.released(1);
+    rig.recruited(2, 1000);
+    rig.recruited(3, 1000);
+    rig.pass(&[]);
+    rig.pass(&[]);
+    assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
+}
+
+#[test]
+fn a_standby_that_is_restarted_is_taken_out_of_service_first() {
+    let mut rig = Rig::formed();
+    rig.postgres(2).restarting = Some(WallTime(2));
+    rig.pass(&[]);
+    let service = &rig.state.members[&NodeId(2)].service;
+    assert_eq!(*service, Service::Failed("an operator has it restarted".to_owned()));
+    rig.postgres(2).restarting = None;
+    rig.pass(&[]);
+    assert_eq!(rig.state.members[&NodeId(2)].service, Service::Up);
 }
 
 #[test]

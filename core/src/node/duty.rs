@@ -2,6 +2,7 @@
 
 use pgherd_common::{Generation, WallTime};
 
+use super::restart::Restart;
 use crate::observation::PostgresObservation;
 use crate::reconcile::LocalAction;
 
@@ -37,6 +38,7 @@ pub(super) struct Duty {
     pub(super) released: Option<Generation>,
     pub(super) fenced: Option<String>,
     pub(super) trouble: Option<String>,
+    pub(super) restart: Option<Restart>,
     /// PostgreSQL is down because this agent stopped or killed it.
     pub(super) stopped_here: bool,
 }
@@ -90,6 +92,7 @@ impl Duty {
             undrained: self.undrained,
             prepared: self.prepared,
             released: self.released,
+            restarting: self.restart.and_then(|restart| restart.asked(own)),
             fenced: self.fenced.clone(),
             trouble: self.trouble.clone(),
             ..own.clone()

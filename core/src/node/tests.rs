@@ -130,6 +130,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
         recruited: None,
         salvaged: None,
         undrained: None,
+        restarting: None,
         prepared: None,
         released: None,
         fenced: None,
@@ -606,4 +607,25 @@ fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Cover(_)) && begun.abort, "{begun:?}");
     assert_eq!(rig.turn().act, None, "and that goes on");
+}
+
+#[test]
+fn a_standby_says_that_it_is_to_be_restarted_until_that_postmaster_is_gone() {
+    let mut rig = Rig::new(Generation::ZERO);
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
+    let members = (1..=3).map(descriptor).collect();
+    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    rig.node.look(postgres(true));
+    rig.node.order_restart(WallTime(5)).unwrap();
+    let said = |rig: &Rig| rig.node.observation(rig.now).postgres.unwrap().restarting;
+    assert_eq!(said(&rig), Some(WallTime(5)));
+    rig.node.look(PostgresObservation { pid: Some(2), ..postgres(true) });
+    assert_eq!(said(&rig), None);
+
+    let mut primary = Rig::serving();
+    primary.node.look(postgres(false));
+    assert!(matches!(primary.node.order_restart(WallTime(5)), Err(RestartRefused::IsPrimary(_))));
+    let (node, until) = (Some(NodeId(1)), WallTime(9));
+    rig.commit(&Command::Pause { node, until, at: WallTime(5) });
+    assert!(matches!(rig.node.order_restart(WallTime(5)), Err(RestartRefused::Paused { .. })));
 }

@@ -91,6 +91,7 @@ impl Rig {
                 recruited: None,
                 salvaged: None,
                 undrained: None,
+                restarting: None,
                 prepared: None,
                 released: None,
                 fenced: None,
@@ -723,4 +724,22 @@ fn what_is_paused_is_neither_started_nor_killed_but_still_fenced() {
     );
     standby.own.state = PostgresState::Running(running(false));
     assert!(fences(&standby.decide(2)));
+}
+
+#[test]
+fn a_standby_is_restarted_once_it_is_out_of_service() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.own.restarting = Some(WallTime(7));
+    let up = |rig: &mut Rig, service| {
+        let generation = rig.state.generation;
+        rig.commit(&Command::SetService { generation, node: NodeId(2), service, at: WallTime(1) });
+    };
+    up(&mut rig, Service::Up);
+    assert_eq!(rig.decide(2).action, None);
+    up(&mut rig, Service::Failed("test".to_owned()));
+    let stop = LocalAction::DrainAndStop { begun: WallTime(7), end_transactions: true };
+    assert_eq!(rig.decide(2).action, Some(stop));
+    // A change of primary needs it as it is.
+    rig.begin(ChangeKind::Failover);
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::Recruit(_))));
 }

@@ -162,6 +162,7 @@ impl World {
             recruited: None,
             salvaged: None,
             undrained: None,
+            restarting: None,
             prepared: None,
             released: None,
             fenced: None,

@@ -25,6 +25,9 @@ fn node(id: u64, agent_type: AgentType) -> NodeStatus {
         received: Some(Lsn(0x3_0000_0060)),
         replayed: Some(Lsn(0x3_0000_0060)),
         lag_bytes: Some(0),
+        in_service: true,
+        pid: Some(100),
+        pending_restart: Vec::new(),
         info: String::new(),
     }
 }

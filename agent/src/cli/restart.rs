@@ -1,0 +1,174 @@
+//! `pgherd restart`: one node after the other, standbys first.
+
+use std::time::Duration;
+
+use pgherd_common::time::RealClock;
+use pgherd_common::{Clock, NodeName};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::args::RestartArgs;
+use super::client::Agent;
+use super::confirm;
+use super::error::CliError;
+use super::progress::{Awaited, newest};
+use super::promote::{agents, await_change};
+use super::units::millis;
+use super::{Outcome, print};
+use crate::api::types::{AgentType, ClusterStatus, NodeStatus, RestartRequest};
+use crate::cluster::{HistoryEntry, NodeKind};
+
+/// A standby that is not back by then needs a human being, not a patient one: its transactions had time to end,
+/// PostgreSQL to stop, to replay what it has, and to stream again.
+const WAIT: Duration = Duration::from_secs(300);
+
+/// How often an agent is asked meanwhile.
+const POLL: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(agent: &Agent, args: &RestartArgs) -> Result<Outcome, CliError> {
+    let before: ClusterStatus = agent.fetch("/v1/status").await?;
+    let order = order(&before, args)?;
+    if order.is_empty() {
+        print("no node has a changed setting that waits for a restart\n")?;
+        return Ok(Outcome::Good);
+    }
+    if !args.yes {
+        confirm::ask(&question(&order))?;
+    }
+    for node in &order {
+        // The primary may be another one by now.
+        let now: ClusterStatus = agent.fetch("/v1/status").await?;
+        let Some(now_node) = now.nodes.iter().find(|known| known.name == node.name) else { continue };
+        let outcome = restart(agent, &now, now_node, args.end_transactions).await?;
+        if outcome != Outcome::Good {
+            return Ok(outcome);
+        }
+    }
+    Ok(Outcome::Good)
+}
+
+/// Standbys first, the primary last.
+fn order<'a>(status: &'a ClusterStatus, args: &RestartArgs) -> Result<Vec<&'a NodeStatus>, CliError> {
+    let known = |name: &NodeName| status.nodes.iter().find(|node| node.name == *name);
+    if let Some(unknown) = args.nodes.iter().find(|name| known(name).is_none()) {
+        return Err(CliError::NoSuchNode { node: unknown.clone() });
+    }
+    let mut wanted: Vec<&NodeStatus> = match args.nodes.as_slice() {
+        [] => status.nodes.iter().filter(|node| node.kind == NodeKind::Database).collect(),
+        names => names.iter().filter_map(known).collect(),
+    };
+    wanted.retain(|node| !args.pending || !node.pending_restart.is_empty());
+    wanted.sort_by_key(|node| (node.agent_type == AgentType::Primary, node.id));
+    wanted.dedup_by_key(|node| node.id);
+    Ok(wanted)
+}
+
+fn question(order: &[&NodeStatus]) -> String {
+    let mut text = "PostgreSQL is restarted, on one node after the other:\n".to_owned();
+    for node in order {
+        text += &match node.agent_type {
+            AgentType::Primary => {
+                format!("  {}, the primary: new work is held until it is back\n", node.name)
+            }
+            _ => format!("  {}: it takes no reads meanwhile\n", node.name),
+        };
+    }
+    text + "Restart?"
+}
+
+async fn restart(
+    agent: &Agent,
+    before: &ClusterStatus,
+    node: &NodeStatus,
+    end_transactions: bool,
+) -> Result<Outcome, CliError> {
+    let history: Vec<HistoryEntry> = agent.fetch("/v1/history").await?;
+    let request = RestartRequest { node: node.name.clone(), end_transactions };
+    let accepted = agent.order("/v1/restart", &request).await?;
+    print(&format!("{}\n", accepted.message))?;
+    match accepted.generation {
+        Some(generation) => {
+            let awaited = Awaited { generation, newest_before: newest(&history).cloned() };
+            await_change(agent, before, &awaited).await
+        }
+        None => await_standby(agents(agent, before), node).await,
+    }
+}
+
+/// Waits until another postmaster streams, and is in service again.
+async fn await_standby(mut agents: Vec<Agent>, before: &NodeStatus) -> Result<Outcome, CliError> {
+    let clock = RealClock;
+    let begun = clock.now();
+    let mut ticks = interval(POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = None;
+    while clock.now().since(begun) < WAIT {
+        ticks.tick().await;
+        let Some(agent) = agents.first() else { break };
+        let status: Result<ClusterStatus, CliError> = agent.fetch("/v1/status").await;
+        let Ok(status) = status else {
+            agents.rotate_left(1);
+            continue;
+        };
+        last = status.nodes.into_iter().find(|node| node.name == before.name);
+        if last.as_ref().is_some_and(|now| is_back(before, now)) {
+            let took = u64::try_from(clock.now().since(begun).as_millis()).unwrap_or(u64::MAX);
+            print(&format!("{} is back in service after {}\n", before.name, millis(took)))?;
+            return Ok(Outcome::Good);
+        }
+    }
+    let info = last.map(|node| node.info).filter(|info| !info.is_empty());
+    let info = info.unwrap_or_else(|| "nothing more is known".to_owned());
+    print(&format!("{} is not back in service after {} s: {info}\n", before.name, WAIT.as_secs()))?;
+    Ok(Outcome::Bad)
+}
+
+fn is_back(before: &NodeStatus, now: &NodeStatus) -> bool {
+    now.agent_type == AgentType::Standby && now.in_service && now.pid.is_some() && now.pid != before.pid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::cluster_status::tests::three_nodes;
+
+    fn args(nodes: &[&str], pending: bool) -> RestartArgs {
+        let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
+        RestartArgs { nodes, pending, end_transactions: false, yes: true }
+    }
+
+    fn names(order: &[&NodeStatus]) -> Vec<String> {
+        order.iter().map(|node| node.name.to_string()).collect()
+    }
+
+    #[test]
+    fn the_primary_comes_last_and_nobody_twice() {
+        let mut status = three_nodes();
+        assert_eq!(names(&order(&status, &args(&[], false)).unwrap()), ["server2", "server3", "server1"]);
+        let twice = args(&["server1", "server3", "server3"], false);
+        assert_eq!(names(&order(&status, &twice).unwrap()), ["server3", "server1"]);
+        assert!(names(&order(&status, &args(&[], true)).unwrap()).is_empty());
+        status.nodes[0].pending_restart = vec!["shared_buffers".to_owned()];
+        assert_eq!(names(&order(&status, &args(&[], true)).unwrap()), ["server1"]);
+        let unknown = order(&status, &args(&["server9"], false)).unwrap_err();
+        assert_eq!(unknown.to_string(), "there is no node server9");
+    }
+
+    #[test]
+    fn a_standby_is_back_once_another_postmaster_is_in_service() {
+        let before = NodeStatus { pid: Some(10), in_service: true, ..three_nodes().nodes[1].clone() };
+        let back = NodeStatus { pid: Some(11), ..before.clone() };
+        assert!(is_back(&before, &back));
+        assert!(!is_back(&before, &before));
+        assert!(!is_back(&before, &NodeStatus { in_service: false, ..back.clone() }));
+        assert!(!is_back(&before, &NodeStatus { pid: None, agent_type: AgentType::Idle, ..back }));
+    }
+
+    #[test]
+    fn what_is_restarted_is_named_before_the_question() {
+        let status = three_nodes();
+        let order = order(&status, &args(&["server1", "server2"], false)).unwrap();
+        let text = "PostgreSQL is restarted, on one node after the other:\n  server2: it takes no reads meanwhile\n  \
+                    server1, the primary: new work is held until it is back\nRestart?";
+        assert_eq!(question(&order), text);
+    }
+}

@@ -75,6 +75,8 @@ pub struct Failover {
     pub max_lag: ByteSize,
     /// How long a failover waits for the WAL that only the disk of the old primary has; zero: not at all.
     pub salvage_wait: Duration,
+    /// So many standbys have to be left behind a failover that nobody asked for.
+    pub minimum_standbys: u32,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
 }
@@ -171,6 +173,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let auto = failover.or(r, "auto", "true");
     let max_lag = failover.or(r, "max_lag", "\"16MB\"");
     let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
+    let minimum_standbys: Option<u32> = failover.or(r, "minimum_standbys", "0");
     let durability = durability(r, &mut failover);
     failover.finish(r);
     let mut switchover = root.table(r, "switchover");
@@ -188,6 +191,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
             auto: auto?,
             max_lag: max_lag?,
             salvage_wait: salvage_wait?.0,
+            minimum_standbys: minimum_standbys?,
             durability: durability?,
         },
         switchover: Switchover { unmovable: unmovable? },

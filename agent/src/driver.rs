@@ -162,6 +162,7 @@ impl Driver {
                 auto_failover: config.failover.auto,
                 max_lag: config.failover.max_lag.0,
                 salvage_wait: config.failover.salvage_wait,
+                minimum_standbys: config.failover.minimum_standbys,
                 durability: config.failover.durability,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),

@@ -47,6 +47,8 @@ pub struct Policy {
     pub auto_failover: bool,
     /// A standby further behind is not promoted without being asked; 0 means no limit.
     pub max_lag: u64,
+    /// So many standbys have to be left behind a failover that nobody asked for.
+    pub minimum_standbys: u32,
     /// What this agent asks of commits.
     pub durability: Durability,
     /// How long a beat of an agent counts as news.

@@ -61,6 +61,8 @@ pub struct Setup {
     pub max_lag: u64,
     /// How long a failover waits for what the old primary has left on its disk; zero: not at all.
     pub salvage_wait: Duration,
+    /// So many standbys have to be left behind a failover that nobody asked for.
+    pub minimum_standbys: u32,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
     /// Drawn at random when the agent starts.
@@ -123,6 +125,7 @@ impl Node {
             auto_failover: setup.auto_failover,
             max_lag: setup.max_lag,
             salvage_wait: setup.salvage_wait,
+            minimum_standbys: setup.minimum_standbys,
             durability: setup.durability,
             lease: timings.lease,
             node_timeout: timings.node_timeout,

@@ -55,6 +55,7 @@ fn a_database_node_needs_little() {
             auto: true,
             max_lag: ByteSize(16 << 20),
             salvage_wait: Duration::from_secs(5),
+            minimum_standbys: 0,
             durability: Durability::default()
         }
     );
@@ -163,5 +164,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 6 + 1 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 1 + 3);
 }

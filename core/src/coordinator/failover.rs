@@ -53,6 +53,13 @@ impl View<'_> {
                 report.waiting.push(NotYet::AutoFailoverOff(self.name(primary)));
                 return None;
             }
+            Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit
+                if self.standbys_behind(primary) < self.policy.minimum_standbys =>
+            {
+                let (left, wanted) = (self.standbys_behind(primary), self.policy.minimum_standbys);
+                report.waiting.push(NotYet::TooFewLeft { node: self.name(primary), left, wanted });
+                return None;
+            }
             Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit => {
                 match self.somebody_can_take_over(primary, trouble.remedy == Remedy::ReplaceByFit) {
                     Ok(()) => None,
@@ -82,6 +89,16 @@ impl View<'_> {
             scheduled: None,
             at: self.wall,
         })
+    }
+
+    /// How many standbys would be left, were one of them promoted now.
+    fn standbys_behind(&self, primary: NodeId) -> u32 {
+        let up = |id: NodeId| self.running(id).is_some_and(|running| running.in_recovery);
+        let standbys = self.state.databases().filter(|member| {
+            let id = member.descriptor.id;
+            id != primary && member.allowed && member.service == Service::Up && up(id)
+        });
+        u32::try_from(standbys.count()).unwrap_or(u32::MAX).saturating_sub(1)
     }
 
     /// For how many milliseconds the trouble with the primary has been seen.

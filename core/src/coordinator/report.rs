@@ -108,6 +108,15 @@ pub enum NotYet {
     },
     /// The primary is sick, and the text says how; what follows is why it stays.
     Sick(String),
+    /// A failover would leave too few standbys.
+    TooFewLeft {
+        /// The failed primary.
+        node: NodeName,
+        /// How many standbys would be left.
+        left: u32,
+        /// How many there have to be.
+        wanted: u32,
+    },
     /// No standby can take over.
     NoCandidate {
         /// The failed primary.
@@ -233,6 +242,11 @@ impl fmt::Display for NotYet {
             Self::Sick(reason) => {
                 write!(f, "{reason}; it stays the primary until a standby that is well can take over")
             }
+            Self::TooFewLeft { node, left, wanted } => write!(
+                f,
+                "{node} has failed, and a failover would leave {left} standbys, fewer than failover.minimum_standbys ({wanted}): \
+                 bring one back, or run `pgherd promote`"
+            ),
             Self::NoCandidate { node, rejected } => {
                 write!(f, "no standby can take over from {node}: {}", rejected.join("; "))
             }

@@ -49,6 +49,7 @@ impl Rig {
             auto_failover: true,
             max_lag: 16 << 20,
             salvage_wait: Duration::from_secs(5),
+            minimum_standbys: 0,
             durability: Durability::default(),
             lease: LEASE,
             node_timeout: Duration::from_secs(3),
@@ -1111,4 +1112,22 @@ fn the_report_names_those_whose_promises_nobody_knows() {
     }
     let text = rig.look_at(&[1, 3]).report.lines().join("\n");
     assert!(text.contains("nothing is heard of server3"), "{text}");
+}
+
+#[test]
+fn a_failover_that_leaves_too_few_standbys_is_left_to_the_operator() {
+    let mut rig = Rig::with(|policy| policy.minimum_standbys = 1).form();
+    rig.crash(3);
+    rig.settle();
+    rig.crash(1);
+    let decision = rig.step(&[]);
+    let told = "server1 has failed, and a failover would leave 0 standbys, fewer than failover.minimum_standbys (1): bring one \
+                back, or run `pgherd promote`";
+    assert_eq!((decision.action, decision.report.lines()), (None, vec![told.to_owned()]));
+    let forced = rig.coordinator.view(rig.now, WallTime(2)).plan_forced(None, false).unwrap();
+    assert_eq!(rig.propose(&forced), Applied::Changed, "who asks for it knows");
+
+    let mut whole = Rig::with(|policy| policy.minimum_standbys = 1).form();
+    whole.crash(1);
+    assert!(matches!(whole.step(&[]).action, Some(Action::Propose(Command::Begin { .. }))));
 }

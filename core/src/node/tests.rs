@@ -46,6 +46,7 @@ impl Rig {
             auto_failover: true,
             max_lag: 0,
             salvage_wait: Duration::from_secs(5),
+            minimum_standbys: 0,
             durability: Durability::default(),
             incarnation: 1,
             remembered,

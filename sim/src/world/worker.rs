@@ -168,6 +168,7 @@ impl World {
             auto_failover: true,
             max_lag: 0,
             salvage_wait: std::time::Duration::from_secs(5),
+            minimum_standbys: 0,
             durability: self.durability,
             incarnation,
             remembered: disk.remembered,

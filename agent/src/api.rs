@@ -3,6 +3,7 @@
 mod maintenance;
 mod metrics;
 mod operator;
+mod rebuild;
 mod restart;
 mod server;
 mod status;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgherd_common::{Generation, HostPort};
 use tokio::net::{TcpListener, lookup_host};
@@ -20,6 +21,7 @@ use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
 use crate::sole::{Sole, SoleError};
+use crate::working::Working;
 
 /// Events waiting for the loop; senders wait when it is full.
 const INBOX: usize = 256;
@@ -104,6 +106,10 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     let (events, inbox) = mpsc::channel(INBOX);
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
+    let working = Working::default();
+    if let Some(instance) = instance.clone() {
+        tokio::spawn(forget_old_data(instance));
+    }
     let api = Api {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -111,6 +117,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         hub: hub.clone(),
         events: events.clone(),
         link: link.clone(),
+        working: working.clone(),
         stop: stop.clone(),
     };
     let server = tokio::spawn(async move { axum::serve(listener, router(api)).await });
@@ -127,6 +134,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         peers,
         link: link.clone(),
         hub,
+        working,
         guardian,
         adopted_until: hand_over.adopted_until(),
         events,
@@ -205,7 +213,17 @@ fn options(config: &Config, memory: &Memory) -> Options {
     }
 }
 
-fn settings(config: &Config, postgres: &Postgres) -> Settings {
+/// Removes what copies have replaced, when its time has come.
+async fn forget_old_data(instance: Instance) {
+    const EVERY: Duration = Duration::from_secs(600);
+    loop {
+        instance.expire_kept().await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What the adapter is told.
+pub(crate) fn settings(config: &Config, postgres: &Postgres) -> Settings {
     Settings {
         node: config.node.name.clone(),
         data_dir: postgres.data_dir.clone(),
@@ -221,6 +239,7 @@ fn settings(config: &Config, postgres: &Postgres) -> Settings {
         replication_password: postgres.replication_password.clone(),
         log_file: postgres.log_file.clone(),
         state_dir: config.node.state_dir.clone(),
+        keep_old_data: config.failover.rejoin.keep_old_data,
         start_timeout: postgres.start_timeout,
         stop_timeout: postgres.stop_timeout,
         probe_interval: config.timings.probe_interval,

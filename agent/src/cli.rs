@@ -11,11 +11,15 @@ mod check_config;
 mod client;
 mod cluster_status;
 mod confirm;
+mod create_standby;
 mod error;
 mod history;
+mod meter;
 mod node_status;
 mod progress;
 mod promote;
+mod rate;
+mod rebuild;
 mod restart;
 mod table;
 mod target;
@@ -111,6 +115,8 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
         Command::Unpause { node } => {
             done(&agent()?.order("/v1/unpause", &UnpauseRequest { node: node.clone() }).await?)
         }
+        Command::Rebuild(rebuild) => rebuild::run(&agent()?, rebuild).await,
+        Command::CreateStandby(create) => create_standby::run(&args.agent, create).await,
         Command::StopCluster { yes } => {
             if !*yes {
                 confirm::ask(STOP_CLUSTER)?;

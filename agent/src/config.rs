@@ -7,6 +7,7 @@
 mod load;
 mod members;
 mod postgres;
+mod rejoin;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use load::{LoadError, load, load_text};
 pub use members::MemberEntry;
 pub use pgherd_core::timings::{Others, RULES, Rule, Timings};
 pub use postgres::Postgres;
+pub use rejoin::Rejoin;
 pub use watchdog::{Mode as WatchdogMode, Watchdog};
 
 use crate::cluster::{Descriptor, NodeKind};
@@ -79,6 +81,8 @@ pub struct Failover {
     pub minimum_standbys: u32,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
+    /// What becomes of a failed primary.
+    pub rejoin: Rejoin,
 }
 
 /// How the primary is changed when it is asked for.
@@ -175,6 +179,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
     let minimum_standbys: Option<u32> = failover.or(r, "minimum_standbys", "0");
     let durability = durability(r, &mut failover);
+    let rejoin = Rejoin::read(r, &mut failover);
     failover.finish(r);
     let mut switchover = root.table(r, "switchover");
     let unmovable = switchover.or(r, "unmovable", "\"wait\"");
@@ -193,6 +198,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
             salvage_wait: salvage_wait?.0,
             minimum_standbys: minimum_standbys?,
             durability: durability?,
+            rejoin: rejoin?,
         },
         switchover: Switchover { unmovable: unmovable? },
         watchdog: watchdog?,

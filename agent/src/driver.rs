@@ -5,6 +5,7 @@
 //! disk that remembers a generation: work runs in tasks that come back as events.
 
 mod actions;
+mod orders;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, NodeName};
 use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn, version};
+use pgherd_core::rebuild::Order;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -30,8 +32,10 @@ use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
 use crate::peers::{Link, Peers, knock_unauthenticated};
 use crate::postgres::Instance;
 use crate::publish::Hub;
+use crate::working::Working;
 
 use actions::Hands;
+pub use orders::{NotTaken, Taken};
 
 /// Between a proposal that failed and the next one.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -86,6 +90,10 @@ pub enum Event {
     Restart(oneshot::Sender<Result<(), RestartRefused>>),
     /// An operator wants to know what a switchover, to this node if one is named, would do.
     Explain(Option<NodeName>, oneshot::Sender<Result<Vec<String>, SwitchoverRefused>>),
+    /// An operator has this node made anew.
+    Rebuild(Order, oneshot::Sender<Taken>),
+    /// Or not any more; whether there was such an order.
+    StopRebuild(oneshot::Sender<bool>),
     /// Somebody wants to know everything.
     Describe(oneshot::Sender<Box<Picture>>),
 }
@@ -123,6 +131,8 @@ pub struct Parts {
     pub link: Link,
     /// The proxies.
     pub hub: Hub,
+    /// What takes long.
+    pub working: Working,
     /// Told what there is to guard.
     pub(crate) guardian: Channel,
     /// Until when a primary that was found running may go on without a lease.
@@ -163,6 +173,7 @@ impl Driver {
                 max_lag: config.failover.max_lag.0,
                 salvage_wait: config.failover.salvage_wait,
                 minimum_standbys: config.failover.minimum_standbys,
+                rejoin: config.failover.rejoin.rules(),
                 durability: config.failover.durability,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
@@ -170,7 +181,7 @@ impl Driver {
             },
             now,
         );
-        Self {
+        let mut driver = Self {
             node,
             standing: Standing::default(),
             acting: None,
@@ -180,7 +191,9 @@ impl Driver {
             unheard: false,
             forgetful: false,
             parts,
-        }
+        };
+        driver.resume_order();
+        driver
     }
 
     /// Runs until `stop` resolves. PostgreSQL is left as it is.
@@ -245,6 +258,7 @@ impl Driver {
             }
             Event::Acted(done) => {
                 self.acting = None;
+                self.note_end(&done);
                 if let Err(error) = &done.result {
                     tracing::error!(action = %actions::describe(&done.action), "{error}");
                 }
@@ -292,6 +306,12 @@ impl Driver {
             Event::Explain(to, answer) => {
                 let _ = answer.send(self.node.explain_switchover(to.as_ref(), now, RealClock.wall()));
             }
+            Event::Rebuild(order, answer) => {
+                let _ = answer.send(self.take_order(&order));
+            }
+            Event::StopRebuild(answer) => {
+                let _ = answer.send(self.stop_order());
+            }
             Event::Describe(answer) => {
                 let _ = answer.send(Box::new(self.picture(now)));
             }
@@ -299,6 +319,7 @@ impl Driver {
     }
 
     fn turn(&mut self, beat_due: bool) -> Result<(), GuardianLost> {
+        self.drop_outdated_order();
         let (held, begun) = (self.work_is_held(), RealClock.now());
         let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing } =
             self.node.turn(begun, RealClock.wall(), beat_due, held);
@@ -381,8 +402,8 @@ impl Driver {
         let secret = self.parts.config.postgres.as_ref().and_then(Postgres::shared_secret).cloned();
         let drain_timeout = self.parts.config.timings.drain_timeout;
         let (hub, unmovable) = (self.parts.hub.clone(), self.parts.config.switchover.unmovable);
-        let link = self.parts.link.clone();
-        let hands = Hands { instance, stop_timeout, drain_timeout, hub, unmovable, link, secret };
+        let (link, working) = (self.parts.link.clone(), self.parts.working.clone());
+        let hands = Hands { instance, stop_timeout, drain_timeout, hub, unmovable, link, working, secret };
         let task = hands.perform(begun.action, begun.before, self.ended.clone());
         let events = self.parts.events.clone();
         self.acting = Some(tokio::spawn(async move {

@@ -17,11 +17,13 @@ pub mod guardian;
 mod join;
 mod logging;
 mod memory;
+mod orders;
 pub mod peers;
 pub mod postgres;
 mod proof;
 pub mod publish;
 mod sole;
 pub mod worker;
+pub mod working;
 
 pub use pgherd_core::{beat, cluster, coordinator, observation, reconcile, salvage};

@@ -7,23 +7,27 @@
 //! The agent owns a few files in the data directory: `pgherd.conf`, `standby.signal`, and two for its gate (`gate.rs`).
 //! It never writes to the configuration files of the DBA.
 
+mod clone;
 mod command;
 mod configuration;
 mod conninfo;
 mod control;
 mod controldata;
 mod cover;
+mod create;
 mod fence;
 mod files;
 mod follow;
 mod gate;
 mod health;
 mod instance;
+mod kept;
 mod left_wal;
 mod open;
 mod own_address;
 mod probe;
 mod process;
+mod rebuild;
 mod rejoin;
 mod remote;
 mod rewind;
@@ -34,15 +38,18 @@ mod settings;
 mod slots;
 mod timelines;
 
+pub use clone::CloneError;
 pub use control::{CheckpointError, DrainError, StartError, StopError};
 pub use controldata::ControlDataError;
 pub use cover::CoverError;
+pub use create::{CreateError, create_standby};
 pub use fence::{FenceError, kill_instance};
 pub use files::FileError;
 pub use follow::{FollowError, PromoteError, RecruitError};
 pub use gate::GateError;
 pub use instance::Instance;
 pub use open::OpenError;
+pub use rebuild::{RebuildError, Rebuilt};
 pub use rejoin::{RejoinError, Rejoined};
 pub use rewind::RewindError;
 pub use salvage::{CHUNK_MAX, FetchError, SalvageError};

@@ -120,7 +120,7 @@ fn status(generation: u64, change: &Value, healthy: bool, second_agent: &str) ->
         })
     };
     json!({
-        "cluster": "demo", "answered_by": "server1", "formed": true, "auto_failover": true, "generation": generation,
+        "cluster": "demo", "answered_by": "server1", "formed": true, "system_identifier": 7, "auto_failover": true, "generation": generation,
         "durability": {"asked": 0, "standbys": 0, "of": [], "settled": true},
         "leader": "server2", "term": 1, "voters": 2, "voters_heard": 2,
         "voting": ["server1", "server2"], "without_vote": [],

@@ -10,6 +10,7 @@ pub mod failover;
 pub mod machine;
 mod measure;
 mod packages;
+pub mod rejoin;
 pub mod relay;
 mod rivals;
 pub mod scale;

@@ -18,6 +18,7 @@ pub mod health;
 pub mod node;
 pub mod observation;
 pub mod quorum;
+pub mod rebuild;
 pub mod reconcile;
 pub mod salvage;
 pub mod timings;

@@ -8,6 +8,7 @@
 
 mod duty;
 mod knocks;
+mod orders;
 mod plan;
 mod restart;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use crate::cover::Durability;
 use crate::defect::{Defect, planted};
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
-use crate::reconcile::{LocalAction, Reconciler, Reconciliation, Rules, Situation};
+use crate::reconcile::{LocalAction, Reconciler, Reconciliation, RejoinRules, Rules, Situation};
 use crate::salvage;
 use crate::timings::Timings;
 
@@ -63,6 +64,8 @@ pub struct Setup {
     pub salvage_wait: Duration,
     /// So many standbys have to be left behind a failover that nobody asked for.
     pub minimum_standbys: u32,
+    /// What a failed primary does.
+    pub rejoin: RejoinRules,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
     /// Drawn at random when the agent starts.
@@ -138,6 +141,7 @@ impl Node {
         let rules = Rules {
             local_timeout: timings.local_timeout,
             restart_standby_after: timings.restart_standby_after,
+            rejoin: setup.rejoin,
         };
         Self {
             state: Arc::new(ClusterState::default()),
@@ -271,6 +275,8 @@ impl Node {
     pub fn acted(&mut self, done: Done, now: MonoTime) {
         self.acting = None;
         self.reconciler.finished(&done.action, done.result.is_ok(), now);
+        let failed = done.result.is_err().then_some(done.setback);
+        self.reconciler.comeback_mut().learn(&done.action, failed, now);
         self.duty.acted(&done);
         self.look(done.observation);
     }
@@ -389,7 +395,7 @@ impl Node {
             promise_left_ms: millis(promise_left),
             durability: self.setup.durability,
             lease_left_ms: fence_at.map(|at| millis(at.since(now))),
-            postgres: self.own.as_ref().map(|own| self.duty.told(own)),
+            postgres: self.own.as_ref().map(|own| self.tell_rebuild(self.duty.told(own))),
             remote: self.knocks.results(),
         }
     }
@@ -405,6 +411,7 @@ impl Node {
         let primary = self.state.upstream().and_then(|id| self.heard(id, now));
         let from = self.state.change.as_ref().and_then(|change| self.heard(change.from, now));
         let offer = from.and_then(|seen| salvage::offer(&self.state, &seen.observation));
+        let donors = if own.running().is_none() { self.donors(now) } else { Vec::new() };
         let situation = Situation {
             me: self.id(),
             state: &self.state,
@@ -412,6 +419,7 @@ impl Node {
             own_age,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
             offer: offer.as_ref().filter(|_| !self.setup.salvage_wait.is_zero()),
+            donors: &donors,
             fence_at: self.fence_at(now),
             adopted_until: self.setup.adopted_until,
             highest: self.highest,

@@ -5,6 +5,7 @@
 //! reports back. It must not know sockets, files or clocks.
 
 mod action;
+mod comeback;
 pub mod lease;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
+pub use comeback::{Comeback, RejoinRules};
 
 /// What there is to decide from.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +42,8 @@ pub struct Situation<'a> {
     pub primary: Option<&'a Running>,
     /// What the primary that is being replaced has left on its disk.
     pub offer: Option<&'a Offer>,
+    /// Whom this node can be copied from, the best one first.
+    pub donors: &'a [Upstream],
     /// When fencing must begin; `None` when this node holds no lease.
     pub fence_at: Option<MonoTime>,
     /// Until when a primary that was found running when the agent started may do without a lease.
@@ -61,6 +65,8 @@ pub struct Rules {
     pub local_timeout: Duration,
     /// How long a crashed standby rests before it is started again; zero means for ever.
     pub restart_standby_after: Duration,
+    /// What a failed primary does.
+    pub rejoin: RejoinRules,
 }
 
 /// A start that was followed by another one sooner than this did not last.
@@ -85,6 +91,7 @@ pub struct Reconciler {
     starts: Option<(u32, MonoTime)>,
     /// For whom the slots were last aligned.
     slots: Option<(bool, BTreeSet<NodeName>)>,
+    comeback: Comeback,
 }
 
 /// The outcome of one look.
@@ -116,7 +123,17 @@ impl Reconciliation {
 impl Reconciler {
     /// Nothing has failed yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, failed: Vec::new(), starts: None, slots: None }
+        Self { rules, failed: Vec::new(), starts: None, slots: None, comeback: Comeback::default() }
+    }
+
+    /// By what means this node comes back.
+    pub fn comeback(&self) -> &Comeback {
+        &self.comeback
+    }
+
+    /// The same, to be told of orders.
+    pub fn comeback_mut(&mut self) -> &mut Comeback {
+        &mut self.comeback
     }
 
     /// An action has ended.
@@ -317,7 +334,14 @@ impl Reconciler {
             PostgresState::Starting { standby: true, .. } => Reconciliation::default(),
             // Killed and started anew it may stream again; as it is it cannot even be recruited.
             PostgresState::Unresponsive { for_ms, reason } => self.unresponsive(s, *for_ms, reason),
-            PostgresState::Unusable(reason) => Reconciliation::wait(reason.clone()),
+            PostgresState::Unusable(reason) => {
+                let primary = s.primary.filter(|primary| !primary.in_recovery);
+                let ordered = self.comeback.order().and(serving_upstream(s)).zip(primary);
+                let rebuild = ordered.and_then(|(upstream, running)| {
+                    self.comeback.rebuild(&self.rules, &upstream, running, s.donors, s.now).ok()?
+                });
+                rebuild.map_or_else(|| Reconciliation::wait(reason.clone()), Reconciliation::act)
+            }
         }
     }
 
@@ -347,6 +371,10 @@ impl Reconciler {
         }
         let slots = Reconciliation { action: self.slots_action(s, true), ..Reconciliation::default() };
         let Some(upstream) = serving_upstream(s) else { return slots };
+        if self.comeback.order().is_some() && s.primary.is_some() {
+            let reason = "an operator has it rebuilt".to_owned();
+            return Reconciliation::act(LocalAction::StopFast { reason });
+        }
         // Without a word from the primary's agent a divergence cannot be told from a slow start.
         let Some(primary) = s.primary.filter(|primary| !primary.in_recovery) else { return slots };
         // What is replayed counts: the end of what was received is often half a record, and the new
@@ -379,7 +407,11 @@ impl Reconciler {
         if !member.allowed {
             return Reconciliation::wait("this node is not allowed in the cluster: run `pgherd allow-node`");
         }
+        if let Some(note) = self.comeback.stays_out(&self.rules, member) {
+            return Reconciliation::wait(note);
+        }
         if let Some(at) = match self.rest(s, member, stopped) {
+            _ if self.comeback.order().is_some() => None,
             Ok(rest) => rest,
             Err(note) => return Reconciliation::wait(note),
         } {
@@ -397,7 +429,13 @@ impl Reconciler {
                 ))
             }
             (Some(upstream), Some(running)) => {
-                Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })
+                match self.comeback.rebuild(&self.rules, &upstream, running, s.donors, s.now) {
+                    Ok(Some(rebuild)) => Reconciliation::act(rebuild),
+                    Ok(None) => {
+                        Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })
+                    }
+                    Err((note, wake_at)) => Reconciliation { wake_at, ..Reconciliation::wait(note) },
+                }
             }
             // A former primary waits for one it can be compared with.
             (_, _) if !stopped.standby => Reconciliation::wait("waiting for a primary to rejoin"),

@@ -61,7 +61,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
         options: Vec<OsString>,
     },
-    /// Measure beside others; `bench proxy --help`, `bench scale --help` and `bench failover --help` tell the options.
+    /// Measure beside others; `bench --help` lists what, and `bench proxy --help` and so on tell the options.
     #[command(disable_help_flag = true)]
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::Refusal;
-use super::{maintenance, metrics, operator, restart, status};
+use super::{maintenance, metrics, operator, rebuild, restart, status};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
@@ -26,6 +26,7 @@ use crate::peers::{CLUSTER_HEADER, LEFT_WAL, Link};
 use crate::postgres::Instance;
 use crate::proof;
 use crate::publish::Hub;
+use crate::working::Working;
 
 /// What the handlers need.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub struct Api {
     pub events: mpsc::Sender<Event>,
     /// Calls to other agents.
     pub link: Link,
+    /// What takes long here.
+    pub working: Working,
     /// Rung by `stop-cluster`.
     pub stop: Arc<tokio::sync::Notify>,
 }
@@ -73,6 +76,8 @@ pub fn router(api: Api) -> Router {
         .route("/v1/pause", post(maintenance::pause))
         .route("/v1/unpause", post(maintenance::unpause))
         .route("/v1/set-priority", post(operator::set_priority))
+        .route("/v1/rebuild", post(rebuild::order).get(rebuild::status))
+        .route("/v1/stop-rebuild", post(rebuild::stop))
         .route("/v1/stop-cluster", post(operator::stop_cluster))
         .route("/v1/stop", post(operator::stop))
         .route(push::PATH, get(push_link))

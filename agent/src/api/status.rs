@@ -130,6 +130,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases, pending: &Pendin
     ClusterStatus {
         cluster: api.config.cluster.clone(),
         answered_by: api.config.node.name.clone(),
+        system_identifier: state.identity.as_ref().map(|identity| identity.system_identifier),
         formed: state.identity.is_some(),
         auto_failover: api.config.failover.auto,
         durability: composer.durability(),
@@ -370,6 +371,17 @@ impl<'a> Composer<'a> {
             }
             if !member.attached {
                 info.push("detached: takes no reads (attach)".to_owned());
+            }
+            if heard
+                && member.replaced
+                && member.service != Service::Joining
+                && !self.api.config.failover.rejoin.auto
+            {
+                let name = &member.descriptor.name;
+                info.push(format!(
+                    "failed as the primary and stays out (failover.rejoin): run `pgherd rebuild {name}`, or rebuild it by hand and \
+                     run `pgherd resume {name}`"
+                ));
             }
             match &member.service {
                 Service::Failed(reason) if heard => info.push(reason.clone()),

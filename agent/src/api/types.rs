@@ -9,6 +9,9 @@
 //! | `POST /v1/promote` | [`PromoteRequest`] | [`Accepted`] |
 //! | `POST /v1/cancel-scheduled` | | [`Accepted`] |
 //! | `POST /v1/resume`, `/v1/attach`, `/v1/detach`, `/v1/allow-node`, `/v1/disallow-node` | [`NodeRequest`] | [`Accepted`] |
+//! | `POST /v1/rebuild` | [`RebuildRequest`] | [`Ordered`]; only the agent of the node itself takes it |
+//! | `GET /v1/rebuild` | | [`WorkStatus`](crate::working::WorkStatus) of the agent asked |
+//! | `POST /v1/stop-rebuild` | | [`Accepted`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
 //! | `GET /v1/pending` | | list of the settings for which the PostgreSQL of the agent asked has to be restarted |
 //! | `POST /v1/restart` | [`RestartRequest`] | [`Accepted`], with a generation if it is the primary |
@@ -28,6 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::NodeKind;
 
+pub use pgherd_core::rebuild::Means;
+
 /// Everything `pgherd cluster-status` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -35,6 +40,9 @@ pub struct ClusterStatus {
     pub cluster: ClusterName,
     /// The agent that answered.
     pub answered_by: NodeName,
+    /// PostgreSQL's system identifier, once the cluster has formed.
+    #[serde(default)]
+    pub system_identifier: Option<u64>,
     /// Whether the cluster has formed.
     pub formed: bool,
     /// Whether a failed primary is replaced without being asked.
@@ -312,6 +320,28 @@ pub struct Busy {
 pub struct NodeRequest {
     /// Which node.
     pub node: NodeName,
+}
+
+/// Body of `POST /v1/rebuild`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebuildRequest {
+    /// Which node, so that no other one is rebuilt by mistake.
+    pub node: NodeName,
+    /// How.
+    pub means: Means,
+    /// Whom to copy; the best source when absent.
+    pub from: Option<NodeName>,
+    /// No more than so many bytes per second.
+    pub rate: Option<u64>,
+}
+
+/// Answer to `POST /v1/rebuild`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// What was begun, or goes on.
+    pub message: String,
+    /// Tells the order from others.
+    pub number: u64,
 }
 
 /// Body of `POST /v1/set-priority`.

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand};
 use pgherd_common::NodeName;
 
 use super::at::{At, Span};
+use super::rate::Rate;
+use crate::api::types::Means;
 
 /// Where this node's agent keeps its configuration.
 pub(super) const CONFIG_DEFAULT: &str = "/etc/pgherd/agent.toml";
@@ -91,6 +93,26 @@ Examples:
         /// The node's name
         node: NodeName,
     },
+    /// Makes a node a standby of the primary anew, by pg_rewind or by a copy
+    ///
+    /// Rewound it is if it has WAL that the primary never had and that can be done; otherwise all of its data is copied,
+    /// from a standby if there is one. The old data directory is kept aside for a while (failover.keep_old_data). The agent
+    /// of the node does the work: it goes on when this command is interrupted, and when the agent is restarted.
+    #[command(after_help = "\
+Examples:
+  pgherd rebuild server1
+  pgherd rebuild server2 --clone --from server3 --rate 50MB
+  pgherd rebuild server2 --stop         # leaves it as it was")]
+    Rebuild(RebuildArgs),
+    /// Gives a new node, the one of this machine, its data
+    ///
+    /// To be run where the agent is to run and as its user, before it is started: its configuration lists the members, and its data directory
+    /// is empty or missing. Copied is a standby if there is one.
+    #[command(after_help = "\
+Examples:
+  pgherd create-standby
+  pgherd --config /etc/pgherd/agent.toml create-standby --rate 50MB")]
+    CreateStandby(CreateArgs),
     /// Sets a node's place in the promotion order
     #[command(after_help = "\
 Examples:
@@ -252,6 +274,55 @@ pub(super) struct RestartArgs {
     /// Do not ask
     #[arg(long)]
     pub(super) yes: bool,
+}
+
+/// The options of `rebuild`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct RebuildArgs {
+    /// The node's name
+    pub(super) node: NodeName,
+    /// Only by pg_rewind
+    #[arg(long)]
+    pub(super) rewind: bool,
+    /// Only by a copy
+    #[arg(long, conflicts_with = "rewind")]
+    pub(super) clone: bool,
+    /// The node to copy from; by default the standby that has most, else the primary
+    #[arg(long, value_name = "NODE", conflicts_with = "rewind")]
+    pub(super) from: Option<NodeName>,
+    /// Copy no more than this in a second, such as 50MB
+    #[arg(long, value_name = "LIMIT", conflicts_with = "rewind")]
+    pub(super) rate: Option<Rate>,
+    /// End a rebuild that was begun
+    #[arg(long, conflicts_with_all = ["rewind", "clone", "from", "rate", "no_wait"])]
+    pub(super) stop: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Do not wait until it is over
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+impl RebuildArgs {
+    pub(super) fn means(&self) -> Means {
+        match (self.rewind, self.clone) {
+            (true, _) => Means::Rewind,
+            (false, true) => Means::Clone,
+            (false, false) => Means::Best,
+        }
+    }
+}
+
+/// The options of `create-standby`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct CreateArgs {
+    /// The node to copy from; by default the standby that has most, else the primary
+    #[arg(long, value_name = "NODE")]
+    pub(super) from: Option<NodeName>,
+    /// Copy no more than this in a second, such as 50MB
+    #[arg(long, value_name = "LIMIT")]
+    pub(super) rate: Option<Rate>,
 }
 
 #[cfg(test)]

@@ -51,6 +51,15 @@ impl Agent {
         self.call(self.client.post(format!("{}{path}", self.target.url)).json(body)).await
     }
 
+    /// Orders what is answered in its own way.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, CliError> {
+        self.call(self.client.post(format!("{}{path}", self.target.url)).json(body)).await
+    }
+
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CliError> {
         let response = request.send().await.map_err(|cause| self.failed(cause))?;
         let status = response.status();

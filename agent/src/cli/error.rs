@@ -70,6 +70,12 @@ pub(super) enum CliError {
     NoSuchNode { node: NodeName },
     #[error("the change of primary is not over after {within:?}")]
     NotOver { within: Duration },
+    #[error("{why}")]
+    NotRebuilt { why: String },
+    #[error("the agent was restarted and knows nothing of this rebuild any more: it had come to its end")]
+    Forgotten,
+    #[error("{why}")]
+    NotCreated { why: String, hint: String },
     #[error("cannot prepare a connection to the agent")]
     Client(#[source] reqwest::Error),
     #[error("cannot start")]
@@ -118,6 +124,10 @@ impl CliError {
             Self::NotOver { .. } => {
                 Some("it goes on without this command; follow it with `pgherd cluster-status`".to_owned())
             }
+            Self::NotRebuilt { .. } | Self::Forgotten => {
+                Some("pgherd cluster-status shows how the node is; its agent's log tells more".to_owned())
+            }
+            Self::NotCreated { hint, .. } => Some(hint.clone()),
             Self::Read { .. }
             | Self::Declined
             | Self::Answer(_)

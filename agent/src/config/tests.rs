@@ -56,7 +56,8 @@ fn a_database_node_needs_little() {
             max_lag: ByteSize(16 << 20),
             salvage_wait: Duration::from_secs(5),
             minimum_standbys: 0,
-            durability: Durability::default()
+            durability: Durability::default(),
+            rejoin: Rejoin { auto: true, clone: true, keep_old_data: Duration::from_secs(72 * 3600) },
         }
     );
     assert_eq!(config.switchover.unmovable, Unmovable::Wait);
@@ -164,5 +165,5 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 1 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3);
 }

@@ -8,15 +8,17 @@ use pgherd_common::config::Secret;
 use pgherd_common::errors::Chain;
 use pgherd_common::{Lsn, NodeName};
 use pgherd_core::node::{Before, Done};
+use pgherd_core::rebuild::Setback;
 use tokio::sync::{mpsc, watch};
 
 use super::Event;
 use crate::config::Unmovable;
 use crate::peers::Link;
-use crate::postgres::Instance;
+use crate::postgres::{Instance, RejoinError};
 use crate::publish::{self, Hub};
 use crate::reconcile::{Commits, LocalAction, Wait};
 use crate::salvage::Offer;
+use crate::working::Working;
 
 /// What actions are carried out with.
 pub(super) struct Hands {
@@ -29,6 +31,8 @@ pub(super) struct Hands {
     pub(super) unmovable: Unmovable,
     /// For what another agent has.
     pub(super) link: Link,
+    /// How far it is.
+    pub(super) working: Working,
     /// What shows that this is an agent of the cluster.
     pub(super) secret: Option<Secret>,
 }
@@ -36,14 +40,15 @@ pub(super) struct Hands {
 impl Hands {
     /// Does it, then looks.
     pub(super) async fn perform(self, action: LocalAction, before: Before, ended: Arc<AtomicU64>) -> Done {
-        let result = self.act(&action).await;
+        let mut setback = None;
+        let result = self.act(&action, &mut setback).await;
         // Whatever was observed until now may show the time before.
         ended.fetch_add(1, Ordering::AcqRel);
         let observation = self.instance.observe().await;
-        Done { action, before, result, observation }
+        Done { action, before, result, setback, observation }
     }
 
-    async fn act(&self, action: &LocalAction) -> Result<(), String> {
+    async fn act(&self, action: &LocalAction, setback: &mut Option<Setback>) -> Result<(), String> {
         let instance = &self.instance;
         match action {
             LocalAction::Fence { .. } => text(instance.fence().await),
@@ -52,7 +57,19 @@ impl Hands {
                 self.cover(commits).await
             }
             LocalAction::StartStandby => text(instance.start_standby(None).await),
-            LocalAction::Rejoin { upstream, running } => text(instance.rejoin(upstream, running).await),
+            LocalAction::Rejoin { upstream, running } => {
+                let rejoined = instance.rejoin(upstream, running).await;
+                *setback = rejoined.as_ref().err().and_then(RejoinError::setback);
+                text(rejoined)
+            }
+            LocalAction::Rebuild(wanted) => {
+                let rebuilt = instance.rebuild(wanted, &self.working).await;
+                if let Ok(rebuilt) = &rebuilt {
+                    tracing::info!("this node was {rebuilt}");
+                    self.working.achieved(&rebuilt.to_string());
+                }
+                text(rebuilt)
+            }
             LocalAction::StopFast { .. } => text(instance.stop_fast(self.stop_timeout).await),
             LocalAction::DrainAndStop { end_transactions, .. } => {
                 match instance.drain(self.drain_timeout).await {
@@ -156,6 +173,9 @@ pub(super) fn describe(action: &LocalAction) -> String {
         LocalAction::StartStandby => "starting PostgreSQL as a standby".to_owned(),
         LocalAction::Rejoin { upstream, .. } => {
             format!("rejoining the cluster as a standby of {}", upstream.node)
+        }
+        LocalAction::Rebuild(rebuild) => {
+            format!("rebuilding this node as a standby of {}", rebuild.upstream.node)
         }
         LocalAction::StopFast { reason } => format!("stopping PostgreSQL: {reason}"),
         LocalAction::DrainAndStop { .. } => "stopping PostgreSQL once its transactions have ended".to_owned(),

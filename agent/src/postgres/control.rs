@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
+use super::clone;
 use super::command::release_priority;
 use super::cover::waits_for;
 use super::fence::FenceError;
@@ -38,6 +39,11 @@ pub enum StartError {
         "the data directory {0:?} was left half rewound; it must not be started before a rewind of it has finished (the agent repeats it), or it was cloned anew with pg_basebackup"
     )]
     RewindPending(PathBuf),
+    /// A copy is taking the place of the data.
+    #[error(
+        "the data directory {0:?} is about to be replaced by a copy; it must not be started before that is done (the agent does it)"
+    )]
+    SwapPending(PathBuf),
     /// It runs in the other role.
     #[error("PostgreSQL runs as a {found} already and was to be started as a {wanted}; stop it first")]
     OtherRole {
@@ -264,6 +270,9 @@ impl Instance {
     async fn runs_as(&self, wanted: &'static str) -> Result<bool, StartError> {
         if rewind::is_pending(self.settings()) {
             return Err(StartError::RewindPending(self.data_dir().to_owned()));
+        }
+        if clone::is_swapping(self.settings()) {
+            return Err(StartError::SwapPending(self.data_dir().to_owned()));
         }
         let Some(postmaster) = self.watch_start()? else { return Ok(false) };
         let session = self.wait_until_ready(&postmaster, 0).await?;

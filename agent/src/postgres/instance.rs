@@ -7,6 +7,7 @@ use std::time::Duration;
 use pgherd_common::{Clock, HostPort, MonoTime, time::RealClock};
 use tokio::sync::Notify;
 
+use super::clone;
 use super::command::OsUser;
 use super::controldata::{ControlData, ControlDataError};
 use super::fence::{FenceError, kill_instance};
@@ -52,6 +53,8 @@ impl Instance {
     /// Checks that this PostgreSQL can be taken care of. Touches nothing, and does not mind whether a
     /// server runs.
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        // Before anybody looks: what was to take its place is complete, and what it replaces may be gone from there.
+        clone::settle(&settings)?;
         let opened = open::check(&settings).await?;
         let shared = Shared {
             settings,

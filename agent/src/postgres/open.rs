@@ -11,7 +11,7 @@ use tokio::process::Command;
 use super::command::OsUser;
 use super::configuration::{included, same_file};
 use super::controldata::{ControlData, ControlDataError};
-use super::files::own_file;
+use super::files::{FileError, own_file};
 use super::settings::Settings;
 
 /// Majors of PostgreSQL this was built for.
@@ -22,7 +22,7 @@ const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
 pub enum OpenError {
     /// No such directory.
     #[error(
-        "the data directory {path:?} is not there; check postgres.data_dir, or clone it from the primary with pg_basebackup"
+        "the data directory {path:?} is not there; check postgres.data_dir, or run `pgherd create-standby` to copy it from the cluster"
     )]
     NoDataDirectory {
         /// `postgres.data_dir`.
@@ -33,7 +33,7 @@ pub enum OpenError {
     },
     /// Empty.
     #[error(
-        "the data directory {0:?} is empty; clone it from the primary with pg_basebackup, or run initdb for a new cluster"
+        "the data directory {0:?} is empty; run `pgherd create-standby` to copy it from the cluster, or initdb for a new cluster"
     )]
     EmptyDataDirectory(PathBuf),
     /// Something else.
@@ -126,6 +126,9 @@ pub enum OpenError {
         /// `postgres.os_user`.
         os_user: String,
     },
+    /// A copy could not take its place.
+    #[error("cannot finish putting a copy in the place of the data directory")]
+    Swap(#[from] FileError),
     /// `pg_control` cannot be read.
     #[error("the data directory has no readable pg_control")]
     Control(#[source] ControlDataError),
@@ -154,7 +157,7 @@ pub(super) async fn check(settings: &Settings) -> Result<Opened, OpenError> {
 }
 
 /// The user, asked of `id`, which knows directory services too.
-async fn owner(os_user: &str) -> Result<OsUser, OpenError> {
+pub(super) async fn owner(os_user: &str) -> Result<OsUser, OpenError> {
     let number = async |option: &str| {
         let output =
             Command::new("id").arg(option).arg("--").arg(os_user).stdin(Stdio::null()).output().await;

@@ -14,6 +14,7 @@ use pgherd_common::{Clock, Generation, Lsn, MonoTime, Timeline, time::RealClock}
 use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
+use super::clone;
 use super::controldata::{ControlData, ControlDataError};
 use super::cover::{Waits, member_and_generation, standby_name};
 use super::health::Pulse;
@@ -183,6 +184,10 @@ impl Instance {
     }
 
     async fn stopped(&self) -> PostgresState {
+        if clone::is_swapping(self.settings()) {
+            let text = "a copy is taking the place of the data directory";
+            return PostgresState::Unusable(text.to_owned());
+        }
         let control = match self.control_in_time().await {
             Ok(control) => control,
             Err(error) => {

@@ -29,14 +29,19 @@ impl Process {
     /// Holds `pid`, if it is a live process of the instance on `data_dir`. An error when it is one but
     /// cannot be held: it must never count as absent.
     pub(super) fn of_instance(pid: u32, data_dir: &Path) -> io::Result<Option<Self>> {
-        let Some(raw) = number(pid).filter(|_| is_ours(pid, data_dir)) else { return Ok(None) };
+        Self::held(pid, || is_ours(pid, data_dir))
+    }
+
+    /// Holds it while `counts` is true of it.
+    fn held(pid: u32, counts: impl Fn() -> bool) -> io::Result<Option<Self>> {
+        let Some(raw) = number(pid).filter(|_| counts()) else { return Ok(None) };
         let fd = match pidfd_open(raw, PidfdFlags::NONBLOCK) {
             Ok(fd) => fd,
             Err(Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         // Checked again now that the descriptor is taken: what is true now is true of this process.
-        Ok(is_ours(pid, data_dir).then_some(Self { pid, fd }))
+        Ok(counts().then_some(Self { pid, fd }))
     }
 
     /// Its number, in the manner of the kernel.
@@ -179,6 +184,14 @@ fn processes(data_dir: &Path) -> io::Result<Vec<Process>> {
     everybody.filter_map(|pid| Process::of_instance(pid, data_dir).transpose()).collect()
 }
 
+/// Every pg_basebackup of an agent that fills this directory.
+pub(super) fn copying_into(staged: &Path) -> io::Result<Vec<Process>> {
+    // `setpriv` is about to become one.
+    let copies = |pid: u32| runs_any(pid, &["pg_basebackup", "setpriv"]) && works_in(pid, staged);
+    let everybody = everybody()?.into_iter();
+    everybody.filter_map(|pid| Process::held(pid, || copies(pid)).transpose()).collect()
+}
+
 /// The postmaster, or any other process of the instance, when none of them can be held.
 pub(super) fn unheld(data_dir: &Path) -> Option<u32> {
     let ours = |pid: &u32| is_ours(*pid, data_dir);
@@ -255,9 +268,13 @@ fn undeleted(link: &Path) -> &Path {
 /// By name, since an upgrade replaces the file under running servers. `setpriv` is about to become
 /// one, and pg_rewind writes to the data directory too.
 fn runs_postgres(pid: u32) -> bool {
+    runs_any(pid, &["postgres", "postmaster", "edb-postgres", "setpriv", "pg_rewind"])
+}
+
+fn runs_any(pid: u32, programs: &[&str]) -> bool {
     let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     let name = undeleted(&exe).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    matches!(name, "postgres" | "postmaster" | "edb-postgres" | "setpriv" | "pg_rewind")
+    programs.contains(&name)
 }
 
 /// Children of a postmaster rewrite their title to `postgres: ...`.

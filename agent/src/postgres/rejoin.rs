@@ -112,6 +112,18 @@ impl Instance {
     pub async fn rejoin(&self, upstream: &Upstream, running: &Running) -> Result<Rejoined, RejoinError> {
         let _acting = self.shared.acting.lock().await;
         let fenced = *self.births();
+        self.ready_for_rejoin(upstream, running).await?;
+        let rejoined = self.come_back(upstream, running).await?;
+        self.bring_up_standby(Some(upstream), fenced).await?;
+        Ok(rejoined)
+    }
+
+    /// Nothing runs here, and there is somebody to follow.
+    pub(super) async fn ready_for_rejoin(
+        &self,
+        upstream: &Upstream,
+        running: &Running,
+    ) -> Result<(), RejoinError> {
         match self.postmaster() {
             Ok(None) => {}
             Ok(Some(_)) => return Err(RejoinError::Running),
@@ -122,6 +134,15 @@ impl Instance {
         if running.in_recovery {
             return Err(RejoinError::NotAPrimary(upstream.clone()));
         }
+        Ok(())
+    }
+
+    /// Everything but the start.
+    pub(super) async fn come_back(
+        &self,
+        upstream: &Upstream,
+        running: &Running,
+    ) -> Result<Rejoined, RejoinError> {
         let rejoined = if self.needs_rewind(upstream, running).await? {
             self.rewind(upstream, running).await?
         } else {
@@ -129,7 +150,6 @@ impl Instance {
             self.remove_foreign(&control, running)?;
             Rejoined::AsWas
         };
-        self.bring_up_standby(Some(upstream), fenced).await?;
         Ok(rejoined)
     }
 
@@ -142,7 +162,11 @@ impl Instance {
         Ok(())
     }
 
-    async fn needs_rewind(&self, upstream: &Upstream, running: &Running) -> Result<bool, RejoinError> {
+    pub(super) async fn needs_rewind(
+        &self,
+        upstream: &Upstream,
+        running: &Running,
+    ) -> Result<bool, RejoinError> {
         if rewind::is_pending(self.settings()) {
             return Ok(true);
         }

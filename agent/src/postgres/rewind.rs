@@ -14,6 +14,7 @@ use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
 use pgherd_common::wal::TimelineHistory;
+use pgherd_core::rebuild::Setback;
 
 use super::configuration::included;
 use super::conninfo::Conninfo;
@@ -83,6 +84,28 @@ pub enum RewindError {
     Control(#[from] ControlDataError),
 }
 
+impl RewindError {
+    /// What it teaches, if it is of any use.
+    pub(super) fn setback(&self) -> Option<Setback> {
+        /// What pg_rewind says when the WAL or the history it needs is nowhere any more.
+        const HOPELESS: [&str; 4] = [
+            "could not find previous WAL record",
+            "could not read WAL record",
+            "could not find common ancestor",
+            "could not open file",
+        ];
+        /// The source is away: that is no fault of this node's data.
+        const AWAY: [&str; 3] = ["connection to server", "could not connect", "server closed the connection"];
+        let says = |output: &str, marks: &[&str]| marks.iter().any(|mark| output.contains(mark));
+        match self {
+            Self::Failed { output, .. } if says(output, &AWAY) => None,
+            Self::Failed { output, .. } if says(output, &HOPELESS) => Some(Setback::NeedsClone),
+            Self::Failed { .. } | Self::Recovery { .. } => Some(Setback::RewindFailed),
+            Self::File(_) | Self::Run { .. } | Self::Interrupted | Self::Control(_) => None,
+        }
+    }
+}
+
 /// Whether a rewind of this data directory was begun and has not finished.
 pub(super) fn is_pending(settings: &Settings) -> bool {
     let Ok(mark) = fs::read_to_string(mark(settings)) else { return false };
@@ -140,10 +163,32 @@ impl Instance {
     /// Brings the DBA's files back and lifts the ban on starting.
     pub(super) fn finish_rewind(&self) -> Result<(), FileError> {
         let settings = self.settings();
-        let from = saved_dir(settings);
+        self.restore_files(&settings.data_dir)?;
+        let synced = fs::File::open(&settings.data_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        synced.map_err(failed("sync", &settings.data_dir))?;
+        remove_durably(&mark(settings))?;
+        let kept = wal_dir(settings);
+        if kept.exists() {
+            fs::remove_dir_all(&kept).map_err(failed("remove", &kept))?;
+        }
+        let saved = saved_dir(settings);
+        fs::remove_dir_all(&saved).map_err(failed("remove", &saved))
+    }
+
+    /// Gives the DBA's files of this node to another data directory that is to take the place of its own.
+    pub(super) fn hand_down_files(&self, to: &Path) -> Result<(), FileError> {
+        // Half rewound, it has the files of the server it was rewound to.
+        if !is_pending(self.settings()) {
+            self.save_files()?;
+        }
+        self.restore_files(to)
+    }
+
+    fn restore_files(&self, data_dir: &Path) -> Result<(), FileError> {
+        let from = saved_dir(self.settings());
         for saved in files_below(&from).map_err(failed("read", &from))? {
             let Ok(relative) = saved.strip_prefix(&from) else { continue };
-            let path = settings.data_dir.join(relative);
+            let path = data_dir.join(relative);
             let restore = || {
                 fs::create_dir_all(path.parent().unwrap_or(&path))?;
                 Ok((fs::read(&saved)?, fs::metadata(&saved)?))
@@ -152,14 +197,7 @@ impl Instance {
             write_durably(&path, &content, metadata.permissions().mode() & 0o7777, None)?;
             chown(&path, Some(metadata.uid()), Some(metadata.gid())).map_err(failed("restore", &path))?;
         }
-        let synced = fs::File::open(&settings.data_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
-        synced.map_err(failed("sync", &settings.data_dir))?;
-        remove_durably(&mark(settings))?;
-        let kept = wal_dir(settings);
-        if kept.exists() {
-            fs::remove_dir_all(&kept).map_err(failed("remove", &kept))?;
-        }
-        fs::remove_dir_all(&from).map_err(failed("remove", &from))
+        Ok(())
     }
 
     /// Makes sure that the WAL is as it was before pg_rewind first ran.

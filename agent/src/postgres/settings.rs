@@ -40,6 +40,8 @@ pub struct Settings {
     /// Durable files of the agent. What must survive `pg_rewind` is kept here, since that removes
     /// every file from the data directory that its source does not have.
     pub state_dir: PathBuf,
+    /// How long data is kept that a copy has replaced.
+    pub keep_old_data: Duration,
     /// How long a start may take until it is reported as unfinished.
     pub start_timeout: Duration,
     /// How long a fast stop may take until everything is killed.

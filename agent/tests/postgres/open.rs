@@ -28,7 +28,8 @@ async fn every_refusal_says_what_to_do() {
     let empty = dir("empty");
     let error = refused(good, |s| s.data_dir = empty).await;
     assert!(
-        matches!(error, OpenError::EmptyDataDirectory(_)) && error.to_string().contains("pg_basebackup"),
+        matches!(error, OpenError::EmptyDataDirectory(_))
+            && error.to_string().contains("pgherd create-standby"),
         "{error}"
     );
     let other = dir("other");

@@ -70,6 +70,7 @@ fn settings(root: &Path, name: &str) -> Settings {
         replication_password: None,
         log_file: root.join("postmaster.log"),
         state_dir: root.join("state"),
+        keep_old_data: Duration::from_secs(3600),
         start_timeout: Duration::from_secs(20),
         stop_timeout: Duration::from_secs(5),
         probe_interval: Duration::from_millis(300),

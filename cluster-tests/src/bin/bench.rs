@@ -12,7 +12,7 @@ use pgherd_cluster_tests::bench::failover::system::{NoSuchPeer, System};
 use pgherd_cluster_tests::bench::scale::part::Part;
 use pgherd_cluster_tests::bench::target::Target;
 use pgherd_cluster_tests::bench::workload::Workload;
-use pgherd_cluster_tests::bench::{self, Options, failover, relay, scale};
+use pgherd_cluster_tests::bench::{self, Options, failover, rejoin, relay, scale};
 use pgherd_cluster_tests::terminal::{say, stopped};
 
 /// Measures on this machine, with real servers.
@@ -28,6 +28,7 @@ enum What {
     Proxy(ProxyArgs),
     Scale(ScaleArgs),
     Failover(FailoverArgs),
+    Rejoin(RejoinArgs),
     /// Carries bytes for `proxy`, in a process of its own.
     #[command(hide = true)]
     Relay {
@@ -132,6 +133,23 @@ struct FailoverArgs {
     write: bool,
 }
 
+/// How long it takes until the cluster is at full strength again by itself, and `create-standby` beside `pg_basebackup`.
+#[derive(Debug, clap::Args)]
+struct RejoinArgs {
+    /// How often each event is inflicted.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// How many megabytes `create-standby` copies; 0 leaves it out.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    megabytes: u64,
+    /// How often it does.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    copies: u16,
+    /// PostgreSQL's programs, if not the newest ones under /usr/lib/postgresql.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+}
+
 /// Somebody to measure beside ours, or nobody.
 #[derive(Debug, Clone, Copy)]
 struct Peer(Option<System>);
@@ -150,6 +168,7 @@ async fn main() -> ExitCode {
         What::Proxy(args) => proxy(args).await,
         What::Scale(args) => scale(args).await,
         What::Failover(args) => failover(args).await,
+        What::Rejoin(args) => rejoin(args).await,
         What::Relay { listen, to } => match relay::serve(listen, to).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -219,6 +238,29 @@ async fn failover(args: FailoverArgs) -> ExitCode {
             say(&report.told());
             written(args.write, |docs| report.write(docs))
         }
+        Err(error) => {
+            say(&format!("cannot measure: {error:?}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn rejoin(args: RejoinArgs) -> ExitCode {
+    let options = rejoin::Options {
+        runs: args.runs.into(),
+        megabytes: args.megabytes,
+        copies: args.copies.into(),
+        pg_bin: args.pg_bin,
+    };
+    let ended = tokio::select! {
+        ended = rejoin::run(&options, &say) => ended,
+        () = stopped() => {
+            say("stopped: ending everything");
+            return ExitCode::FAILURE;
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("cannot measure: {error:?}"));
             ExitCode::FAILURE

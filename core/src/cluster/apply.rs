@@ -143,6 +143,7 @@ fn member(descriptor: &Descriptor, at: WallTime) -> Member {
         attached: true,
         allowed: true,
         service: Service::Joining,
+        replaced: false,
         since: at,
     }
 }
@@ -191,6 +192,7 @@ fn set_service(
     if member.service == service {
         return Ok(false);
     }
+    member.replaced &= service != Service::Up;
     member.service = service;
     member.since = at;
     Ok(true)
@@ -275,6 +277,9 @@ fn grant(
     state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting, first_xid: None });
     if change.from != node && change.kind == ChangeKind::Switchover {
         set_service(state, change.from, Service::Joining, at)?;
+    }
+    if change.from != node && change.kind == ChangeKind::Failover {
+        known(state, change.from)?.replaced = true;
     }
     state.record(HistoryEntry {
         kind: Some(change.kind),

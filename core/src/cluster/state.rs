@@ -198,6 +198,9 @@ pub struct Member {
     pub allowed: bool,
     /// Whether it is in service.
     pub service: Service,
+    /// It was the primary, a failover has replaced it, and it has not been in service since.
+    #[serde(default)]
+    pub replaced: bool,
     /// When `service` last changed.
     pub since: WallTime,
 }

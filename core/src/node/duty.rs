@@ -4,6 +4,7 @@ use pgherd_common::{Generation, WallTime};
 
 use super::restart::Restart;
 use crate::observation::PostgresObservation;
+use crate::rebuild::Setback;
 use crate::reconcile::LocalAction;
 
 /// A local action that has ended.
@@ -15,6 +16,8 @@ pub struct Done {
     pub before: Before,
     /// The error with its causes.
     pub result: Result<(), String>,
+    /// What an error has taught of coming back.
+    pub setback: Option<Setback>,
     /// A look taken after it ended.
     pub observation: PostgresObservation,
 }
@@ -72,7 +75,10 @@ impl Duty {
                     self.fenced = Some(reason.clone());
                 }
             }
-            LocalAction::StartPrimary(..) | LocalAction::StartStandby | LocalAction::Rejoin { .. } => {
+            LocalAction::StartPrimary(..)
+            | LocalAction::StartStandby
+            | LocalAction::Rejoin { .. }
+            | LocalAction::Rebuild(_) => {
                 self.fenced = None;
             }
             LocalAction::Checkpoint

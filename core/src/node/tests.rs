@@ -47,6 +47,7 @@ impl Rig {
             max_lag: 0,
             salvage_wait: Duration::from_secs(5),
             minimum_standbys: 0,
+            rejoin: RejoinRules { auto: true, clone: true },
             durability: Durability::default(),
             incarnation: 1,
             remembered,
@@ -335,7 +336,13 @@ fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() 
     rig.node.look(down(true));
     let fence = rig.turn().act.unwrap();
     assert!(fence.abort && fence.before.ran, "{fence:?}");
-    let done = Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(true) };
+    let done = Done {
+        action: fence.action,
+        before: fence.before,
+        result: Ok(()),
+        setback: None,
+        observation: down(true),
+    };
     rig.node.acted(done, rig.now);
     assert!(rig.node.duty.stopped_here);
     // It dies on its way up again: still nobody's wish that it stays down.
@@ -508,7 +515,13 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
     rig.now = at(12_000);
     let fence = rig.turn().act.unwrap();
     rig.node.acted(
-        Done { action: fence.action, before: fence.before, result: Ok(()), observation: down(false) },
+        Done {
+            action: fence.action,
+            before: fence.before,
+            result: Ok(()),
+            setback: None,
+            observation: down(false),
+        },
         rig.now,
     );
     let released = |rig: &Rig| rig.node.observation(rig.now).postgres.unwrap().released;
@@ -546,7 +559,8 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
     });
     let Begun { action, before, .. } = rig.turn().act.unwrap();
     assert_eq!(action, LocalAction::Recruit(generation.next()));
-    rig.node.acted(Done { action, before, result: Ok(()), observation: postgres(true) }, rig.now);
+    rig.node
+        .acted(Done { action, before, result: Ok(()), setback: None, observation: postgres(true) }, rig.now);
 
     let mut beat = rig.beat_of(1, generation, None);
     beat.observation.intent = Some(generation.next());
@@ -598,7 +612,7 @@ fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
     // Slots come first: the checkpoint removes WAL.
     let Begun { action, before, .. } = rig.turn().act.unwrap();
     assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
-    rig.node.acted(Done { action, before, result: Ok(()), observation: own }, rig.now);
+    rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation: own }, rig.now);
     let begun = rig.turn().act.unwrap();
     assert_eq!(begun.action, LocalAction::Checkpoint);
     assert_eq!(rig.turn().act, None, "it goes on");

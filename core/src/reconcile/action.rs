@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use pgherd_common::{Generation, HostPort, NodeName, WallTime};
 
 use crate::observation::Running;
+use crate::rebuild::Rebuild;
 use crate::salvage::Offer;
 
 /// Something to do to the local PostgreSQL. Idempotent; carries all that was decided.
@@ -26,6 +27,8 @@ pub enum LocalAction {
         /// What that primary last said of itself.
         running: Running,
     },
+    /// Make a stopped instance a standby by whatever it takes, a copy of another server included.
+    Rebuild(Box<Rebuild>),
     /// Stop it cleanly, before a rejoin.
     StopFast {
         /// Why.
@@ -87,6 +90,7 @@ impl LocalAction {
             Self::StartPrimary(..)
             | Self::StartStandby
             | Self::Rejoin { .. }
+            | Self::Rebuild(_)
             | Self::Prepare { .. }
             | Self::Checkpoint
             | Self::Recruit(_)

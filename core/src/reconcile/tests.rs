@@ -12,8 +12,11 @@ use crate::cover::{CoverSeen, SyncSet};
 use crate::observation::{Health, PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::LeftWal;
 
-const RULES: Rules =
-    Rules { local_timeout: Duration::from_secs(10), restart_standby_after: Duration::from_secs(5) };
+const RULES: Rules = Rules {
+    local_timeout: Duration::from_secs(10),
+    restart_standby_after: Duration::from_secs(5),
+    rejoin: RejoinRules { auto: true, clone: true },
+};
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
 struct Rig {
@@ -22,6 +25,7 @@ struct Rig {
     own_age: Duration,
     primary: Option<Running>,
     offer: Option<Offer>,
+    donors: Vec<Upstream>,
     fence_at: Option<MonoTime>,
     now: MonoTime,
     adopted_until: MonoTime,
@@ -101,6 +105,7 @@ impl Rig {
             own_age: Duration::ZERO,
             primary: Some(running(false)),
             offer: None,
+            donors: vec![upstream(3), upstream(2)],
             fence_at: Some(at(102)),
             now: at(100),
             adopted_until: at(51),
@@ -173,6 +178,7 @@ impl Rig {
             own_age: self.own_age,
             primary: self.primary.as_ref(),
             offer: self.offer.as_ref(),
+            donors: &self.donors,
             fence_at: self.fence_at,
             adopted_until: self.adopted_until,
             highest: self.highest,

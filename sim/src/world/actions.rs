@@ -116,7 +116,7 @@ impl World {
         let now = self.mono(index);
         let Some(worker) = self.worker(index) else { return };
         let Some(Acting { begun, result, .. }) = worker.acting.take() else { return };
-        let done = Done { action: begun.action, before: begun.before, result, observation };
+        let done = Done { action: begun.action, before: begun.before, result, setback: None, observation };
         let recruited = match &done.action {
             LocalAction::Recruit(generation) if done.result.is_ok() => Some(*generation),
             _ => None,
@@ -140,6 +140,9 @@ impl World {
             }
             LocalAction::StartStandby => self.start(index, stage, since, StartAs::Standby(None)),
             LocalAction::Rejoin { upstream, running } => self.rejoin(index, stage, since, upstream, running),
+            LocalAction::Rebuild(_) => {
+                unreachable!("no operator orders a copy here, and none is made unasked")
+            }
             LocalAction::StopFast { .. } => self.stop(index, stage),
             LocalAction::DrainAndStop { end_transactions, .. } => {
                 self.drain_and_stop(index, stage, *end_transactions)
@@ -567,7 +570,13 @@ impl World {
                 for_ms: 0,
                 left: None,
             });
-        let done = Done { action: begun.action.clone(), before: begun.before, result: Ok(()), observation };
+        let done = Done {
+            action: begun.action.clone(),
+            before: begun.before,
+            result: Ok(()),
+            setback: None,
+            observation,
+        };
         if let Some(node) = self.node_mut(index) {
             node.acted(done, now);
         }

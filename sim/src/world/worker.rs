@@ -13,6 +13,7 @@ use pgherd_core::coordinator::Action;
 use pgherd_core::defect::{Defect, planted};
 use pgherd_core::node::{Node, Quorum, Setup, Turn, version};
 use pgherd_core::observation::RemoteDatabase;
+use pgherd_core::reconcile::RejoinRules;
 
 use crate::clock::{MS, Time, micros};
 use crate::network::Class;
@@ -169,6 +170,8 @@ impl World {
             max_lag: 0,
             salvage_wait: std::time::Duration::from_secs(5),
             minimum_standbys: 0,
+            // No copies: what needs one is a finding here.
+            rejoin: RejoinRules { auto: true, clone: false },
             durability: self.durability,
             incarnation,
             remembered: disk.remembered,

@@ -38,6 +38,7 @@ pub(in crate::cli) fn three_nodes() -> ClusterStatus {
     let generation = Generation::ZERO.next().next();
     let version = Version { generation, revision: 123 };
     ClusterStatus {
+        system_identifier: Some(7),
         cluster: "demo".parse().unwrap(),
         answered_by: "server1".parse().unwrap(),
         formed: true,

@@ -11,6 +11,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
         }
         LocalAction::StartStandby => "starts PostgreSQL as a standby".to_owned(),
         LocalAction::Rejoin { upstream, .. } => format!("rejoins as a standby of {}", upstream.node),
+        LocalAction::Rebuild(rebuild) => format!("is rebuilt as a standby of {}", rebuild.upstream.node),
         LocalAction::StopFast { reason } => format!("stops PostgreSQL: {reason}"),
         LocalAction::DrainAndStop { .. } => "drains and stops PostgreSQL: switchover".to_owned(),
         LocalAction::Prepare { generation, .. } => {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::api::{Api, router};
 use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
-use crate::driver::{Broken, Driver, Parts};
+use crate::driver::{Broken, Driver, Parts, Tell};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
@@ -25,6 +25,9 @@ use crate::working::Working;
 
 /// Events waiting for the loop; senders wait when it is full.
 const INBOX: usize = 256;
+
+/// How long the end of the agent waits for its last notification to leave.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,8 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     if let Some(instance) = instance.clone() {
         tokio::spawn(forget_old_data(instance));
     }
+    let tell = Tell::start(&config, &events);
+    let notifier = tell.notifier.clone();
     let api = Api {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -119,6 +124,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         link: link.clone(),
         working: working.clone(),
         stop: stop.clone(),
+        notifier: notifier.clone(),
     };
     let server = tokio::spawn(async move { axum::serve(listener, router(api)).await });
     let peers = Peers::start(&link, &others(&config), &events);
@@ -135,27 +141,36 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         link: link.clone(),
         hub,
         working,
+        tell,
         guardian,
         adopted_until: hand_over.adopted_until(),
         events,
         inbox,
     });
     let asked_to_stop = asked_to_stop(stop)?;
-    let forming = form_when_complete(config.clone(), link, consensus.clone(), database);
-    let forming = async {
-        match forming.await {
-            // From now on there is nothing to wait for.
-            Ok(()) => std::future::pending().await,
-            Err(turned_away) => turned_away,
-        }
-    };
+    let refused = turned_away(config, link, consensus.clone(), database);
     let end = tokio::select! {
         end = driver.run(asked_to_stop) => end.map_err(RunError::from),
-        turned_away = forming => Err(turned_away.into()),
+        refused = refused => Err(refused.into()),
     };
     consensus.shutdown().await;
+    notifier.flush(LAST_WORD).await;
     server.abort();
     end
+}
+
+/// Has the cluster form; resolves only if this node is turned away.
+async fn turned_away(
+    config: Arc<Config>,
+    link: Link,
+    consensus: Consensus,
+    database: Option<(u64, u32)>,
+) -> TurnedAway {
+    match form_when_complete(config, link, consensus, database).await {
+        // From now on there is nothing to wait for.
+        Ok(()) => std::future::pending().await,
+        Err(turned_away) => turned_away,
+    }
 }
 
 /// Resolves when a signal or an operator ends this process.

@@ -16,6 +16,7 @@ mod error;
 mod history;
 mod meter;
 mod node_status;
+mod notify_test;
 mod progress;
 mod promote;
 mod rate;
@@ -40,7 +41,7 @@ use error::CliError;
 use target::Target;
 
 use crate::api::types::{
-    Accepted, ClusterStatus, NodeRequest, NodeStatus, PauseRequest, PriorityRequest, UnpauseRequest,
+    Accepted, ClusterStatus, NodeRequest, NodeStatus, PauseRequest, PriorityRequest, Tried, UnpauseRequest,
 };
 use crate::cluster::HistoryEntry;
 
@@ -122,6 +123,11 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
                 confirm::ask(STOP_CLUSTER)?;
             }
             done(&agent()?.order("/v1/stop-cluster", &()).await?)
+        }
+        Command::NotifyTest { json } => {
+            let tried: Vec<Tried> = agent()?.try_out("/v1/notify-test").await?;
+            print(&shown(&tried, *json, |tried| notify_test::render(tried)))?;
+            Ok(Outcome::good_if(notify_test::is_told(&tried)))
         }
         Command::CheckConfig { file } => {
             print(&check_config::run(file)?)?;

@@ -6,8 +6,10 @@
 
 mod load;
 mod members;
+mod notifications;
 mod postgres;
 mod rejoin;
+mod scripts;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -19,9 +21,11 @@ use pgherd_core::cover::Durability;
 
 pub use load::{LoadError, load, load_text};
 pub use members::MemberEntry;
+pub use notifications::{Notifications, Password, Smtp, SmtpTls, Url, Webhook};
 pub use pgherd_core::timings::{Others, RULES, Rule, Timings};
 pub use postgres::Postgres;
 pub use rejoin::Rejoin;
+pub use scripts::{Line, Monitor, Scripts};
 pub use watchdog::{Mode as WatchdogMode, Watchdog};
 
 use crate::cluster::{Descriptor, NodeKind};
@@ -45,6 +49,10 @@ pub struct Config {
     pub switchover: Switchover,
     /// The device that stands behind the guardian.
     pub watchdog: Watchdog,
+    /// Programs of the operators.
+    pub scripts: Scripts,
+    /// Who is told of what.
+    pub notifications: Notifications,
 }
 
 /// This node.
@@ -140,7 +148,8 @@ impl Config {
 
 /// Every key an `agent.toml` can have, for the documentation's test.
 pub fn known_keys() -> Vec<KnownKey> {
-    let (mut reader, root) = Reader::parse("[postgres]\n[[members]]\n");
+    let (mut reader, root) =
+        Reader::parse("[postgres]\n[[members]]\n[notifications.smtp]\n[notifications.webhook]\n");
     // Nothing can come of it: required keys are missing. Asking for them is what counts.
     let _ = read(&mut reader, root);
     reader.known_keys().to_vec()
@@ -184,6 +193,10 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let mut switchover = root.table(r, "switchover");
     let unmovable = switchover.or(r, "unmovable", "\"wait\"");
     switchover.finish(r);
+    let scripts = root.table(r, "scripts");
+    let scripts = Scripts::read(r, scripts);
+    let notifications = root.table(r, "notifications");
+    let notifications = Notifications::read(r, notifications);
     root.finish(r);
 
     Some(Config {
@@ -202,6 +215,8 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         },
         switchover: Switchover { unmovable: unmovable? },
         watchdog: watchdog?,
+        scripts: scripts?,
+        notifications: notifications?,
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod actions;
 mod orders;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, NodeName};
+use pgherd_core::events::Kind;
 use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn, version};
 use pgherd_core::rebuild::Order;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,6 +38,7 @@ use crate::working::Working;
 
 use actions::Hands;
 pub use orders::{NotTaken, Taken};
+pub use tell::Tell;
 
 /// Between a proposal that failed and the next one.
 const PROPOSAL_PAUSE: Duration = Duration::from_millis(100);
@@ -94,6 +97,8 @@ pub enum Event {
     Rebuild(Order, oneshot::Sender<Taken>),
     /// Or not any more; whether there was such an order.
     StopRebuild(oneshot::Sender<bool>),
+    /// What the operators' own monitor says is wrong, if anything.
+    Monitored(Option<String>),
     /// Somebody wants to know everything.
     Describe(oneshot::Sender<Box<Picture>>),
 }
@@ -133,6 +138,8 @@ pub struct Parts {
     pub hub: Hub,
     /// What takes long.
     pub working: Working,
+    /// People, and their scripts.
+    pub tell: Tell,
     /// Told what there is to guard.
     pub(crate) guardian: Channel,
     /// Until when a primary that was found running may go on without a lease.
@@ -175,6 +182,8 @@ impl Driver {
                 minimum_standbys: config.failover.minimum_standbys,
                 rejoin: config.failover.rejoin.rules(),
                 durability: config.failover.durability,
+                fence_script: config.scripts.fence.is_some(),
+                tell_again: config.notifications.repeat,
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
                 adopted_until: parts.adopted_until,
@@ -198,6 +207,7 @@ impl Driver {
 
     /// Runs until `stop` resolves. PostgreSQL is left as it is.
     pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), Broken> {
+        self.parts.tell.agent(Kind::AgentStarted, &self.node, &self.parts.config);
         let mut state = self.parts.consensus.state();
         let mut standing = self.parts.consensus.standing();
         let (hurry, watching) = watch::channel(false);
@@ -217,7 +227,10 @@ impl Driver {
             let mut due = false;
             tokio::select! {
                 biased;
-                () = &mut stop => return Ok(self.parts.guardian.leave()?),
+                () = &mut stop => {
+                    self.parts.tell.agent(Kind::AgentStopped, &self.node, &self.parts.config);
+                    return Ok(self.parts.guardian.leave()?);
+                }
                 changed = state.changed() => if changed.is_err() { return Err(stopped(standing).await) },
                 changed = standing.changed() => if changed.is_err() { return Err(stopped(standing).await) },
                 Some(event) = self.parts.inbox.recv() => self.handle(event),
@@ -253,6 +266,7 @@ impl Driver {
         match event {
             Event::Postgres(observation, begun) => {
                 if begun == self.ended.load(Ordering::Acquire) {
+                    self.parts.tell.looked(observation.running().is_some());
                     self.node.look(observation);
                 }
             }
@@ -271,6 +285,7 @@ impl Driver {
             Event::BeatAnswered { voter, sent, answer } => self.node.answered(voter, sent, &answer),
             Event::Knocked(node, result) => self.node.knocked(node, result),
             Event::Wrote(generation, after) => self.node.wrote(generation, after, now),
+            Event::Monitored(failure) => self.node.monitored(failure),
             Event::Proposed(command, result) => {
                 let timed_out = matches!(result, Err(ProposeError::Timeout(_)));
                 self.node.proposed(if timed_out { Proposed::TimedOut } else { Proposed::Settled });
@@ -321,7 +336,7 @@ impl Driver {
     fn turn(&mut self, beat_due: bool) -> Result<(), GuardianLost> {
         self.drop_outdated_order();
         let (held, begun) = (self.work_is_held(), RealClock.now());
-        let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing } =
+        let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing, events, calls } =
             self.node.turn(begun, RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember {
@@ -350,6 +365,7 @@ impl Driver {
         if let Some(beat) = beat {
             self.parts.peers.broadcast(beat);
         }
+        self.parts.tell.pass_on(&events, &calls);
         let now = RealClock.now();
         let backed_until = now + self.node.backed_for(now);
         self.parts.hub.observed(self.node.state(), self.node.coordinator().seen(), backed_until, now);
@@ -403,7 +419,9 @@ impl Driver {
         let drain_timeout = self.parts.config.timings.drain_timeout;
         let (hub, unmovable) = (self.parts.hub.clone(), self.parts.config.switchover.unmovable);
         let (link, working) = (self.parts.link.clone(), self.parts.working.clone());
-        let hands = Hands { instance, stop_timeout, drain_timeout, hub, unmovable, link, working, secret };
+        let scripts = self.parts.tell.scripts.clone();
+        let hands =
+            Hands { instance, stop_timeout, drain_timeout, hub, unmovable, link, working, secret, scripts };
         let task = hands.perform(begun.action, begun.before, self.ended.clone());
         let events = self.parts.events.clone();
         self.acting = Some(tokio::spawn(async move {

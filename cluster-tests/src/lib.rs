@@ -25,6 +25,7 @@ pub mod network;
 pub mod node;
 pub mod postgres;
 pub mod process;
+pub mod receiver;
 pub mod regress;
 pub mod stale;
 pub mod status;

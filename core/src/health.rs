@@ -26,6 +26,9 @@ pub struct Health {
     /// How often, within the last [`CRASH_WINDOW`], the server ended all its sessions and recovered
     /// because one of its processes had crashed.
     pub crashes: u32,
+    /// What the operators' own monitor says is wrong, if it says so.
+    #[serde(default)]
+    pub monitor: Option<String>,
 }
 
 /// The outcome of committing a few bytes to the local disk, without waiting for any standby.
@@ -108,14 +111,16 @@ impl Health {
             WriteProbe::Hanging { for_ms } => lasts(*for_ms),
             WriteProbe::Untried | WriteProbe::Good => false,
         };
-        (disk || writes || self.crashes >= CRASHES_MAX).then(|| self.to_string())
+        // An operator's word needs no time to become true.
+        let told = self.monitor.is_some();
+        (disk || writes || told || self.crashes >= CRASHES_MAX).then(|| self.to_string())
     }
 
     /// Whether this standby may take over from a primary that is sick: with a disk no better than the
     /// primary's nothing is won.
     pub fn is_fit(&self) -> bool {
         match self.disk {
-            Disk::Unknown | Disk::Room => true,
+            Disk::Unknown | Disk::Room => self.monitor.is_none(),
             Disk::Full { .. } | Disk::ReadOnly { .. } | Disk::Failing { .. } => false,
         }
     }
@@ -124,6 +129,11 @@ impl Health {
     pub fn complaint(&self) -> Option<String> {
         let text = self.to_string();
         (!text.is_empty()).then_some(text)
+    }
+
+    /// The same, but for what the operators' own monitor says.
+    pub fn database_complaint(&self) -> Option<String> {
+        Self { monitor: None, ..self.clone() }.complaint()
     }
 
     /// Without what changes by itself as time goes by.
@@ -144,7 +154,7 @@ impl Health {
             WriteProbe::Untried => WriteProbe::Untried,
             WriteProbe::Good => WriteProbe::Good,
         };
-        Self { writes, disk, crashes: self.crashes }
+        Self { writes, disk, crashes: self.crashes, monitor: self.monitor.clone() }
     }
 }
 
@@ -175,6 +185,9 @@ impl fmt::Display for Health {
         if self.crashes > 0 {
             let window = CRASH_WINDOW.as_secs();
             signs.push(format!("has crashed and recovered {} times within {window} s", self.crashes));
+        }
+        if let Some(why) = &self.monitor {
+            signs.push(format!("has failed its custom monitor ({why})"));
         }
         f.write_str(&signs.join(", "))
     }

@@ -6,13 +6,14 @@
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
 //! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
 //! failed all the same, [`cover`] what synchronous replication makes sure of, [`timings`] holds every period and deadline.
-//! [`guardian`] is what stands behind an agent that crashes or hangs.
+//! [`guardian`] is what stands behind an agent that crashes or hangs, [`events`] what people are told.
 
 pub mod beat;
 pub mod cluster;
 pub mod coordinator;
 pub mod cover;
 pub mod defect;
+pub mod events;
 pub mod guardian;
 pub mod health;
 pub mod node;

@@ -8,6 +8,7 @@
 
 mod duty;
 mod knocks;
+mod narrate;
 mod orders;
 mod plan;
 mod restart;
@@ -19,13 +20,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgherd_common::{ClusterName, Generation, HostPort, MonoTime, NodeId, Version, WallTime};
+use pgherd_common::{ClusterName, Generation, MonoTime, NodeId, Version, WallTime};
 
 use crate::beat::{Beat, BeatAnswer, gives_up_primary, grants_lease};
 use crate::cluster::{ChangePhase, ClusterState, Descriptor};
-use crate::coordinator::{Action, Coordinator, Policy, Seen};
+use crate::coordinator::{Action, Coordinator, NotYet, Policy, Seen};
 use crate::cover::Durability;
 use crate::defect::{Defect, planted};
+use crate::events::Narrator;
 use crate::observation::{NodeObservation, PostgresObservation, PostgresState, RemoteDatabase};
 use crate::reconcile::lease::{self, Lease, Promise, Terms};
 use crate::reconcile::{LocalAction, Reconciler, Reconciliation, RejoinRules, Rules, Situation};
@@ -68,6 +70,10 @@ pub struct Setup {
     pub rejoin: RejoinRules,
     /// On how many standbys a commit has to be.
     pub durability: Durability,
+    /// A script of the operators has to succeed before a promotion.
+    pub fence_script: bool,
+    /// How often people are told again of what lasts; zero: never.
+    pub tell_again: Duration,
     /// Drawn at random when the agent starts.
     pub incarnation: u64,
     /// The highest generation that this node has ever heard of, from its disk.
@@ -110,6 +116,8 @@ pub struct Node {
     readmitted: Option<u64>,
     knocks: Knocks,
     report: Vec<String>,
+    waiting: Vec<NotYet>,
+    narrator: Narrator,
     note: Option<String>,
     /// The essence of the last beat.
     told: Option<NodeObservation>,
@@ -142,6 +150,7 @@ impl Node {
             local_timeout: timings.local_timeout,
             restart_standby_after: timings.restart_standby_after,
             rejoin: setup.rejoin,
+            fence_script: setup.fence_script,
         };
         Self {
             state: Arc::new(ClusterState::default()),
@@ -166,6 +175,8 @@ impl Node {
             readmitted: None,
             knocks: Knocks::default(),
             report: Vec::new(),
+            waiting: Vec::new(),
+            narrator: Narrator::new(setup.tell_again),
             note: None,
             told: None,
             guarded: None,
@@ -310,6 +321,11 @@ impl Node {
         self.knocks.answered(node, result);
     }
 
+    /// What the operators' own monitor says is wrong, if anything.
+    pub fn monitored(&mut self, failure: Option<String>) {
+        self.duty.monitor = failure;
+    }
+
     /// A proxy tells how soon after it knew the primary of this generation that one had answered a write.
     pub fn wrote(&mut self, generation: Generation, after: Duration, now: MonoTime) {
         self.coordinator.wrote(generation, after, now);
@@ -348,6 +364,7 @@ impl Node {
         turn.act = self.look_after_postgres(&observation, held, now);
         turn.guard = self.guard(now);
         self.lead(held, now, wall, &mut turn);
+        self.narrate(&observation, now, &mut turn);
         turn.knock = self.knock(now);
         let essence = observation.essence();
         if beat_due || self.told.as_ref() != Some(&essence) {
@@ -390,6 +407,7 @@ impl Node {
             serial: self.serial,
             generation: self.state.generation,
             revision: self.state.revision,
+            told: self.narrator.told(),
             probation: self.quorum.admission.probation(),
             intent: change.filter(|change| gives_up_primary(change)).map(|change| change.generation),
             promise_left_ms: millis(promise_left),
@@ -454,6 +472,11 @@ impl Node {
             }
             // Whoever is chosen now has what it has; whoever is not, follows.
             Some((LocalAction::Salvage { .. }, _)) if !matches!(action, LocalAction::Salvage { .. }) => true,
+            Some((LocalAction::FenceScript { generation, .. }, _))
+                if *generation != self.state.generation =>
+            {
+                true
+            }
             Some(_) => return None,
         };
         if action.makes_writable() {
@@ -505,6 +528,7 @@ impl Node {
     fn lead(&mut self, held: bool, now: MonoTime, wall: WallTime, turn: &mut Turn) {
         if !self.quorum.leads {
             self.report.clear();
+            self.waiting.clear();
             return;
         }
         // The others answer, so it is this node's own disk that holds everybody up.
@@ -521,6 +545,7 @@ impl Node {
         }
         let decision = self.coordinator.step(now, wall);
         self.report = decision.report.lines();
+        self.waiting.clone_from(&decision.report.waiting);
         self.sleep_until(decision.wake_at);
         turn.lead = match decision.action {
             Some(Action::Propose(_)) if self.proposing => None,
@@ -539,35 +564,12 @@ impl Node {
         };
     }
 
-    /// Where to look at the primary's PostgreSQL over the network, while its agent is silent, or says
-    /// itself that nothing runs under a lease: others may not hear it, and wait for this node's word.
-    fn knock(&mut self, now: MonoTime) -> Option<(NodeId, HostPort)> {
-        let lease = self.setup.timings.lease;
-        let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
-        let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
-        let silent = match heard {
-            Some(seen) => now.since(seen.at) >= lease / 2 || has_given_up(&seen.observation),
-            // After a power cut the primary's host may boot a little later than the others.
-            None => now.since(self.started) >= self.terms.adoption(),
-        };
-        let target = primary
-            .filter(|_| silent)
-            .and_then(|member| Some((member.descriptor.id, member.descriptor.postgres.clone()?)));
-        self.knocks.turn(target, now)
-    }
-
     fn sleep_until(&mut self, at: Option<MonoTime>) {
         self.wake_at = match (self.wake_at, at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
     }
-}
-
-/// Whether an agent says that it holds no lease and that its PostgreSQL is down.
-fn has_given_up(said: &NodeObservation) -> bool {
-    let down = said.postgres.as_ref().is_some_and(|postgres| postgres.stopped().is_some());
-    down && said.lease_left_ms.is_none_or(|left| left == 0)
 }
 
 /// The version of the topology that this state amounts to.

@@ -31,6 +31,9 @@ pub struct NodeObservation {
     pub generation: Generation,
     /// The revision of the cluster's state that this agent has applied from the log.
     pub revision: u64,
+    /// Up to which revision this agent knows that people were told of what has happened.
+    #[serde(default)]
+    pub told: u64,
     /// The number of its raft store, while this agent takes no part because the store before was lost.
     pub probation: Option<u64>,
     /// The generation of the change of primary this agent has applied and takes part in. From then on
@@ -215,6 +218,8 @@ impl NodeObservation {
     pub fn essence(&self) -> Self {
         let mut essence = self.clone();
         essence.serial = 0;
+        // The next beat is soon enough.
+        essence.told = 0;
         essence.lease_left_ms = self.lease_left_ms.map(|_| 0);
         essence.promise_left_ms = u64::from(self.promise_left_ms > 0);
         if let Some(postgres) = &mut essence.postgres {

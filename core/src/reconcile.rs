@@ -6,6 +6,7 @@
 
 mod action;
 mod comeback;
+mod fence_script;
 pub mod lease;
 #[cfg(test)]
 mod tests;
@@ -67,7 +68,12 @@ pub struct Rules {
     pub restart_standby_after: Duration,
     /// What a failed primary does.
     pub rejoin: RejoinRules,
+    /// A script of the operators has to succeed before a promotion.
+    pub fence_script: bool,
 }
+
+/// How the reason begins with which a primary is fenced that was cut off.
+pub const LEASE_ENDED: &str = "the lease ended";
 
 /// A start that was followed by another one sooner than this did not last.
 const START_LASTS: Duration = Duration::from_secs(60);
@@ -92,6 +98,8 @@ pub struct Reconciler {
     /// For whom the slots were last aligned.
     slots: Option<(bool, BTreeSet<NodeName>)>,
     comeback: Comeback,
+    /// The generation before whose promotion the operators' script has succeeded.
+    fenced_for: Option<Generation>,
 }
 
 /// The outcome of one look.
@@ -123,7 +131,14 @@ impl Reconciliation {
 impl Reconciler {
     /// Nothing has failed yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, failed: Vec::new(), starts: None, slots: None, comeback: Comeback::default() }
+        Self {
+            rules,
+            failed: Vec::new(),
+            starts: None,
+            slots: None,
+            comeback: Comeback::default(),
+            fenced_for: None,
+        }
     }
 
     /// By what means this node comes back.
@@ -146,6 +161,7 @@ impl Reconciler {
                 LocalAction::AlignSlots { members, in_recovery } => {
                     self.slots = Some((*in_recovery, members.clone()));
                 }
+                LocalAction::FenceScript { generation, .. } => self.fenced_for = Some(*generation),
                 LocalAction::StartPrimary(..) => {
                     let in_a_row = self.starts.filter(|(_, at)| now.since(*at) < START_LASTS);
                     self.starts = Some((in_a_row.map_or(0, |(times, _)| times + 1), now));
@@ -237,7 +253,8 @@ impl Reconciler {
             }
             PostgresState::Down(_) => give_up(s, "PostgreSQL is down".to_owned()),
             PostgresState::Running(running) if running.in_recovery && promoting => {
-                self.become_primary(s, LocalAction::Promote(s.state.generation, commits(s)))
+                let promote = || LocalAction::Promote(s.state.generation, commits(s));
+                self.become_primary(s, self.fence_script(s).unwrap_or_else(promote))
             }
             PostgresState::Running(running) if running.in_recovery => {
                 Reconciliation::wait("PostgreSQL came up as a standby; the cluster will choose a primary")
@@ -304,7 +321,7 @@ impl Reconciler {
             None => s.adopted_until,
         };
         (s.now >= deadline && !planted(Defect::NoFenceAtLeaseEnd)).then(|| {
-            give_up(s, "the lease ended: too few agents answered, another primary may be chosen".to_owned())
+            give_up(s, format!("{LEASE_ENDED}: too few agents answered, another primary may be chosen"))
         })
     }
 

@@ -165,6 +165,8 @@ pub struct Plan {
     pub write_pause: Micros,
     /// What the agents ask of commits.
     pub durability: Durability,
+    /// Whether the operators have a script that has to succeed before a promotion.
+    pub fence_script: bool,
     /// Whether clients write at every server directly too.
     pub direct_writers: bool,
     /// How long it typically takes to kill PostgreSQL.
@@ -185,6 +187,7 @@ impl Plan {
             drift_ppm: 0,
             write_pause: 250_000,
             durability: Durability::default(),
+            fence_script: false,
             direct_writers: true,
             kill: 100_000,
             log: false,
@@ -216,6 +219,7 @@ pub struct World {
     connections: u64,
     write_pause: Micros,
     durability: Durability,
+    fence_script: bool,
     direct_writers: bool,
     kill: Micros,
     /// Commands that an operator has proposed.
@@ -268,6 +272,7 @@ impl World {
             connections: 0,
             write_pause: plan.write_pause,
             durability: plan.durability,
+            fence_script: plan.fence_script,
             direct_writers: plan.direct_writers,
             kill: plan.kill,
             operators: Vec::new(),

@@ -15,12 +15,13 @@ use pgherd_core::quorum::Admission;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::Refusal;
+use super::types::{Refusal, Tried};
 use super::{maintenance, metrics, operator, rebuild, restart, status};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
 use crate::driver::{Event, Picture};
+use crate::notify::Notifier;
 use crate::observation::PostgresObservation;
 use crate::peers::{CLUSTER_HEADER, LEFT_WAL, Link};
 use crate::postgres::Instance;
@@ -47,6 +48,8 @@ pub struct Api {
     pub working: Working,
     /// Rung by `stop-cluster`.
     pub stop: Arc<tokio::sync::Notify>,
+    /// Tells people.
+    pub notifier: Notifier,
 }
 
 /// Everything on the agent's port, raft included.
@@ -80,6 +83,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/stop-rebuild", post(rebuild::stop))
         .route("/v1/stop-cluster", post(operator::stop_cluster))
         .route("/v1/stop", post(operator::stop))
+        .route("/v1/notify-test", post(notify_test))
         .route(push::PATH, get(push_link))
         .layer(middleware::from_fn_with_state(api.clone(), same_cluster))
         .with_state(api);
@@ -220,6 +224,12 @@ async fn left_wal(
         let error = format!("{node} cannot give WAL from {} on: {error}", part.from);
         Refused::new(StatusCode::CONFLICT, error, "a standby streams it, if PostgreSQL runs")
     })
+}
+
+/// Whether people can be told, tried now.
+async fn notify_test(State(api): State<Api>) -> Json<Vec<Tried>> {
+    let tried = api.notifier.test().await.into_iter();
+    Json(tried.map(|(channel, result)| Tried { channel, error: result.err() }).collect())
 }
 
 async fn report(State(api): State<Api>) -> Result<Json<Vec<String>>, Refused> {

@@ -379,6 +379,15 @@ pub struct UnpauseRequest {
     pub node: Option<NodeName>,
 }
 
+/// A channel of notifications that was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Which.
+    pub channel: String,
+    /// Why it does not deliver; `None` if it does.
+    pub error: Option<String>,
+}
+
 /// A request that was carried out or begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {

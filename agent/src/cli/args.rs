@@ -215,6 +215,16 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Sends a test notification through every channel of one agent; exit status 1 if one of them fails
+    #[command(after_help = "\
+Examples:
+  pgherd notify-test
+  pgherd --agent http://10.0.0.3:7800 notify-test")]
+    NotifyTest {
+        /// Print what the agent answered, as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Checks an agent's or a proxy's configuration and reports everything that is wrong with it
     #[command(after_help = "\
 Examples:

@@ -60,6 +60,11 @@ impl Agent {
         self.call(self.client.post(format!("{}{path}", self.target.url)).json(body)).await
     }
 
+    /// Has the agent try something.
+    pub(super) async fn try_out<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.call(self.client.post(format!("{}{path}", self.target.url))).await
+    }
+
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CliError> {
         let response = request.send().await.map_err(|cause| self.failed(cause))?;
         let status = response.status();

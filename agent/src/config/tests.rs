@@ -165,5 +165,57 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3 + 16 + 18);
+}
+
+#[test]
+fn scripts_are_parsed_and_their_placeholders_known() {
+    let text = format!(
+        "{DATABASE}[scripts]\nfence = \"/etc/f.sh '%p x' %f\"\ncustom_monitor = '/m'\ntimeout = '3s'\n"
+    );
+    let scripts = Config::parse(&text).unwrap().scripts;
+    assert_eq!(scripts.fence.unwrap().fill(|name| name.to_string()), ["/etc/f.sh", "p x", "f"]);
+    assert_eq!(scripts.timeout, Duration::from_secs(3));
+    assert!(scripts.monitor.is_some_and(|monitor| !monitor.safe_mode));
+    assert_eq!(scripts.resumed, None);
+    let text = problems(&format!(
+        "{DATABASE}[scripts]\nresumed = '/x %p'\nfence = 'x.sh'\nload_balancer_attach = '/x %h %d'\n"
+    ));
+    for part in [
+        "scripts.resumed: %p is not known: this script knows no placeholders; %% is a percent sign",
+        "scripts.fence: found \"x.sh\": \"x.sh\" is no absolute path",
+        "scripts.load_balancer_attach: %d is not known: this script knows %h and %t",
+    ] {
+        assert!(text.contains(part), "{part} not in {text}");
+    }
+}
+
+#[test]
+fn notifications_need_an_addressee() {
+    let text = format!(
+        "{DATABASE}[notifications]\nlevel = 'warning'\n[notifications.smtp]\nhost = 'mx'\nfrom = 'a@b.c'\nto = ['DBA <d@b.c>']\n\
+         user = 'u'\npassword = 'hunter3'\n[notifications.webhook]\nurl = 'https://x.y/z'\nheaders.X-Key = 'hunter4'\n"
+    );
+    let config = Config::parse(&text).unwrap();
+    assert_eq!(config.notifications.level, pgherd_core::events::Severity::Warning);
+    assert_eq!(
+        config.notifications.smtp.as_ref().map(|smtp| (smtp.port, smtp.tls)),
+        Some((25, SmtpTls::None))
+    );
+    assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
+    let text = problems(&format!(
+        "{DATABASE}[notifications]\nlevel = 'loud'\n[notifications.smtp]\nfrom = 'nobody'\nto = []\nuser = 'u'\n\
+         [notifications.webhook]\nurl = 'ftp://x'\nheaders.'a b' = 'c'\n"
+    ));
+    for part in [
+        "notifications.level: ",
+        "notifications.smtp.host: missing",
+        "notifications.smtp.from: \"nobody\" is no mail address",
+        "notifications.smtp.to: nobody is listed",
+        "notifications.smtp.user: a login is a user and a password",
+        "notifications.webhook.url: found \"ftp://x\": it begins with neither http:// nor https://",
+        "notifications.webhook.headers: \"a b\" or its value cannot be a header",
+    ] {
+        assert!(text.contains(part), "{part} not in {text}");
+    }
 }

@@ -18,6 +18,7 @@ use crate::postgres::{Instance, RejoinError};
 use crate::publish::{self, Hub};
 use crate::reconcile::{Commits, LocalAction, Wait};
 use crate::salvage::Offer;
+use crate::scripts::Scripts;
 use crate::working::Working;
 
 /// What actions are carried out with.
@@ -35,6 +36,8 @@ pub(super) struct Hands {
     pub(super) working: Working,
     /// What shows that this is an agent of the cluster.
     pub(super) secret: Option<Secret>,
+    /// Scripts of the operators.
+    pub(super) scripts: Scripts,
 }
 
 impl Hands {
@@ -87,6 +90,9 @@ impl Hands {
             LocalAction::Checkpoint => text(instance.checkpoint().await),
             LocalAction::Recruit(_) => text(instance.recruit().await),
             LocalAction::Salvage { offer, .. } => self.salvage(offer).await,
+            LocalAction::FenceScript { generation, old } => {
+                self.scripts.fence(*generation, old.clone()).await
+            }
             // After a clean switchover the walreceiver still looks for the old primary.
             LocalAction::Promote(_, commits) => {
                 text(instance.cut(commits).await)?;
@@ -188,6 +194,9 @@ pub(super) fn describe(action: &LocalAction) -> String {
         }
         LocalAction::Salvage { offer, .. } => {
             format!("fetching the WAL that {} has left (to {})", offer.node, offer.wal.end)
+        }
+        LocalAction::FenceScript { generation, .. } => {
+            format!("running the fence script before the promotion to generation {generation}")
         }
         LocalAction::Promote(generation, _) => {
             format!("promoting PostgreSQL to primary of generation {generation}")

@@ -140,7 +140,7 @@ impl Pulse {
             },
         };
         let crashes = u32::try_from(self.crashes.len()).unwrap_or(u32::MAX);
-        Health { writes, disk, crashes }
+        Health { writes, disk, crashes, monitor: None }
     }
 }
 

@@ -79,6 +79,10 @@ impl View<'_> {
             PostgresState::Running(_) if postgres.restarting.is_some() => {
                 because("an operator has it restarted")
             }
+            PostgresState::Running(_) if postgres.health.monitor.is_some() => {
+                let why = postgres.health.monitor.as_deref().unwrap_or_default();
+                Some(Service::Failed(format!("its custom monitor failed: {why}")))
+            }
             PostgresState::Running(running) if self.follows_primary(running) => Some(Service::Up),
             PostgresState::Running(_) => match (&member.service, stalled) {
                 (Service::Up, Some(since)) if since >= STALLED_AFTER => {

@@ -202,6 +202,7 @@ fn observation(id: u64) -> NodeObservation {
         serial: 0,
         generation: Generation::ZERO,
         revision: 0,
+        told: 0,
         probation: None,
         intent: None,
         promise_left_ms: 0,

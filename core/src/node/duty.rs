@@ -3,7 +3,7 @@
 use pgherd_common::{Generation, WallTime};
 
 use super::restart::Restart;
-use crate::observation::PostgresObservation;
+use crate::observation::{Health, PostgresObservation};
 use crate::rebuild::Setback;
 use crate::reconcile::LocalAction;
 
@@ -42,6 +42,8 @@ pub(super) struct Duty {
     pub(super) fenced: Option<String>,
     pub(super) trouble: Option<String>,
     pub(super) restart: Option<Restart>,
+    /// What the operators' own monitor says is wrong.
+    pub(super) monitor: Option<String>,
     /// PostgreSQL is down because this agent stopped or killed it.
     pub(super) stopped_here: bool,
 }
@@ -82,6 +84,7 @@ impl Duty {
                 self.fenced = None;
             }
             LocalAction::Checkpoint
+            | LocalAction::FenceScript { .. }
             | LocalAction::Promote(..)
             | LocalAction::Cover(_)
             | LocalAction::LetIn
@@ -101,6 +104,7 @@ impl Duty {
             restarting: self.restart.and_then(|restart| restart.asked(own)),
             fenced: self.fenced.clone(),
             trouble: self.trouble.clone(),
+            health: Health { monitor: self.monitor.clone(), ..own.health.clone() },
             ..own.clone()
         }
     }

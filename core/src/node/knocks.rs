@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pgherd_common::{HostPort, MonoTime, NodeId};
 
-use crate::observation::RemoteDatabase;
+use super::Node;
+use crate::observation::{NodeObservation, RemoteDatabase};
 
 /// Between two knocks.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -50,4 +51,29 @@ impl Knocks {
         self.last = Some(now);
         Some(target)
     }
+}
+
+impl Node {
+    /// Where to look at the primary's PostgreSQL over the network, while its agent is silent, or says
+    /// itself that nothing runs under a lease: others may not hear it, and wait for this node's word.
+    pub(super) fn knock(&mut self, now: MonoTime) -> Option<(NodeId, HostPort)> {
+        let lease = self.setup.timings.lease;
+        let primary = self.state.primary_member().filter(|member| member.descriptor.id != self.id());
+        let heard = primary.and_then(|member| self.coordinator.seen().get(&member.descriptor.id));
+        let silent = match heard {
+            Some(seen) => now.since(seen.at) >= lease / 2 || has_given_up(&seen.observation),
+            // After a power cut the primary's host may boot a little later than the others.
+            None => now.since(self.started) >= self.terms.adoption(),
+        };
+        let target = primary
+            .filter(|_| silent)
+            .and_then(|member| Some((member.descriptor.id, member.descriptor.postgres.clone()?)));
+        self.knocks.turn(target, now)
+    }
+}
+
+/// Whether an agent says that it holds no lease and that its PostgreSQL is down.
+fn has_given_up(said: &NodeObservation) -> bool {
+    let down = said.postgres.as_ref().is_some_and(|postgres| postgres.stopped().is_some());
+    down && said.lease_left_ms.is_none_or(|left| left == 0)
 }

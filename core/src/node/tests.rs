@@ -49,6 +49,8 @@ impl Rig {
             minimum_standbys: 0,
             rejoin: RejoinRules { auto: true, clone: true },
             durability: Durability::default(),
+            fence_script: false,
+            tell_again: Duration::from_secs(900),
             incarnation: 1,
             remembered,
             adopted_until: now + Duration::from_millis(500),

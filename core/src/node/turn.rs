@@ -5,6 +5,7 @@ use pgherd_common::{Generation, HostPort, MonoTime, NodeId};
 use super::Before;
 use crate::beat::Beat;
 use crate::coordinator::Action;
+use crate::events::{Call, Event};
 use crate::reconcile::LocalAction;
 
 /// What the guardian has to know of this moment.
@@ -43,6 +44,10 @@ pub struct Turn {
     pub wake_at: Option<MonoTime>,
     /// What a decision of the coordinator wants to be known in the log.
     pub doing: Vec<String>,
+    /// For people.
+    pub events: Vec<Event>,
+    /// Scripts of theirs to be run, if there are any.
+    pub calls: Vec<Call>,
 }
 
 /// How a proposal ended.

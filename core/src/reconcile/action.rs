@@ -60,6 +60,13 @@ pub enum LocalAction {
         /// Where it is.
         offer: Offer,
     },
+    /// Run the operators' script that has to succeed before the promotion to this generation.
+    FenceScript {
+        /// Of the promotion.
+        generation: Generation,
+        /// The primary that is replaced.
+        old: Option<HostPort>,
+    },
     /// Leave recovery as primary of this generation.
     Promote(Generation, Commits),
     /// Have commits wait for these standbys.
@@ -95,6 +102,7 @@ impl LocalAction {
             | Self::Checkpoint
             | Self::Recruit(_)
             | Self::Salvage { .. }
+            | Self::FenceScript { .. }
             | Self::Promote(..)
             | Self::Cover(_)
             | Self::LetIn

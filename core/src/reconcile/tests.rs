@@ -16,6 +16,7 @@ const RULES: Rules = Rules {
     local_timeout: Duration::from_secs(10),
     restart_standby_after: Duration::from_secs(5),
     rejoin: RejoinRules { auto: true, clone: true },
+    fence_script: false,
 };
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
@@ -748,4 +749,36 @@ fn a_standby_is_restarted_once_it_is_out_of_service() {
     // A change of primary needs it as it is.
     rig.begin(ChangeKind::Failover);
     assert!(matches!(rig.decide(2).action, Some(LocalAction::Recruit(_))));
+}
+
+#[test]
+fn a_promotion_waits_for_the_operators_script() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.reconciler = Reconciler::new(Rules { fence_script: true, ..RULES });
+    rig.begin(ChangeKind::Failover);
+    rig.grant(2);
+    let generation = rig.state.generation;
+    let script = LocalAction::FenceScript { generation, old: Some("10.0.0.1:5432".parse().unwrap()) };
+    assert_eq!(rig.decide(2).action, Some(script.clone()));
+    // Without the lease nothing is fenced either.
+    let lease = rig.fence_at.take();
+    assert_eq!(rig.decide(2).action, None);
+    rig.fence_at = lease;
+    // It failed: there is no promotion, and it is run again after a rest.
+    rig.reconciler.finished(&script, false, rig.now);
+    assert_eq!(rig.decide(2).action, None);
+    rig.now = rig.now + Duration::from_millis(600);
+    rig.fence_at = Some(at(110));
+    assert_eq!(rig.decide(2).action, Some(script.clone()));
+    rig.reconciler.finished(&script, true, rig.now);
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::Promote(..))));
+}
+
+#[test]
+fn a_primary_that_takes_its_role_up_again_is_not_fenced() {
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.reconciler = Reconciler::new(Rules { fence_script: true, ..RULES });
+    rig.begin(ChangeKind::Failover);
+    rig.grant(1);
+    assert!(matches!(rig.decide(1).action, Some(LocalAction::Promote(..))));
 }

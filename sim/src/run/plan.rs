@@ -89,6 +89,8 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.kill = if rng.chance(300) { 330 * MS } else { 100 * MS };
     plan.log = options.log;
     plan.durability = durability(seed, databases, options.synchronous);
+    // Drawn apart for the same reason as durability.
+    plan.fence_script = Rng::new(seed ^ 0xFE7C_E5C1).chance(200);
     let kinds = kinds(&mut rng);
     let pause = rng.between(2 * SECOND, 15 * SECOND);
     let mut faults = Vec::new();

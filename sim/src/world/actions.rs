@@ -150,6 +150,10 @@ impl World {
             LocalAction::Prepare { .. } | LocalAction::Checkpoint => self.checkpoint(index, stage),
             LocalAction::Recruit(_) => self.recruit(index, stage, since),
             LocalAction::Salvage { offer, .. } => self.salvage(index, stage, offer),
+            // One in ten fails, and is tried again.
+            LocalAction::FenceScript { .. } if stage == 0 => Next::Step(1, self.rng.tailed(5 * MS, 900 * MS)),
+            LocalAction::FenceScript { .. } if self.rng.chance(100) => failed("the fence script failed"),
+            LocalAction::FenceScript { .. } => ok(),
             LocalAction::Promote(generation, commits) => {
                 if stage == 0 {
                     self.hold_commits(index, commits);

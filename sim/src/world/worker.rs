@@ -173,6 +173,8 @@ impl World {
             // No copies: what needs one is a finding here.
             rejoin: RejoinRules { auto: true, clone: false },
             durability: self.durability,
+            fence_script: self.fence_script,
+            tell_again: std::time::Duration::from_secs(900),
             incarnation,
             remembered: disk.remembered,
             adopted_until: worker.adopted_until,

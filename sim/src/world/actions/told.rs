@@ -22,6 +22,9 @@ pub(super) fn describe(action: &LocalAction) -> String {
             format!("recruited for generation {generation}: cuts the walreceiver")
         }
         LocalAction::Salvage { offer, .. } => format!("fetches what {} has left", offer.node),
+        LocalAction::FenceScript { generation, .. } => {
+            format!("runs the fence script before generation {generation}")
+        }
         LocalAction::Promote(generation, _) => {
             format!("promotes PostgreSQL to primary of generation {generation}")
         }

@@ -13,6 +13,8 @@ pub(super) fn of(why: &NotYet, generation: Generation) -> Option<Event> {
         NotYet::AutoFailoverOff(node) => one(Kind::FailoverIsOff, node),
         NotYet::Unguarded(node) => one(Kind::PrimaryUnguarded, node),
         NotYet::NoCandidate { node, .. } => one(Kind::NoCandidate, node),
+        NotYet::TooFewLeft { node, .. } => one(Kind::TooFewLeft, node),
+        NotYet::Paused { .. } => Some((Kind::LeftAlone, None)),
         NotYet::Minority { node, .. } => one(Kind::Minority, node),
         NotYet::Sick(_) => Some((Kind::PrimarySick, None)),
         NotYet::TooFewStandbys { .. } => Some((Kind::TooFewStandbys, None)),

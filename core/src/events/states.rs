@@ -22,6 +22,7 @@ pub(super) fn compare(before: &ClusterState, after: &ClusterState) -> Vec<Event>
         return found.events;
     }
     found.members(before);
+    found.pauses(before);
     found.change(before);
     found.history(before);
     found.voters(before);
@@ -99,6 +100,29 @@ impl Found<'_> {
         if was.priority() != is.priority() {
             let text = format!("the priority of {name} is {} now, it was {}", is.priority(), was.priority());
             self.add(Kind::PriorityChanged, some(), text);
+        }
+    }
+
+    fn pauses(&mut self, before: &ClusterState) {
+        let what = |name: &Option<NodeName>| match name {
+            Some(name) => format!("PostgreSQL on {name}"),
+            None => "every PostgreSQL".to_owned(),
+        };
+        for (node, pause) in self.after.pauses.iter() {
+            let known = before.pauses.iter().any(|was| was == (node, pause));
+            let name = node.and_then(|node| self.name(node));
+            let text = format!("{} is left alone until {} (pause)", what(&name), pause.until);
+            if !known {
+                self.add(Kind::Paused, name, text);
+            }
+        }
+        for (node, _) in before.pauses.iter() {
+            let still = self.after.pauses.iter().any(|(is, _)| is == node);
+            let name = node.and_then(|node| self.name(node));
+            let text = format!("{} is looked after again: its pause is over", what(&name));
+            if !still {
+                self.add(Kind::Unpaused, name, text);
+            }
         }
     }
 

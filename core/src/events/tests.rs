@@ -46,6 +46,7 @@ fn own(state: PostgresState) -> PostgresObservation {
         recruited: None,
         salvaged: None,
         undrained: None,
+        restarting: None,
         prepared: None,
         released: None,
         fenced: None,
@@ -547,6 +548,8 @@ fn every_reason_that_a_person_should_hear_of_is_an_event() {
     for (why, kind) in [
         (NotYet::Unguarded(name.clone()), Some(Kind::PrimaryUnguarded)),
         (NotYet::NoCandidate { node: name.clone(), rejected: Vec::new() }, Some(Kind::NoCandidate)),
+        (NotYet::TooFewLeft { node: name.clone(), left: 0, wanted: 1 }, Some(Kind::TooFewLeft)),
+        (NotYet::Paused { trouble: "it crashed".to_owned(), until: WallTime(9) }, Some(Kind::LeftAlone)),
         (NotYet::Minority { node: name.clone(), heard: 1, needed: 2 }, Some(Kind::Minority)),
         (NotYet::Sick("disk".to_owned()), Some(Kind::PrimarySick)),
         (NotYet::TooFewStandbys { asked: 1, up: Vec::new(), so: "they wait" }, Some(Kind::TooFewStandbys)),

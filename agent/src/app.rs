@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 
+use crate::address::Keeper;
 use crate::api::{Api, router};
 use crate::config::{Config, Postgres};
 use crate::consensus::{Consensus, OpenError as StoreError, Options};
@@ -44,6 +45,15 @@ pub(crate) enum RunError {
     /// What it remembers besides.
     #[error("cannot take part in the cluster")]
     Memory(#[from] MemoryError),
+    /// Its virtual IP.
+    #[error("cannot take care of the virtual IP {address}")]
+    VirtualIp {
+        /// Configured.
+        address: pgherd_vip::Subnet,
+        /// Why.
+        #[source]
+        source: pgherd_vip::OpenError,
+    },
     /// Its port.
     #[error(
         "cannot listen on {address} (node.listen): is another agent running, or the address not of this machine?"
@@ -92,6 +102,7 @@ impl From<Broken> for RunError {
 /// go on without a lease for as long as its guardian has said.
 pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver) -> Result<(), RunError> {
     let config = Arc::new(config);
+    check_virtual_ip(&config)?;
     let _sole = Sole::lock(&config.node.state_dir).await?;
     let instance = match &config.postgres {
         Some(postgres) => Some(Instance::open(settings(&config, postgres)).await?),
@@ -132,11 +143,13 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         cluster = %config.cluster, node = %config.node.name, id = %config.node.id, listen = %config.node.listen,
         "agent started"
     );
+    let keeper = config.virtual_ip.as_ref().map(|ip| Keeper::start(ip.vip(), events.clone())).transpose()?;
     let driver = Driver::new(Parts {
         config: config.clone(),
         consensus: consensus.clone(),
         instance,
         memory,
+        address: keeper,
         peers,
         link: link.clone(),
         hub,
@@ -171,6 +184,12 @@ async fn turned_away(
         Ok(()) => std::future::pending().await,
         Err(turned_away) => turned_away,
     }
+}
+
+/// What cannot be done later is better known now.
+fn check_virtual_ip(config: &Config) -> Result<(), RunError> {
+    let Some(ip) = &config.virtual_ip else { return Ok(()) };
+    ip.vip().check().map_err(|source| RunError::VirtualIp { address: ip.address, source })
 }
 
 /// Resolves when a signal or an operator ends this process.

@@ -10,6 +10,7 @@ mod notifications;
 mod postgres;
 mod rejoin;
 mod scripts;
+mod virtual_ip;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use pgherd_core::timings::{Others, RULES, Rule, Timings};
 pub use postgres::Postgres;
 pub use rejoin::Rejoin;
 pub use scripts::{Line, Monitor, Scripts};
+pub use virtual_ip::{Conflict, VirtualIp};
 pub use watchdog::{Mode as WatchdogMode, Watchdog};
 
 use crate::cluster::{Descriptor, NodeKind};
@@ -53,6 +55,8 @@ pub struct Config {
     pub scripts: Scripts,
     /// Who is told of what.
     pub notifications: Notifications,
+    /// The address that follows the primary; never on a witness.
+    pub virtual_ip: Option<VirtualIp>,
 }
 
 /// This node.
@@ -170,6 +174,15 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let watchdog = root.table(r, "watchdog");
     let watchdog = Watchdog::read(r, watchdog);
 
+    let virtual_ip = root.table(r, "virtual_ip");
+    let virtual_ip = VirtualIp::read(r, virtual_ip);
+    if virtual_ip.is_some() && node.kind == Some(NodeKind::Witness) {
+        r.problem(
+            "virtual_ip",
+            "a witness is never primary; remove [virtual_ip], or set node.kind = \"database\"",
+        );
+    }
+
     let timings = root.table(r, "timings");
     let timings = Timings::read(r, timings);
     if let Some(timings) = &timings {
@@ -217,6 +230,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         watchdog: watchdog?,
         scripts: scripts?,
         notifications: notifications?,
+        virtual_ip,
     })
 }
 

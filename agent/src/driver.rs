@@ -14,18 +14,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgherd_common::errors::Chain;
+use pgherd_common::push::ToProxy;
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, Generation, HostPort, MonoTime, NodeId, NodeName};
 use pgherd_core::events::Kind;
-use pgherd_core::node::{Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn, version};
+use pgherd_core::node::{
+    AddressAnswer, AddressSeen, Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn,
+    version,
+};
 use pgherd_core::rebuild::Order;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::address::Keeper;
 use crate::api::types::PromoteRequest;
 use crate::beat::{Beat, BeatAnswer};
 use crate::cluster::{Applied, ClusterState, Command};
-use crate::config::{Config, Postgres};
+use crate::config::{Config, Postgres, VirtualIp};
 use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
 use crate::coordinator::{Action, SwitchoverRefused};
 use crate::guardian::{Channel, GuardianLost};
@@ -66,6 +71,26 @@ pub enum Event {
     Postgres(PostgresObservation, u64),
     /// A local action has ended.
     Acted(Done),
+    /// What became of the virtual IP.
+    Address(AddressSeen),
+    /// A proxy would have, or keep, the proxies' virtual IP.
+    AddressWanted {
+        /// Its name.
+        proxy: String,
+        /// Its place among the proxies.
+        priority: u32,
+        /// The number of its question.
+        round: u64,
+        /// Where the answer goes.
+        answer: mpsc::Sender<ToProxy>,
+    },
+    /// The link to a proxy has ended.
+    ProxyLeft {
+        /// Its name.
+        proxy: String,
+        /// It had given the proxies' virtual IP up.
+        gave_up: bool,
+    },
     /// Another agent's beat.
     Beat(Beat, oneshot::Sender<BeatAnswer>),
     /// A voter answered the beat that was sent then.
@@ -114,6 +139,8 @@ pub struct Picture {
     pub seen: BTreeMap<NodeId, (NodeObservation, Duration)>,
     /// Who would take over, were the scheduled switchover to begin now.
     pub foreseen: Option<Result<NodeId, SwitchoverRefused>>,
+    /// Which proxy is to have the proxies' virtual IP.
+    pub picked_proxy: Option<String>,
     /// The coordinator's last report, if this node leads.
     pub report: Vec<String>,
     /// Why nothing is done to the own PostgreSQL, where there is a reason.
@@ -130,6 +157,8 @@ pub struct Parts {
     pub instance: Option<Instance>,
     /// What outlives a lost raft store.
     pub memory: Memory,
+    /// Of the virtual IP, where there is one.
+    pub address: Option<Keeper>,
     /// The other agents.
     pub peers: Peers,
     /// Calls to them.
@@ -187,6 +216,7 @@ impl Driver {
                 incarnation: rand::random(),
                 remembered: parts.memory.generation(),
                 adopted_until: parts.adopted_until,
+                address: config.virtual_ip.as_ref().map(VirtualIp::rules),
             },
             now,
         );
@@ -229,6 +259,7 @@ impl Driver {
                 biased;
                 () = &mut stop => {
                     self.parts.tell.agent(Kind::AgentStopped, &self.node, &self.parts.config);
+                    self.parts.address.iter().for_each(Keeper::leave);
                     return Ok(self.parts.guardian.leave()?);
                 }
                 changed = state.changed() => if changed.is_err() { return Err(stopped(standing).await) },
@@ -278,6 +309,15 @@ impl Driver {
                 }
                 self.node.acted(done, now);
             }
+            Event::Address(seen) => self.node.address(seen),
+            Event::AddressWanted { proxy, priority, round, answer } => {
+                let AddressAnswer { granted, voter, voters, hold } =
+                    self.node.proxy_asks(&proxy, priority, now);
+                let hold_ms = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
+                // The link may have ended.
+                let _ = answer.try_send(ToProxy::Address { round, granted, voter, voters, hold_ms });
+            }
+            Event::ProxyLeft { proxy, gave_up } => self.node.proxy_left(&proxy, gave_up),
             Event::Beat(beat, answer) => {
                 // The other agent may have given up waiting.
                 let _ = answer.send(self.node.beaten(beat, now));
@@ -336,7 +376,7 @@ impl Driver {
     fn turn(&mut self, beat_due: bool) -> Result<(), GuardianLost> {
         self.drop_outdated_order();
         let (held, begun) = (self.work_is_held(), RealClock.now());
-        let Turn { remember, rejoin, guard, act, lead, knock, beat, wake_at, doing, events, calls } =
+        let Turn { remember, rejoin, guard, address, act, lead, knock, beat, wake_at, doing, events, calls } =
             self.node.turn(begun, RealClock.wall(), beat_due, held);
         self.wake_at = wake_at;
         if let Some(generation) = remember {
@@ -346,6 +386,9 @@ impl Driver {
             self.rejoin(token);
         }
         self.tell_guardian(guard, act.as_ref())?;
+        if let Some((keeper, order)) = self.parts.address.as_ref().zip(address) {
+            keeper.order(order);
+        }
         for line in doing {
             tracing::info!("{line}");
         }
@@ -505,6 +548,7 @@ impl Driver {
             standing: self.standing.clone(),
             seen: seen.map(|(id, seen)| (*id, (seen.observation.clone(), now.since(seen.at)))).collect(),
             foreseen: self.node.foresee_scheduled(now, RealClock.wall()),
+            picked_proxy: self.node.picked_proxy().map(str::to_owned),
             report: self.node.report().to_vec(),
             note: self.node.note().map(str::to_owned),
         }

@@ -11,6 +11,7 @@ mod channel;
 mod charge;
 mod lossy;
 mod privileges;
+mod releaser;
 mod timer;
 mod watchdog;
 
@@ -36,6 +37,7 @@ use crate::config::{Config, load_text};
 use crate::postgres::kill_instance;
 use channel::Word;
 use charge::{Charge, Fate};
+use releaser::Releaser;
 use timer::Timer;
 use watchdog::{Required, Watchdog};
 
@@ -93,6 +95,7 @@ fn watch_over(config: &Config, text: &str) -> Result<End, GuardError> {
         guardian: Guardian::new(rules, RealClock.now()),
         charge: None,
         watchdog,
+        releaser: config.virtual_ip.as_ref().map(|ip| Releaser::start(ip.vip())).transpose()?,
         timer: Timer::new()?,
     };
     loop {
@@ -140,6 +143,7 @@ struct Post<'a> {
     guardian: Guardian,
     charge: Option<Charge>,
     watchdog: Option<Watchdog>,
+    releaser: Option<Releaser>,
     timer: Timer,
 }
 
@@ -152,6 +156,9 @@ impl Post<'_> {
         }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|_| step.pet) {
             watchdog.pet();
+        }
+        if let Some(releaser) = self.releaser.as_ref().filter(|_| step.fence.is_some()) {
+            releaser.release();
         }
         let fenced = step.fence.as_ref().map(|reason| self.fence(reason));
         for note in &step.notes {

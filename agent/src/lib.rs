@@ -7,6 +7,7 @@
 //! carries out what they decide through the IO modules. An agent is two processes: a [`guardian`], which
 //! fences PostgreSQL even when all the rest has failed, and a [`worker`], which is all the rest. See `docs/architecture.md`.
 
+mod address;
 pub mod api;
 mod app;
 pub mod cli;

@@ -20,6 +20,9 @@ use crate::driver::Event;
 /// in a lease, so that a proxy knows in time that its agents are backed.
 const STATUS_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
+/// Answers to one proxy that may wait.
+const ANSWERS: usize = 4;
+
 /// All proxy links of this agent.
 #[derive(Debug, Clone)]
 pub struct Hub {
@@ -145,6 +148,8 @@ impl Hub {
         let mut proxies = self.lock();
         if proxies.get(&name).is_some_and(|proxy| proxy.link == link) {
             proxies.remove(&name);
+            drop(proxies);
+            self.left(&name, false);
         }
         self.told.notify_waiters();
     }
@@ -172,7 +177,9 @@ impl Hub {
                 ToAgent::Ack(_)
                 | ToAgent::Refused { .. }
                 | ToAgent::Unmovable { .. }
-                | ToAgent::FirstWrite { .. },
+                | ToAgent::FirstWrite { .. }
+                | ToAgent::WantAddress { .. }
+                | ToAgent::GaveUpAddress,
             ) => Err("it did not say hello first".to_owned()),
             Err(error) => Err(error.to_string()),
         }
@@ -183,6 +190,7 @@ impl Hub {
         let mut asked = self.asked.subscribe();
         let mut sent = None;
         let mut beat = tokio::time::interval(self.interval);
+        let (answers, mut answered) = mpsc::channel(ANSWERS);
         loop {
             let topology = topology_of(&state.borrow_and_update());
             if let Some(topology) = topology.filter(|topology| sent != Some(topology.version())) {
@@ -194,9 +202,10 @@ impl Hub {
                     return say(socket, &ToProxy::Goodbye("the agent stops".to_owned())).await;
                 },
                 message = socket.recv() => match message {
-                    Some(message) => self.heard(name, link, message?),
+                    Some(message) => self.heard(name, link, message?, &answers),
                     None => return Ok(()),
                 },
+                Some(answer) = answered.recv() => say(socket, &answer).await?,
                 Ok(()) = asked.changed() => say(socket, &ToProxy::CountUnmovable).await?,
                 _ = beat.tick() => {
                     let Observed { backends, backed_until } = status.borrow().clone();
@@ -207,7 +216,7 @@ impl Hub {
         }
     }
 
-    fn heard(&self, name: &str, link: u64, message: Message) {
+    fn heard(&self, name: &str, link: u64, message: Message, answers: &mpsc::Sender<ToProxy>) {
         let Message::Text(text) = message else { return };
         match ToAgent::decode(&text) {
             Ok(ToAgent::Ack(version)) => {
@@ -231,9 +240,20 @@ impl Hub {
                 // A figure is not worth waiting for: it is lost where the loop has that much to do.
                 let _ = self.events.try_send(Event::Wrote(generation, Duration::from_millis(after_ms)));
             }
+            Ok(ToAgent::WantAddress { round, priority }) => {
+                let (proxy, answer) = (name.to_owned(), answers.clone());
+                // It asks again before long.
+                let _ = self.events.try_send(Event::AddressWanted { proxy, priority, round, answer });
+            }
+            Ok(ToAgent::GaveUpAddress) => self.left(name, true),
             Ok(ToAgent::Hello { .. }) => {}
             Err(error) => tracing::warn!(proxy = name, "{error}"),
         }
+    }
+
+    /// Without this word a proxy counts as one that would take the address for a lease longer.
+    fn left(&self, proxy: &str, gave_up: bool) {
+        let _ = self.events.try_send(Event::ProxyLeft { proxy: proxy.to_owned(), gave_up });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Proxy>> {

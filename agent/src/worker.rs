@@ -53,6 +53,8 @@ fn start(flush: &Flush) -> Result<(), Failure> {
     let (channel, hand_over) = bind_to_guardian().map_err(Failure::Start)?;
     let config = Config::parse(&hand_over.config).map_err(|problems| Failure::Start(problems.into()))?;
     protect_worker();
+    // Before there are other threads, which would keep them.
+    pgherd_vip::keep_to_this_process().map_err(|error| Failure::Start(error.into()))?;
     die_of_any_panic(flush.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Start(error.into()))?;

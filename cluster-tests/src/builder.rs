@@ -17,6 +17,7 @@ use crate::node::{Node, Proxy};
 use crate::postgres::PostgresServer;
 use crate::process::{CommandError, run};
 use crate::undertaker::Undertaker;
+use crate::vip;
 use crate::wait::NotReached;
 
 /// What a healthy cluster may take to form, on a machine that does other things too.
@@ -97,6 +98,8 @@ pub struct Builder {
     databases: usize,
     proxies: usize,
     synchronous: bool,
+    virtual_ip: Option<String>,
+    proxy_ip: bool,
     small_disk: Option<(String, u64)>,
     small_state_disk: Option<(String, u64)>,
     postgres_settings: String,
@@ -117,6 +120,8 @@ impl Default for Builder {
             databases: 3,
             proxies: 1,
             synchronous: false,
+            virtual_ip: None,
+            proxy_ip: false,
             small_disk: None,
             small_state_disk: None,
             postgres_settings: String::new(),
@@ -164,6 +169,18 @@ impl Builder {
     #[must_use]
     pub fn synchronous(self, synchronous: bool) -> Self {
         Self { synchronous, ..self }
+    }
+
+    /// Gives the primary a virtual IP, with these lines besides, and each server a network namespace.
+    #[must_use]
+    pub fn virtual_ip(self, lines: &str) -> Self {
+        Self { virtual_ip: Some(lines.to_owned()), netns: true, ..self }
+    }
+
+    /// Gives the proxies a virtual IP and each of them another server's network namespace, from the last one on.
+    #[must_use]
+    pub fn proxy_ip(self) -> Self {
+        Self { proxy_ip: true, netns: true, ..self }
     }
 
     /// Gives one server's data a disk of its own of this many megabytes (see [`SmallDisk`]).
@@ -258,9 +275,12 @@ impl Builder {
         }
         let mut proxies = Vec::new();
         for number in 1..=self.proxies {
-            let beside = nodes.last().map(|witness| witness.place.clone());
+            let beside = if self.proxy_ip { nodes.iter().nth_back(number - 1) } else { nodes.last() };
+            let beside = beside.map(|node| node.place.clone());
             let place = beside.ok_or(NetworkError::NoFreeSubnet)?;
-            proxies.push(proxy(number, place, &dir, &binaries, &mut network)?);
+            // Each has the namespace to itself where they share an address.
+            let offset = if self.proxy_ip { 0 } else { number - 1 };
+            proxies.push(proxy(number, offset, place, &dir, &binaries, &mut network)?);
         }
         let small = self.small_disks(&nodes);
         for (disk, _) in &small {
@@ -356,29 +376,38 @@ impl Builder {
     fn write_files(&self, cluster: &Cluster) -> Result<(), StartError> {
         let durability = if self.synchronous { "[failover]\ndurability = \"sync\"\n" } else { "" };
         let agent_settings = format!("{durability}{}", self.agent_settings);
+        let virtual_ip = self.virtual_ip.as_ref().map(|lines| vip::section(cluster.nodes(), lines));
         for node in cluster.nodes() {
             make_dir_for_postgres(&node.dir)?;
             if let Some(postgres) = &node.postgres {
                 make_dir_for_postgres(&postgres.conf_dir)?;
                 make_dir_for_postgres(&postgres.socket_dir)?;
-                write(&postgres.config_file(), &(postgres.config() + &self.postgres_settings))?;
+                let everywhere = if virtual_ip.is_some() { "listen_addresses = '*'\n" } else { "" };
+                let settings = postgres.config() + everywhere + &self.postgres_settings;
+                write(&postgres.config_file(), &settings)?;
                 write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
                 write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
             }
             let state_dir = node.dir.join("state");
-            let text = config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &agent_settings);
+            let virtual_ip = virtual_ip.as_ref().filter(|_| node.postgres.is_some());
+            let settings = format!("{agent_settings}\n{}", virtual_ip.map_or("", String::as_str));
+            let text = config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &settings);
             write(&node.dir.join("agent.toml"), &text)?;
         }
         for proxy in cluster.proxies() {
             let dir = cluster.dir().join(&proxy.name);
             make_dir_for_postgres(&dir)?;
-            let listen = format!("{}:{}", proxy.place.host, proxy.port);
+            let host = if self.proxy_ip { "0.0.0.0" } else { proxy.place.host.as_str() };
+            let listen = format!("{host}:{}", proxy.port);
             let front = config_files::Front {
                 name: &proxy.name,
                 listen: &listen,
                 clients_max: self.proxy_clients_max,
             };
-            let text = config_files::proxy(&self.name, &front, cluster.nodes(), &self.proxy_settings);
+            let shared =
+                if self.proxy_ip { vip::proxy_section(cluster.nodes(), &proxy.name) } else { String::new() };
+            let settings = format!("{}\n{shared}", self.proxy_settings);
+            let text = config_files::proxy(&self.name, &front, cluster.nodes(), &settings);
             write(&dir.join("proxy.toml"), &text)?;
         }
         Ok(())
@@ -434,13 +463,14 @@ impl Builder {
 
 fn proxy(
     number: usize,
+    offset: usize,
     place: Place,
     dir: &Path,
     binaries: &Binaries,
     network: &mut Network,
 ) -> Result<Proxy, StartError> {
     let name = format!("proxy{number}");
-    let offset = u16::try_from(number).unwrap_or(1) - 1;
+    let offset = u16::try_from(offset).unwrap_or(0);
     // Proxies share a namespace, so beyond the first there is no usual port.
     let port = network.port(6432 + offset, 6432 + offset)?;
     let dir = dir.join(&name);

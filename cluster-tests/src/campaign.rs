@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::install;
+use crate::vip::Watch;
 use direct_load::DirectLoad;
 use kind::{Kind, Replication};
 use plan::Plan;
@@ -70,14 +71,15 @@ pub async fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Outcome, Failu
     install::tool(install::NFT, say).await?;
     say(&format!("seed {}", options.seed));
     let builder = Cluster::builder().name("campaign").netns(true).keep_logs(options.logs.clone());
-    let builder = builder.synchronous(options.replication == Replication::Synchronous);
+    let builder = builder.virtual_ip("").synchronous(options.replication == Replication::Synchronous);
     let mut cluster = builder.start().await?;
     say(&format!("the cluster is healthy; its files are in {}", cluster.dir().display()));
     let direct = DirectLoad::start(&cluster).await?;
     let proxied = ProxyLoad::start(&Load::through(&cluster, SESSIONS)).await?;
+    let watch = Watch::start(&cluster)?;
     let epoch = Instant::now();
     sleep(QUIET).await;
-    let mut campaign = Campaign::new(&mut cluster, direct, proxied, epoch, options.replication);
+    let mut campaign = Campaign::new(&mut cluster, direct, proxied, epoch, options.replication, watch);
     let (mut rounds, mut violations) = (Vec::new(), Vec::new());
     for fault in Plan::new(options.seed, &options.only) {
         let enough = options.count.is_some_and(|count| rounds.len() >= count);

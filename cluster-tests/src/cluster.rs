@@ -354,6 +354,8 @@ impl Cluster {
         self.kill_agent(node).await?;
         if let Some(netns) = &self.node(node).place.netns {
             process::kill_netns(netns).await;
+            // A machine without power has no address that nobody has configured.
+            crate::vip::drop_from(netns, crate::vip::address(self)).await;
         }
         Ok(())
     }

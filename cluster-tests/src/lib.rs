@@ -31,6 +31,7 @@ pub mod stale;
 pub mod status;
 pub mod terminal;
 pub mod undertaker;
+pub mod vip;
 pub mod wait;
 pub mod watchdog;
 pub mod workload;

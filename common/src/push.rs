@@ -31,6 +31,19 @@ pub enum ToProxy {
     Status(Status),
     /// How many sessions would not outlive a change of primary? Answered with [`ToAgent::Unmovable`].
     CountUnmovable,
+    /// The answer to [`ToAgent::WantAddress`].
+    Address {
+        /// Of the question.
+        round: u64,
+        /// The proxy has this voter's word.
+        granted: bool,
+        /// Whose.
+        voter: NodeId,
+        /// Of how many voters it needs a majority.
+        voters: usize,
+        /// For how many milliseconds it may count on the word, from when it asked.
+        hold_ms: u64,
+    },
     /// The link will be closed; the text says why (wrong cluster, unknown protocol).
     Goodbye(String),
 }
@@ -64,6 +77,15 @@ pub enum ToAgent {
         /// So many milliseconds after the proxy knew it.
         after_ms: u64,
     },
+    /// The proxy would have, or keep, the proxies' virtual IP. Answered with [`ToProxy::Address`].
+    WantAddress {
+        /// Rises with every question.
+        round: u64,
+        /// The lowest first, 0 never.
+        priority: u32,
+    },
+    /// The proxy has given that address up, and ends.
+    GaveUpAddress,
     /// New transactions follow the topology of this version from now on.
     Ack(Version),
     /// An older topology than the one in effect was refused.

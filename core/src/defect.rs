@@ -42,11 +42,13 @@ pub enum Defect {
     IgnoreCover,
     /// What is wanted counts as promised before it holds for what was acknowledged earlier.
     SettleUnmet,
+    /// Nobody gives the virtual IP up when the lease ends.
+    AddressOutlivesLease,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipRecruit,
         Self::LeaseFromReceipt,
         Self::NoPromiseWait,
@@ -65,6 +67,7 @@ impl Defect {
         Self::CommitsNotHeld,
         Self::IgnoreCover,
         Self::SettleUnmet,
+        Self::AddressOutlivesLease,
     ];
 
     /// As it is called on a command line.
@@ -88,6 +91,7 @@ impl Defect {
             Self::CommitsNotHeld => "commits-not-held",
             Self::IgnoreCover => "ignore-cover",
             Self::SettleUnmet => "settle-unmet",
+            Self::AddressOutlivesLease => "address-outlives-lease",
         }
     }
 }

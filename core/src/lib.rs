@@ -6,7 +6,8 @@
 //! on its own PostgreSQL, from committed state). [`cluster`] is what the log means, [`observation`]
 //! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
 //! failed all the same, [`cover`] what synchronous replication makes sure of, [`timings`] holds every period and deadline.
-//! [`guardian`] is what stands behind an agent that crashes or hangs, [`events`] what people are told.
+//! [`guardian`] is what stands behind an agent that crashes or hangs, [`events`] what people are told, and
+//! [`proxy_address`] says which proxy has the proxies' virtual IP.
 
 pub mod beat;
 pub mod cluster;
@@ -18,6 +19,7 @@ pub mod guardian;
 pub mod health;
 pub mod node;
 pub mod observation;
+pub mod proxy_address;
 pub mod quorum;
 pub mod rebuild;
 pub mod reconcile;

@@ -6,11 +6,13 @@
 //! and the guardian knows the new deadline before the action begins that relies on it. The agent and
 //! the simulator drive the same code; it knows neither sockets nor clocks.
 
+mod address;
 mod duty;
 mod knocks;
 mod narrate;
 mod orders;
 mod plan;
+mod proxies;
 mod restart;
 #[cfg(test)]
 mod tests;
@@ -35,12 +37,16 @@ use crate::salvage;
 use crate::timings::Timings;
 
 pub use crate::quorum::{Admission, Quorum};
+pub use address::{AddressOrder, AddressRules, AddressSeen, Asked};
 pub use duty::{Before, Done};
+pub use proxies::AddressAnswer;
 pub use restart::RestartRefused;
 pub use turn::{Begun, Guard, Proposed, Turn};
 
+use address::AddressDuty;
 use duty::Duty;
 use knocks::Knocks;
+use proxies::Proxies;
 
 /// A proxy that does not answer delays a switchover by this much, no more: its sessions lose their
 /// statements in flight.
@@ -81,6 +87,8 @@ pub struct Setup {
     /// Until when a primary that was found running may go on without a lease: its guardian's deadline,
     /// or the time of one lease where nobody guarded it before.
     pub adopted_until: MonoTime,
+    /// The virtual IP of the primary, if there is one.
+    pub address: Option<AddressRules>,
 }
 
 /// See the module.
@@ -105,6 +113,8 @@ pub struct Node {
     /// When `own` was first decided on.
     own_at: Option<MonoTime>,
     duty: Duty,
+    address: AddressDuty,
+    proxies: Proxies,
     acting: Option<(LocalAction, Before)>,
     proposing: bool,
     /// Proposals in a row that nobody answered.
@@ -167,6 +177,8 @@ impl Node {
             own: None,
             own_at: None,
             duty: Duty::default(),
+            address: AddressDuty::new(setup.address.clone()),
+            proxies: Proxies::new(timings.lease, now),
             acting: None,
             proposing: false,
             stuck: 0,
@@ -358,11 +370,13 @@ impl Node {
         turn.remember = (self.highest > self.remembered).then_some(self.highest);
         self.serial += 1;
         turn.rejoin = self.quorum.admission.probation().filter(|token| self.readmitted == Some(*token));
+        self.pick_proxy(now);
         let observation = self.observation(now);
         self.coordinator.observe(observation.clone(), now);
         self.wake_at = None;
         turn.act = self.look_after_postgres(&observation, held, now);
         turn.guard = self.guard(now);
+        turn.address = self.address_order(now);
         self.lead(held, now, wall, &mut turn);
         self.narrate(&observation, now, &mut turn);
         turn.knock = self.knock(now);
@@ -415,6 +429,9 @@ impl Node {
             lease_left_ms: fence_at.map(|at| millis(at.since(now))),
             postgres: self.own.as_ref().map(|own| self.tell_rebuild(self.duty.told(own))),
             remote: self.knocks.results(),
+            address: self.address_told(),
+            proxies: self.proxies_told(),
+            picked_proxy: self.picked_proxy().filter(|_| self.quorum.leads).map(str::to_owned),
         }
     }
 
@@ -455,6 +472,10 @@ impl Node {
         self.sleep_until(wake_at);
         self.note = note;
         let action = action?;
+        if let Some(why) = self.address_holds_up(&action, now) {
+            self.note = Some(why);
+            return None;
+        }
         let fences = matches!(action, LocalAction::Fence { .. });
         let abort = match &self.acting {
             None => false,

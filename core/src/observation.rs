@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
 use crate::cover::{CoverSeen, Durability};
+use crate::proxy_address::Candidate;
 use crate::salvage::LeftWal;
 
 pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
@@ -52,6 +53,26 @@ pub struct NodeObservation {
     pub postgres: Option<PostgresObservation>,
     /// What this agent sees when it knocks on the PostgreSQL of a node whose agent is silent.
     pub remote: BTreeMap<NodeId, RemoteDatabase>,
+    /// The virtual IP, where this node is configured to have it when it is primary.
+    #[serde(default)]
+    pub address: Option<AddressTold>,
+    /// Proxies that would take the proxies' virtual IP, as they told this agent.
+    #[serde(default)]
+    pub proxies: Vec<Candidate>,
+    /// Which of them is to have it; told by the raft leader only.
+    #[serde(default)]
+    pub picked_proxy: Option<String>,
+}
+
+/// A virtual IP as its node tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressTold {
+    /// Which, with its prefix.
+    pub address: String,
+    /// The node has it.
+    pub held: bool,
+    /// Why it does not, where it should.
+    pub trouble: Option<String>,
 }
 
 /// A PostgreSQL server seen over the network by another node's agent.

@@ -289,6 +289,10 @@ fn topology_rows(scope: &Scope<'_>, topology: Option<&Topology>) -> Vec<Vec<Stri
         row("refused", cluster.refused().to_string()),
         row("paused", scope.pauses.told().join(", ")),
     ];
+    if let Some(ip) = &scope.config.virtual_ip {
+        let held = if cluster.holds_address() { "*" } else { "" };
+        rows.push(row("virtual_ip", format!("{}{held}", ip.address)));
+    }
     for (agent, state) in cluster.links() {
         let state = match state {
             LinkState::Connected => "connected".to_owned(),

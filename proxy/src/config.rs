@@ -9,6 +9,7 @@ mod own;
 mod pool;
 mod reload;
 mod tls;
+mod virtual_ip;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use own::{Effective, Own};
 pub use pool::{PoolMode, Pooling};
 pub use reload::{Change, needs_restart};
 pub use tls::{Pair, ServerTls, ServerTlsMode, Tls};
+pub use virtual_ip::VirtualIp;
 
 /// How clients prove who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,8 @@ pub struct Config {
     pub causal_wait: Duration,
     /// Who shares server connections, and how many there are.
     pub pool: Pooling,
+    /// The address that one of several proxies has, if there is one.
+    pub virtual_ip: Option<VirtualIp>,
     /// The file it was read from, if it was.
     pub file: Option<PathBuf>,
     /// Every key with what it came to.
@@ -210,6 +214,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
     let pool = pool::read(r, &mut root);
     let databases = own::read(r, &mut root, "databases");
     let users = own::read(r, &mut root, "users");
+    let virtual_ip = virtual_ip::read(r, &mut root);
     root.finish(r);
     check(r, &front, agents.as_deref());
     let by_certificate = match (&auth, hba.is_empty()) {
@@ -255,6 +260,7 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         shares: routing.shares?,
         causal_wait: routing.causal_wait?.0,
         pool,
+        virtual_ip,
         file: None,
         settings: Vec::new(),
     })

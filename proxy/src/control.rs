@@ -5,6 +5,7 @@ mod batches;
 mod cluster;
 mod first_write;
 mod link;
+mod votes;
 
 pub(crate) use cluster::{Cluster, Counts, LinkState, lock};
 pub(crate) use link::keep_link;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::address::Address;
 use crate::admin::reload;
 use crate::clients::send_idle_away;
 use crate::config::Config;
@@ -60,6 +61,15 @@ pub enum RunError {
         #[source]
         source: SocketError,
     },
+    /// The virtual IP cannot be taken care of.
+    #[error("cannot take care of the virtual IP {address}")]
+    VirtualIp {
+        /// As configured.
+        address: pgherd_vip::Subnet,
+        /// Why.
+        #[source]
+        source: pgherd_vip::OpenError,
+    },
     /// The certificates do not do.
     #[error("cannot use the certificates of the configuration")]
     Tls(#[source] TlsError),
@@ -91,6 +101,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>, RunError> {
 /// Runs the proxy until `stop` resolves: on the current runtime, but for the threads that serve clients.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let config = Arc::new(config);
+    check_virtual_ip(&config)?;
     let listeners = listen(&config).await?;
     let cluster = Arc::new(Cluster::new(config.cluster.clone()));
     let mut background = JoinSet::new();
@@ -99,6 +110,11 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     for agent in &config.agents {
         let link = keep_link(cluster.clone(), shared.clients.clone(), config.clone(), agent.clone());
         background.spawn(link);
+    }
+    let address = config.virtual_ip.as_ref().map(|ip| Address::start(ip, &cluster)).transpose();
+    let address = address.map_err(RunError::Threads)?.map(Arc::new);
+    if let Some(address) = address.clone() {
+        background.spawn(async move { address.keep().await });
     }
     let hangup = signal(SignalKind::hangup()).map_err(RunError::Signals)?;
     background.spawn(keep_certificates(shared.clone(), hangup));
@@ -124,6 +140,9 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     drop(alive);
     stop.await;
     tracing::info!("stopping");
+    if let Some(address) = address {
+        address.give_up().await;
+    }
     background.abort_all();
     while background.join_next().await.is_some() {}
     stopping.send_replace(true);
@@ -136,6 +155,12 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         drop(tokio::task::spawn_blocking(|| workers.stop()).await);
     }
     Ok(())
+}
+
+/// What cannot be done later is better known now.
+fn check_virtual_ip(config: &Config) -> Result<(), RunError> {
+    let Some(ip) = &config.virtual_ip else { return Ok(()) };
+    ip.vip().check().map_err(|source| RunError::VirtualIp { address: ip.address, source })
 }
 
 async fn listen(config: &Config) -> Result<Vec<Listener>, RunError> {

@@ -5,6 +5,7 @@
 //! sockets; the rest (`client`, `pool`, `upstream`, `control`, `driver`, `workers`) moves bytes and decides nothing.
 //! No backend is named in the configuration: agents push them.
 
+mod address;
 mod admin;
 mod client;
 mod clients;

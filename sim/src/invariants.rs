@@ -20,6 +20,7 @@ mod i14_one_grant_per_generation;
 mod i15_most_wal_wins;
 mod i16_voters_change_one_by_one;
 mod i17_nobody_leaves_in_a_crowd;
+mod i18_one_holder_of_the_address;
 mod l1_heals;
 mod l2_stays_healed;
 
@@ -47,6 +48,7 @@ pub(crate) use i13_switchovers_hold_first::held;
 pub(crate) use i15_most_wal_wins::{Claim, most_wins};
 pub(crate) use i16_voters_change_one_by_one::neighbours;
 pub(crate) use i17_nobody_leaves_in_a_crowd::alone;
+pub(crate) use i18_one_holder_of_the_address::Holders;
 pub use l1_heals::{HEAL_BUDGET, Health, Sick};
 pub use l2_stays_healed::{STEADY, Steady};
 
@@ -208,6 +210,22 @@ pub enum Violation {
         /// Who was silent too.
         other: usize,
     },
+    /// I18.
+    TwoHolders {
+        /// Still has the virtual IP.
+        old: usize,
+        /// Has it too.
+        new: usize,
+        /// For how long the old one has.
+        since: Micros,
+    },
+    /// I18: what was excused has not ended in time.
+    HeldTooLong {
+        /// Has the virtual IP beside another one.
+        node: usize,
+        /// Why that was excused for a while.
+        excuse: Excuse,
+    },
     /// L1.
     NotHealed {
         /// How long after the last fault.
@@ -245,6 +263,7 @@ impl Violation {
             Self::LessWalChosen { .. } => "I15",
             Self::VotersLeapt { .. } => "I16",
             Self::LeftInACrowd { .. } => "I17",
+            Self::TwoHolders { .. } | Self::HeldTooLong { .. } => "I18",
             Self::NotHealed { .. } => "L1",
             Self::Restless { .. } => "L2",
             Self::Model(_) => "model",
@@ -353,6 +372,16 @@ impl Violation {
             Self::LeftInACrowd { leaves, other } => {
                 write!(f, "{} is to lose its vote while {} is silent too", server(leaves), server(other))
             }
+            Self::TwoHolders { old, new, since } => write!(
+                f,
+                "{} takes the virtual IP while {} has it, since {} ms",
+                server(new),
+                server(old),
+                since / 1000
+            ),
+            Self::HeldTooLong { node, excuse } => {
+                write!(f, "{} goes on having the virtual IP beside another server ({excuse:?})", server(node))
+            }
             Self::NotHealed { after, sick } => {
                 write!(f, "{} s after the last fault: {sick}", after / 1_000_000)
             }
@@ -371,6 +400,7 @@ pub struct Checks {
     pub(crate) generations: Generations,
     pub(crate) grants: Grants,
     pub(crate) writable: Writable,
+    pub(crate) holders: Holders,
     pub(crate) rows: Rows,
     /// Generations that were given away while every acknowledged row was promised to be on enough standbys.
     pub(crate) covered: BTreeSet<Generation>,
@@ -388,6 +418,7 @@ impl Checks {
             generations: Generations::default(),
             grants: Grants::default(),
             writable: Writable::new(machines),
+            holders: Holders::new(machines),
             rows: Rows::default(),
             covered: BTreeSet::new(),
             routes: Routes::new(proxies),

@@ -5,6 +5,7 @@
 //! part of its driver, of its guardian's driver, and of everything around them.
 
 mod actions;
+mod address;
 mod checking;
 mod commits;
 mod consensus;
@@ -55,6 +56,8 @@ pub(crate) enum Event {
     Keepalive { standby: usize, connection: u64, misses: u32 },
     /// To a proxy.
     Proxy(usize, proxies::Happens),
+    /// The time of a machine's virtual IP is over, unless it has been renewed since.
+    AddressEnds(usize, Time),
     /// A client writes straight to a server.
     Direct(usize),
     /// A fault begins or ends.
@@ -94,6 +97,12 @@ pub(crate) enum Work {
     Remembered(Generation),
     /// The links to the proxies are looked after.
     Hub,
+    /// It is looked whether the virtual IP is here.
+    AddressLook,
+    /// The keeper of the virtual IP has an order.
+    Address,
+    /// Nobody answers for the virtual IP any more, or somebody has.
+    AddressAsked,
     /// A proxy has put a topology into effect.
     Acked(usize, pgherd_common::Version),
 }
@@ -171,6 +180,8 @@ pub struct Plan {
     pub direct_writers: bool,
     /// How long it typically takes to kill PostgreSQL.
     pub kill: Micros,
+    /// Whether the primary has a virtual IP.
+    pub address: bool,
     /// Whether to keep a log.
     pub log: bool,
 }
@@ -190,6 +201,7 @@ impl Plan {
             fence_script: false,
             direct_writers: true,
             kill: 100_000,
+            address: false,
             log: false,
         }
     }
@@ -222,6 +234,7 @@ pub struct World {
     fence_script: bool,
     direct_writers: bool,
     kill: Micros,
+    pub(crate) with_address: bool,
     /// Commands that an operator has proposed.
     operators: Vec<pgherd_core::cluster::Command>,
     /// Which server began which timeline, by its number and where it left the one before.
@@ -275,6 +288,7 @@ impl World {
             fence_script: plan.fence_script,
             direct_writers: plan.direct_writers,
             kill: plan.kill,
+            with_address: plan.address,
             operators: Vec::new(),
             timelines: BTreeMap::new(),
             twins: false,
@@ -364,6 +378,7 @@ impl World {
             Event::Pump { standby, connection, upto } => self.pump(standby, connection, upto),
             Event::Keepalive { standby, connection, misses } => self.keepalive(standby, connection, misses),
             Event::Proxy(proxy, happens) => self.proxy(proxy, happens),
+            Event::AddressEnds(index, ends) => self.address_ends(index, ends),
             Event::Direct(index) => self.write_directly(index),
             Event::Fault(step) => self.fault(step),
         }
@@ -373,6 +388,7 @@ impl World {
     fn held_back(&mut self, event: Event) -> Option<Event> {
         let index = match &event {
             Event::Work(index, _, _) | Event::Guard(index, _, _) | Event::Server(index, _, _) => *index,
+            Event::AddressEnds(index, _) => *index,
             Event::Pump { standby, .. } | Event::Keepalive { standby, .. } => *standby,
             Event::Proxy(..) | Event::Direct(_) | Event::Fault(_) => return Some(event),
         };

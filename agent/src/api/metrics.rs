@@ -77,6 +77,15 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
             lag.get_or_create(&labels()).set(number(end.bytes_since(up.position)));
         }
     }
+    let held = Gauges::default();
+    for (said, _) in picture.seen.values() {
+        if let Some(address) = &said.address {
+            let labels =
+                vec![("node", said.descriptor.name.to_string()), ("address", address.address.clone())];
+            held.get_or_create(&labels).set(flag(address.held));
+        }
+    }
+    registry.register("vip_held", "Whether it has the virtual IP", held);
     registry.register("node_is_primary", "Whether it serves as the primary", primary);
     registry.register("node_in_service", "Whether it is in service", service);
     registry.register("node_paused", "Whether its PostgreSQL is left alone for now", paused);

@@ -296,6 +296,7 @@ impl<'a> Composer<'a> {
         let postgres = self.databases.get(&id).filter(|_| heard);
         let running = postgres.and_then(PostgresObservation::running);
         let standby = running.filter(|running| running.in_recovery);
+        let address = seen.and_then(|seen| seen.address.as_ref());
         let lag = standby.and_then(|running| Some(self.position?.bytes_since(running.position)));
         NodeStatus {
             id,
@@ -305,8 +306,8 @@ impl<'a> Composer<'a> {
             agent: entry.agent.clone(),
             postgres: descriptor.and_then(|descriptor| descriptor.postgres.clone()),
             db: database_state(kind, postgres),
-            vip: None,
-            vip_active: false,
+            vip: address.map(|address| address.address.clone()),
+            vip_active: heard && address.is_some_and(|address| address.held),
             priority: member.map_or_else(|| descriptor.map_or(0, |d| d.priority), Member::priority),
             weight: descriptor.map_or(0, |descriptor| descriptor.weight),
             attached: member.is_none_or(|member| member.attached),
@@ -359,6 +360,9 @@ impl<'a> Composer<'a> {
                 None => "agent not heard yet".to_owned(),
             });
         }
+        let address =
+            self.picture.seen.get(&id).filter(|_| heard).and_then(|(seen, _)| seen.address.as_ref());
+        info.extend(address.and_then(|address| address.trouble.clone()));
         if self.has_forgotten(id) {
             info.push("its raft store was lost; the others let it in again".to_owned());
         }

@@ -165,7 +165,7 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3 + 16 + 18);
+    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3 + 16 + 18 + 5);
 }
 
 #[test]

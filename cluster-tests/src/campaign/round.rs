@@ -17,6 +17,8 @@ use super::tell::Round;
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::postgres::APP;
+use crate::vip::Watch;
+use crate::wait::wait_until;
 
 /// A cluster that takes longer to heal needs a human.
 const HEAL_TIME_MAX: Duration = Duration::from_secs(60);
@@ -24,6 +26,8 @@ const HEAL_TIME_MAX: Duration = Duration::from_secs(60);
 const CHANGE_TIME_MAX: Duration = Duration::from_secs(45);
 /// Healthy for so long is healed: news of a failure may still be on its way.
 const HEALTHY_FOR: Duration = Duration::from_millis(1_200);
+/// A primary that serves has the virtual IP within this time: longer than the kernel takes to end another's.
+const ADDRESS_TIME_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What faults bring into the logs.
@@ -63,6 +67,9 @@ pub(super) struct Campaign<'a> {
     proxied: ProxyLoad,
     epoch: Instant,
     replication: Replication,
+    watch: Watch,
+    /// Moments with two holders of the virtual IP that were told.
+    doubles: usize,
     /// Log lines that were told.
     alarms: BTreeSet<String>,
 }
@@ -74,8 +81,10 @@ impl<'a> Campaign<'a> {
         proxied: ProxyLoad,
         epoch: Instant,
         replication: Replication,
+        watch: Watch,
     ) -> Self {
-        Self { cluster, direct, proxied, epoch, replication, alarms: BTreeSet::new() }
+        let alarms = BTreeSet::new();
+        Self { cluster, direct, proxied, epoch, replication, watch, doubles: 0, alarms }
     }
 
     /// Inflicts a fault and sees what comes of it.
@@ -120,6 +129,7 @@ impl<'a> Campaign<'a> {
         let of_kind = expected(fault.kind);
         seen.alarms = new.filter(|line| !of_kind.iter().any(|known| line.contains(known))).collect();
         wrong.extend(judge::violations(fault.kind, self.replication, &seen));
+        wrong.extend(self.strays(healed.is_some()).await);
         Ok(Round {
             number,
             kind: fault.kind,
@@ -130,6 +140,25 @@ impl<'a> Campaign<'a> {
             healed: healed.map(|at| at.saturating_duration_since(repaired)),
             violations: wrong,
         })
+    }
+
+    /// Whether two nodes ever had the virtual IP, and whether it is where it belongs once all is well.
+    async fn strays(&mut self, healed: bool) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if healed {
+            let primary = self.cluster.status().await.ok();
+            let primary = primary.and_then(|status| status.primary().map(str::to_owned));
+            let settled = wait_until("the primary has the virtual IP", ADDRESS_TIME_MAX, async || {
+                let holders = self.watch.seen().holders;
+                if holders.iter().eq(&primary) { Ok(()) } else { Err(format!("{holders:?} have it")) }
+            });
+            wrong.extend(settled.await.err().map(|missed| missed.to_string()));
+        }
+        let doubles = self.watch.seen().doubles;
+        let new = doubles.iter().skip(self.doubles);
+        wrong.extend(new.map(|double| format!("two nodes had the virtual IP: {double}")));
+        self.doubles = doubles.len();
+        wrong
     }
 
     /// Waits until every agent says that all is well, of the same primary, for a while, and commits go

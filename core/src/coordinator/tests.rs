@@ -224,6 +224,9 @@ fn observation(id: u64) -> NodeObservation {
             health: Health::default(),
         }),
         remote: BTreeMap::new(),
+        address: None,
+        proxies: Vec::new(),
+        picked_proxy: None,
     }
 }
 

@@ -1,5 +1,8 @@
 //! Whole agents, a few messages at a time.
 
+mod address;
+mod proxies;
+
 use std::collections::BTreeMap;
 
 use pgherd_common::topology::ChangeKind;
@@ -54,6 +57,7 @@ impl Rig {
             incarnation: 1,
             remembered,
             adopted_until: now + Duration::from_millis(500),
+            address: None,
         };
         let mut rig = Self { node: Node::new(setup, now), state: ClusterState::default(), now };
         rig.node.look(postgres(false));

@@ -2,7 +2,7 @@
 
 use pgherd_common::{Generation, HostPort, MonoTime, NodeId};
 
-use super::Before;
+use super::{AddressOrder, Before};
 use crate::beat::Beat;
 use crate::coordinator::Action;
 use crate::events::{Call, Event};
@@ -32,6 +32,8 @@ pub struct Turn {
     pub rejoin: Option<u64>,
     /// For the guardian; `None`: what it knows stands.
     pub guard: Option<Guard>,
+    /// What is to be done about the virtual IP; `None`: what was ordered last stands.
+    pub address: Option<AddressOrder>,
     /// To be begun on the local PostgreSQL.
     pub act: Option<Begun>,
     /// To be proposed to the log, or asked of raft.

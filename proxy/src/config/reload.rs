@@ -18,6 +18,7 @@ const RESTART: &[&str] = &[
     "auth.query",
     "tls.",
     "server_tls.",
+    "virtual_ip.",
 ];
 
 /// Whether a new value of this key waits for a restart.
@@ -59,6 +60,7 @@ impl Config {
             auth,
             tls: self.tls.clone(),
             server_tls: self.server_tls.clone(),
+            virtual_ip: self.virtual_ip.clone(),
             file: self.file.clone(),
             settings,
             ..file

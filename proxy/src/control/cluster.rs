@@ -15,6 +15,7 @@ use crate::topology::{Acceptance, Positions, accept};
 
 use super::batches::{Batches, UnderWay};
 use super::first_write::FirstWrite;
+use super::votes::{Answer, Tally, Wish};
 
 /// How long a node that could not be reached is left alone while another can take its reads.
 const AVOID: Duration = Duration::from_secs(1);
@@ -67,6 +68,11 @@ pub(crate) struct Cluster {
     backed_until_ms: AtomicU64,
     first_write: FirstWrite,
     batches: Arc<Batches>,
+    /// For the proxies' virtual IP.
+    votes: Mutex<Tally>,
+    wish: Wish,
+    answered: watch::Sender<()>,
+    holds_address: AtomicBool,
 }
 
 /// A lock whose holder cannot have left things half done.
@@ -93,6 +99,10 @@ impl Cluster {
             backed_until_ms: AtomicU64::new(0),
             first_write: FirstWrite::new(),
             batches: Arc::default(),
+            votes: Mutex::default(),
+            wish: Wish::new(),
+            answered: watch::Sender::new(()),
+            holds_address: AtomicBool::new(false),
         }
     }
 
@@ -267,6 +277,48 @@ impl Cluster {
     /// What a node has been sent.
     pub(crate) fn counts(&self, node: NodeId) -> Arc<Counts> {
         lock(&self.counts).entry(node).or_default().clone()
+    }
+
+    /// Asks every agent for the proxies' virtual IP.
+    pub(crate) fn want_address(&self, priority: u32) {
+        let round = lock(&self.votes).ask(self.clock.now());
+        self.wish.say(ToAgent::WantAddress { round, priority });
+    }
+
+    /// Something else about it.
+    pub(crate) fn say_of_address(&self, message: ToAgent) {
+        lock(&self.votes).forget();
+        self.wish.say(message);
+    }
+
+    /// What agents are to be told of it.
+    pub(crate) fn address_wishes(&self) -> watch::Receiver<Option<ToAgent>> {
+        self.wish.heard()
+    }
+
+    /// An agent has answered.
+    pub(crate) fn address_answered(&self, answer: Answer) {
+        lock(&self.votes).answered(answer);
+        self.answered.send_replace(());
+    }
+
+    /// Changes with every answer.
+    pub(crate) fn address_answers(&self) -> watch::Receiver<()> {
+        self.answered.subscribe()
+    }
+
+    /// Until when a majority of the agents stands behind this proxy's having it.
+    pub(crate) fn address_until(&self, now: MonoTime) -> Option<MonoTime> {
+        lock(&self.votes).until(now)
+    }
+
+    pub(crate) fn set_address_held(&self, held: bool) {
+        self.holds_address.store(held, Ordering::Relaxed);
+    }
+
+    /// Whether this proxy has it.
+    pub(crate) fn holds_address(&self) -> bool {
+        self.holds_address.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_link(&self, agent: &HostPort, state: LinkState) {

@@ -9,6 +9,7 @@ use pgherd_common::errors::Chain;
 use pgherd_common::push::{self, InvalidMessage, PROTOCOL, ToAgent, ToProxy};
 use pgherd_common::{ClusterName, HostPort};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -20,6 +21,7 @@ use crate::topology::Acceptance;
 
 use super::batches::READ_BY_NOW;
 use super::cluster::{Cluster, LinkState};
+use super::votes::Answer;
 
 /// Agents send something at least every second; this long without is a dead link.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -105,9 +107,22 @@ async fn send(socket: &mut Socket, message: &ToAgent) -> Result<(), LinkError> {
     sent.map_err(|_| LinkError::Silence)?.map_err(LinkError::Broken)
 }
 
+type Told = watch::Receiver<Option<ToAgent>>;
+
+/// The next thing that the agent is to hear unasked.
+async fn news(first_writes: &mut Told, wishes: &mut Told) -> Option<ToAgent> {
+    let told = tokio::select! {
+        Ok(()) = first_writes.changed() => first_writes,
+        Ok(()) = wishes.changed() => wishes,
+        else => std::future::pending().await,
+    };
+    told.borrow_and_update().clone()
+}
+
 /// Takes in what the agent says until the link ends.
 async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> LinkError {
     let mut first_writes = cluster.first_writes();
+    let mut wishes = cluster.address_wishes();
     let mut owed: Option<(ToAgent, Instant)> = None;
     loop {
         let held = async {
@@ -126,8 +141,7 @@ async fn follow(cluster: &Cluster, clients: &Clients, mut socket: Socket) -> Lin
                 continue;
             }
             heard = timeout(SILENCE_MAX, socket.next()) => heard,
-            Ok(()) = first_writes.changed() => {
-                let told = first_writes.borrow_and_update().clone();
+            told = news(&mut first_writes, &mut wishes) => {
                 if let Some(told) = told
                     && let Err(error) = send(&mut socket, &told).await
                 {
@@ -199,6 +213,11 @@ fn on_message(
         ToProxy::Status(status) => {
             cluster.backed(status.backed_ms);
             cluster.observe(status.backends);
+            ControlFlow::Continue(None)
+        }
+        ToProxy::Address { round, granted, voter, voters, hold_ms } => {
+            let hold = Duration::from_millis(hold_ms);
+            cluster.address_answered(Answer { round, granted, voter, voters, hold });
             ControlFlow::Continue(None)
         }
         ToProxy::CountUnmovable => {

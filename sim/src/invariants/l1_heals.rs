@@ -27,6 +27,8 @@ pub enum Sick {
     Behind(usize),
     /// A node has not got its vote back.
     NoVote(usize),
+    /// The primary has not got the virtual IP.
+    NoAddress(usize),
     /// A switchover is yet to begin, or to be given up.
     Scheduled,
     /// An operator's pause has yet to end.
@@ -43,6 +45,7 @@ impl fmt::Display for Sick {
             Self::NotFollowing(node, why) => write!(f, "server{} does not follow: {why}", node + 1),
             Self::NoVote(node) => write!(f, "server{} has no vote", node + 1),
             Self::Paused => f.write_str("something is paused"),
+            Self::NoAddress(node) => write!(f, "primary server{} has not got the virtual IP", node + 1),
             Self::Scheduled => f.write_str("a switchover is yet to begin"),
             Self::Behind(node) => write!(f, "the agent of server{} is behind", node + 1),
         }

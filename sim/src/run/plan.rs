@@ -91,6 +91,8 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.durability = durability(seed, databases, options.synchronous);
     // Drawn apart for the same reason as durability.
     plan.fence_script = Rng::new(seed ^ 0xFE7C_E5C1).chance(200);
+    // Apart, so that what the other seeds meant before still holds.
+    plan.address = seed % 3 == 1;
     let kinds = kinds(&mut rng);
     let pause = rng.between(2 * SECOND, 15 * SECOND);
     let mut faults = Vec::new();

@@ -45,6 +45,17 @@ impl World {
         self.judge(found);
     }
 
+    /// A machine can answer for the virtual IP from now on, or no more.
+    pub(super) fn check_holders(&mut self, index: usize, answers: bool) {
+        if !answers {
+            return self.checks.holders.off(index);
+        }
+        let excuses: Vec<_> = (0..self.machines.len()).map(|machine| self.excuse(machine)).collect();
+        let found =
+            self.checks.holders.on(index, self.now, |machine| excuses.get(machine).copied().flatten());
+        self.judge(found);
+    }
+
     /// Why a machine's server may accept writes beside another one.
     fn excuse(&self, index: usize) -> Option<(Excuse, Time)> {
         let machine = &self.machines[index];
@@ -62,7 +73,7 @@ impl World {
     }
 
     pub(super) fn check_overdue(&mut self) {
-        let found = self.checks.writable.overdue(self.now);
+        let found = self.checks.writable.overdue(self.now).or_else(|| self.checks.holders.overdue(self.now));
         self.judge(found);
     }
 
@@ -341,6 +352,9 @@ impl World {
         };
         if !self.machines[primary].accepts() {
             health.sick.push(Sick::NotWritable(primary));
+        }
+        if self.with_address && !self.machines[primary].answers() {
+            health.sick.push(Sick::NoAddress(primary));
         }
         if state.scheduled.is_some() {
             health.sick.push(Sick::Scheduled);

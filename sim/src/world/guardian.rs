@@ -127,6 +127,7 @@ impl World {
         }
         let name = self.name(index);
         self.note(|| format!("{name}: the guardian fences PostgreSQL: {reason}"));
+        self.guardian_releases(index);
         let span = self.time_to_kill();
         if let Some(parent) = &mut self.machines[index].parent {
             parent.fencing = true;

@@ -53,6 +53,10 @@ pub struct Machine {
     pub(crate) backlog: Vec<Event>,
     /// Whether clients could write here when it was last looked at.
     pub(crate) accepted: bool,
+    /// It has the virtual IP, and its kernel will end that then.
+    pub(crate) address: Option<Time>,
+    /// Whether it could answer for the address when that was last looked at.
+    pub(crate) answered: bool,
 }
 
 impl Machine {
@@ -76,12 +80,19 @@ impl Machine {
             lives: 0,
             backlog: Vec::new(),
             accepted: false,
+            address: None,
+            answered: false,
         }
     }
 
     /// Whether a client that reaches it can write now.
     pub fn accepts(&self) -> bool {
         self.up && !self.frozen && self.server.as_ref().is_some_and(Server::accepts)
+    }
+
+    /// Whether whoever asks for the virtual IP hears of this machine.
+    pub(crate) fn answers(&self) -> bool {
+        self.up && !self.frozen && self.address.is_some()
     }
 
     pub(crate) fn new_life(&mut self) -> u64 {
@@ -161,11 +172,13 @@ impl World {
         let half = self.rng.chance(300);
         let machine = &mut self.machines[index];
         (machine.parent, machine.frozen, machine.up) = (None, false, false);
+        machine.address = None;
         machine.backlog.clear();
         if let Some(server) = &mut machine.server {
             server.kill(half);
         }
         self.notice(index);
+        self.notice_address(index);
     }
 
     /// Power is back.
@@ -190,6 +203,7 @@ impl World {
             self.note(|| format!("{name}: the machine stands still"));
             self.machines[index].frozen = true;
             self.notice(index);
+            self.notice_address(index);
         }
     }
 
@@ -205,6 +219,7 @@ impl World {
         let waiting = std::mem::take(&mut machine.backlog);
         self.release(waiting);
         self.notice(index);
+        self.notice_address(index);
     }
 
     pub(crate) fn release(&mut self, waiting: Vec<Event>) {

@@ -11,7 +11,7 @@ use pgherd_core::beat::{Beat, BeatAnswer};
 use pgherd_core::cluster::{ChangePhase, ClusterState};
 use pgherd_core::coordinator::Action;
 use pgherd_core::defect::{Defect, planted};
-use pgherd_core::node::{Node, Quorum, Setup, Turn, version};
+use pgherd_core::node::{AddressOrder, Node, Quorum, Setup, Turn, version};
 use pgherd_core::observation::RemoteDatabase;
 use pgherd_core::reconcile::RejoinRules;
 
@@ -63,6 +63,8 @@ pub(crate) struct Worker {
     /// A turn that waits for the disk, and the clock when it began.
     pub(crate) blocked: Option<(Box<Turn>, MonoTime)>,
     pub(crate) backlog: Vec<Event>,
+    /// The last order about the virtual IP.
+    pub(crate) address: Option<AddressOrder>,
 }
 
 impl Worker {
@@ -90,6 +92,7 @@ impl Worker {
             changes: (0, false),
             blocked: None,
             backlog: Vec::new(),
+            address: None,
         }
     }
 }
@@ -148,6 +151,9 @@ impl World {
             Work::Synced(written, then) => return self.raft_synced(index, written, then),
             Work::Remembered(generation) => return self.remembered(index, generation),
             Work::Hub => return self.look_after_hubs(index),
+            Work::AddressLook => self.look_at_address(index),
+            Work::Address => self.keep_address(index),
+            Work::AddressAsked => self.address_asked(index),
             Work::Acked(proxy, acked) => self.proxy_acked(index, proxy, acked),
         }
         self.turn_soon(index);
@@ -178,6 +184,7 @@ impl World {
             incarnation,
             remembered: disk.remembered,
             adopted_until: worker.adopted_until,
+            address: self.with_address.then(super::address::rules).filter(|_| machine.server.is_some()),
         };
         worker.node = Some(Node::new(setup, mono));
         worker.raft = Some(Raft::open(index, disk.raft.clone(), disk.applied.clone(), now, rng));
@@ -187,6 +194,7 @@ impl World {
         self.note(|| format!("{name}: the worker is up"));
         self.post(index, 1, Work::BeatDue);
         self.post(index, 10, Work::Hub);
+        self.begin_address(index);
         self.look_at_once(index);
         self.flush_raft(index);
     }
@@ -312,6 +320,9 @@ impl World {
                 raft.rejoin(token);
             }
             self.flush_raft(index);
+        }
+        if let Some(order) = turn.address {
+            self.order_address(index, order);
         }
         if let Some(begun) = turn.act {
             self.act(index, begun);

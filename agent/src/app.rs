@@ -121,9 +121,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
     let working = Working::default();
-    if let Some(instance) = instance.clone() {
-        tokio::spawn(forget_old_data(instance));
-    }
+    let _forgets = instance.clone().map(|instance| tokio::spawn(forget_old_data(instance)));
     let tell = Tell::start(&config, &events);
     let notifier = tell.notifier.clone();
     let api = Api {

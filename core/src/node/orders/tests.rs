@@ -97,6 +97,7 @@ impl Rig {
             fence_script: false,
             tell_again: Duration::ZERO,
             durability: Durability::default(),
+            address: None,
             incarnation: 1,
             remembered: Generation::ZERO,
             adopted_until: now,

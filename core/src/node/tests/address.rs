@@ -153,7 +153,8 @@ fn chosen(rules: AddressRules) -> Rig {
     assert_eq!(turn.address, Some(AddressOrder::Ask), "while nobody is chosen yet");
     let Begun { action, before, .. } = turn.act.unwrap();
     assert!(matches!(action, LocalAction::Recruit(_)), "{action:?}");
-    rig.node.acted(Done { action, before, result: Ok(()), observation: postgres(true) }, rig.now);
+    rig.node
+        .acted(Done { action, before, result: Ok(()), setback: None, observation: postgres(true) }, rig.now);
     let generation = rig.state.change.as_ref().unwrap().generation;
     rig.commit(&grant(generation, NodeId(1)));
     rig.answered(rig.now);

@@ -9,7 +9,12 @@ use crate::cluster::{Descriptor, NodeKind};
 const MANUAL: RejoinRules = RejoinRules { auto: false, clone: true };
 
 fn rules(rejoin: RejoinRules) -> Rules {
-    Rules { local_timeout: Duration::from_secs(10), restart_standby_after: Duration::from_secs(5), rejoin, fence_script: false }
+    Rules {
+        local_timeout: Duration::from_secs(10),
+        restart_standby_after: Duration::from_secs(5),
+        rejoin,
+        fence_script: false,
+    }
 }
 
 fn at(seconds: u64) -> MonoTime {

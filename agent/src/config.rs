@@ -195,14 +195,8 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         }
     }
 
-    let mut failover = root.table(r, "failover");
-    let auto = failover.or(r, "auto", "true");
-    let max_lag = failover.or(r, "max_lag", "\"16MB\"");
-    let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
-    let minimum_standbys: Option<u32> = failover.or(r, "minimum_standbys", "0");
-    let durability = durability(r, &mut failover);
-    let rejoin = Rejoin::read(r, &mut failover);
-    failover.finish(r);
+    let failover = root.table(r, "failover");
+    let failover = failover_rules(r, failover);
     let mut switchover = root.table(r, "switchover");
     let unmovable = switchover.or(r, "unmovable", "\"wait\"");
     switchover.finish(r);
@@ -218,19 +212,30 @@ fn read(r: &mut Reader, mut root: Section) -> Option<Config> {
         members,
         postgres,
         timings: timings?,
-        failover: Failover {
-            auto: auto?,
-            max_lag: max_lag?,
-            salvage_wait: salvage_wait?.0,
-            minimum_standbys: minimum_standbys?,
-            durability: durability?,
-            rejoin: rejoin?,
-        },
+        failover: failover?,
         switchover: Switchover { unmovable: unmovable? },
         watchdog: watchdog?,
         scripts: scripts?,
         notifications: notifications?,
         virtual_ip,
+    })
+}
+
+fn failover_rules(r: &mut Reader, mut failover: Section) -> Option<Failover> {
+    let auto = failover.or(r, "auto", "true");
+    let max_lag = failover.or(r, "max_lag", "\"16MB\"");
+    let salvage_wait: Option<Millis> = failover.or(r, "salvage_wait", "\"5s\"");
+    let minimum_standbys: Option<u32> = failover.or(r, "minimum_standbys", "0");
+    let durability = durability(r, &mut failover);
+    let rejoin = Rejoin::read(r, &mut failover);
+    failover.finish(r);
+    Some(Failover {
+        auto: auto?,
+        max_lag: max_lag?,
+        salvage_wait: salvage_wait?.0,
+        minimum_standbys: minimum_standbys?,
+        durability: durability?,
+        rejoin: rejoin?,
     })
 }
 

@@ -326,17 +326,7 @@ impl Driver {
             Event::Knocked(node, result) => self.node.knocked(node, result),
             Event::Wrote(generation, after) => self.node.wrote(generation, after, now),
             Event::Monitored(failure) => self.node.monitored(failure),
-            Event::Proposed(command, result) => {
-                let timed_out = matches!(result, Err(ProposeError::Timeout(_)));
-                self.node.proposed(if timed_out { Proposed::TimedOut } else { Proposed::Settled });
-                match result {
-                    Ok(Applied::Changed | Applied::Unchanged) => {}
-                    Ok(Applied::Rejected(reason)) => {
-                        tracing::info!(?command, "the log rejected a proposal: {reason}");
-                    }
-                    Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
-                }
-            }
+            Event::Proposed(command, result) => self.proposed(&command, result),
             Event::Regrouped(result) => {
                 self.node.regrouped();
                 if let Err(error) = result {
@@ -370,6 +360,18 @@ impl Driver {
             Event::Describe(answer) => {
                 let _ = answer.send(Box::new(self.picture(now)));
             }
+        }
+    }
+
+    fn proposed(&mut self, command: &Command, result: Result<Applied, ProposeError>) {
+        let timed_out = matches!(result, Err(ProposeError::Timeout(_)));
+        self.node.proposed(if timed_out { Proposed::TimedOut } else { Proposed::Settled });
+        match result {
+            Ok(Applied::Changed | Applied::Unchanged) => {}
+            Ok(Applied::Rejected(reason)) => {
+                tracing::info!(?command, "the log rejected a proposal: {reason}");
+            }
+            Err(error) => tracing::warn!(?command, "a proposal failed: {error}"),
         }
     }
 

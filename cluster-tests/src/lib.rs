@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod config_files;
 pub mod daemon;
 pub mod descriptor;
+pub mod desk;
 pub mod difffuzz;
 pub mod disk;
 pub mod drivers;

@@ -476,30 +476,7 @@ impl Node {
             self.note = Some(why);
             return None;
         }
-        let fences = matches!(action, LocalAction::Fence { .. });
-        let abort = match &self.acting {
-            None => false,
-            Some((LocalAction::Fence { .. }, _)) => return None,
-            Some((interrupted, begun)) if fences => {
-                // The look that finds PostgreSQL gone may come before the word that it was stopped.
-                before.ran |= begun.ran && interrupted.stops();
-                true
-            }
-            // The checkpoint goes on in the server.
-            Some((LocalAction::Checkpoint, _))
-                if matches!(action, LocalAction::Cover(_) | LocalAction::LetIn) =>
-            {
-                true
-            }
-            // Whoever is chosen now has what it has; whoever is not, follows.
-            Some((LocalAction::Salvage { .. }, _)) if !matches!(action, LocalAction::Salvage { .. }) => true,
-            Some((LocalAction::FenceScript { generation, .. }, _))
-                if *generation != self.state.generation =>
-            {
-                true
-            }
-            Some(_) => return None,
-        };
+        let abort = self.gives_way(&action, &mut before)?;
         if action.makes_writable() {
             // Whatever was released before, this is not: it has to be fenced to be so again.
             self.duty.released = None;

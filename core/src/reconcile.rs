@@ -6,6 +6,7 @@
 
 mod action;
 mod comeback;
+mod cover;
 mod fence_script;
 pub mod lease;
 #[cfg(test)]
@@ -24,6 +25,8 @@ use crate::cluster::{
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
+
+use cover::{commits, cover_action, may_let_in};
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
 pub use comeback::{Comeback, RejoinRules};
@@ -582,35 +585,4 @@ fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
     let (node, address) = (descriptor.name.clone(), descriptor.postgres.clone()?);
     let generation = (s.state.cover.number > 0).then_some(s.state.generation);
     Some(Upstream { node, address, generation })
-}
-
-/// For whom a new primary's commits wait.
-fn commits(s: &Situation<'_>) -> Commits {
-    let waits = !s.state.cover.wanted.is_none() && !planted(Defect::CommitsNotHeld);
-    if waits { Commits::WaitFor(wait(s)) } else { Commits::Free }
-}
-
-fn wait(s: &Situation<'_>) -> Wait {
-    let cover = &s.state.cover;
-    let name = |id: &NodeId| s.state.members.get(id).map(|member| member.descriptor.name.clone());
-    Wait {
-        generation: s.state.generation,
-        number: cover.number,
-        standbys: cover.wanted.standbys,
-        of: cover.wanted.of.iter().filter_map(name).collect(),
-    }
-}
-
-/// Whether a primary that was started in place has nothing any more that the next failover might lose. Proxies are told
-/// later: they must not be turned away.
-fn may_let_in(s: &Situation<'_>, running: &Running) -> bool {
-    let cover = &s.state.cover;
-    let met = running.cover.is_some_and(|seen| seen.met && seen.number == cover.number);
-    cover.wanted.is_none() || met || s.state.serving() == Some(s.me)
-}
-
-/// Has commits wait for whom the log says.
-fn cover_action(s: &Situation<'_>, running: &Running) -> Option<LocalAction> {
-    let done = running.cover.map_or(0, |seen| seen.number) == s.state.cover.number;
-    (!done).then(|| LocalAction::Cover(wait(s)))
 }

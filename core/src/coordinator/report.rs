@@ -187,10 +187,7 @@ pub enum NotYet {
 impl fmt::Display for NotYet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MembersUnseen(ids) => {
-                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                write!(f, "the cluster has not formed: waiting for the agents of nodes {}", ids.join(", "))
-            }
+            Self::MembersUnseen(ids) => members_unseen(f, ids),
             Self::Unsettled(names) => write!(
                 f,
                 "the cluster has not formed: PostgreSQL on {} is neither up nor down; see the agent's log there",
@@ -223,11 +220,7 @@ impl fmt::Display for NotYet {
                 "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"
             ),
             Self::Unguarded(name) => unguarded(f, name),
-            Self::NeverConfirmed(name) => write!(
-                f,
-                "the cluster has just formed, but the agent of its primary {name} is silent: no failover before \
-                 it was heard once; start it, or run `pgherd promote`"
-            ),
+            Self::NeverConfirmed(name) => never_confirmed(f, name),
             Self::Listening(name) => {
                 write!(f, "this agent has just begun to lead and has yet to hear from primary {name}")
             }
@@ -242,11 +235,7 @@ impl fmt::Display for NotYet {
             Self::Sick(reason) => {
                 write!(f, "{reason}; it stays the primary until a standby that is well can take over")
             }
-            Self::TooFewLeft { node, left, wanted } => write!(
-                f,
-                "{node} has failed, and a failover would leave {left} standbys, fewer than failover.minimum_standbys ({wanted}): \
-                 bring one back, or run `pgherd promote`"
-            ),
+            Self::TooFewLeft { node, left, wanted } => too_few_left(f, node, *left, *wanted),
             Self::NoCandidate { node, rejected } => {
                 write!(f, "no standby can take over from {node}: {}", rejected.join("; "))
             }
@@ -263,6 +252,27 @@ impl fmt::Display for NotYet {
             }
         }
     }
+}
+
+fn members_unseen(f: &mut fmt::Formatter<'_>, ids: &[NodeId]) -> fmt::Result {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    write!(f, "the cluster has not formed: waiting for the agents of nodes {}", ids.join(", "))
+}
+
+fn never_confirmed(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
+    write!(
+        f,
+        "the cluster has just formed, but the agent of its primary {name} is silent: no failover before \
+         it was heard once; start it, or run `pgherd promote`"
+    )
+}
+
+fn too_few_left(f: &mut fmt::Formatter<'_>, node: &NodeName, left: u32, wanted: u32) -> fmt::Result {
+    write!(
+        f,
+        "{node} has failed, and a failover would leave {left} standbys, fewer than failover.minimum_standbys ({wanted}): \
+         bring one back, or run `pgherd promote`"
+    )
 }
 
 fn unguarded(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {

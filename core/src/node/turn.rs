@@ -2,7 +2,7 @@
 
 use pgherd_common::{Generation, HostPort, MonoTime, NodeId};
 
-use super::{AddressOrder, Before};
+use super::{AddressOrder, Before, Node};
 use crate::beat::Beat;
 use crate::coordinator::Action;
 use crate::events::{Call, Event};
@@ -70,4 +70,31 @@ pub struct Begun {
     pub before: Before,
     /// The action in progress must be dropped first: fencing waits for nothing.
     pub abort: bool,
+}
+
+impl Node {
+    /// Whether the action in progress is given up for this one; `None`: this one waits for its end.
+    pub(super) fn gives_way(&self, to: &LocalAction, before: &mut Before) -> Option<bool> {
+        match self.acting.as_ref() {
+            None => Some(false),
+            Some((LocalAction::Fence { .. }, _)) => None,
+            Some((interrupted, begun)) if matches!(to, LocalAction::Fence { .. }) => {
+                // The look that finds PostgreSQL gone may come before the word that it was stopped.
+                before.ran |= begun.ran && interrupted.stops();
+                Some(true)
+            }
+            // The checkpoint goes on in the server.
+            Some((LocalAction::Checkpoint, _)) => {
+                matches!(to, LocalAction::Cover(_) | LocalAction::LetIn).then_some(true)
+            }
+            // Whoever is chosen now has what it has; whoever is not, follows.
+            Some((LocalAction::Salvage { .. }, _)) => {
+                (!matches!(to, LocalAction::Salvage { .. })).then_some(true)
+            }
+            Some((LocalAction::FenceScript { generation, .. }, _)) => {
+                (*generation != self.state.generation).then_some(true)
+            }
+            Some(_) => None,
+        }
+    }
 }

@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::process::Signal;
@@ -15,6 +17,7 @@ const SOON: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub struct Desk {
     dir: PathBuf,
+    _own: Option<TempDir>,
 }
 
 impl Desk {
@@ -22,7 +25,19 @@ impl Desk {
     pub fn of(cluster: &Cluster) -> Result<Self, Failure> {
         let dir = cluster.dir().join("desk");
         std::fs::create_dir_all(&dir)?;
-        let desk = Self { dir };
+        Self::furnish(dir, None)
+    }
+
+    /// In a directory of its own, which goes with it: for a cluster that is yet to be made.
+    pub fn apart() -> Result<Self, Failure> {
+        let own = tempfile::Builder::new().prefix("pgherd-desk-").tempdir()?;
+        // The scripts are the agents', and those are not this user's.
+        std::fs::set_permissions(own.path(), PermissionsExt::from_mode(0o777))?;
+        Self::furnish(own.path().to_owned(), Some(own))
+    }
+
+    fn furnish(dir: PathBuf, own: Option<TempDir>) -> Result<Self, Failure> {
+        let desk = Self { dir, _own: own };
         desk.script(
             "hook",
             "name=$1; shift; for word in \"$@\"; do args=\"$args [$word]\"; done; echo \"$PGHERD_NODE $name$args\" >> calls",

@@ -27,7 +27,10 @@ use rustix::net::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cluster::Cluster;
+use crate::failure::Failure;
 use crate::node::Node;
+use crate::process::Signal;
+use crate::wait::wait_until;
 
 /// The group of sockets that is told of IPv4 addresses.
 const IPV4_ADDRESSES: u32 = 5;
@@ -61,6 +64,9 @@ pub(crate) fn proxy_section(nodes: &[Node], name: &str) -> String {
     format!("[virtual_ip]\naddress = \"{address}/24\"\ninterface = \"eth0\"\npriority = {number}0\n")
 }
 
+/// How long an address may take to be where it belongs.
+const SOON: Duration = Duration::from_secs(30);
+
 /// The virtual IP of this cluster's proxies.
 pub fn proxy_address(cluster: &Cluster) -> Ipv4Addr {
     of_proxies(cluster.nodes())
@@ -69,6 +75,31 @@ pub fn proxy_address(cluster: &Cluster) -> Ipv4Addr {
 /// The virtual IP of this cluster.
 pub fn address(cluster: &Cluster) -> Ipv4Addr {
     of(cluster.nodes())
+}
+
+/// Waits until this node has the address and nobody else has.
+pub async fn until_held(watch: &Watch, node: &str) -> Result<(), Failure> {
+    let held = wait_until("the address is where it belongs", SOON, async || {
+        let holders = watch.seen().holders;
+        if holders.iter().eq([node]) { Ok(()) } else { Err(format!("{holders:?} have it, not {node}")) }
+    });
+    Ok(held.await?)
+}
+
+/// Sees to it that of two proxies, beside server4 and server3, the first has their address: whichever was ready first
+/// has taken it.
+pub async fn give_to_first_proxy(cluster: &mut Cluster, watch: &Watch) -> Result<(), Failure> {
+    let held = wait_until("a proxy has the address", SOON, async || {
+        let holders = watch.seen().holders;
+        holders.first().filter(|_| holders.len() == 1).cloned().ok_or_else(|| format!("{holders:?}"))
+    });
+    if held.await? != "server4" {
+        cluster.proxy_mut(1).process.stop(Signal::TERM, SOON).await?;
+        until_held(watch, "server4").await?;
+        cluster.proxy_mut(1).process.start()?;
+        cluster.until_proxy_serves(1, SOON).await?;
+    }
+    until_held(watch, "server4").await
 }
 
 /// Takes the address from a server, if it is there.

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use pgherd_cluster_tests::desk::{Desk, configure};
+use pgherd_cluster_tests::desk::Desk;
 use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{self, Signal, wait_gone};
-use pgherd_cluster_tests::vip::{self, Watch};
+use pgherd_cluster_tests::vip::{self, Watch, until_held};
 use pgherd_cluster_tests::workload::Writer;
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
 use tokio::time::Instant;
@@ -32,15 +32,15 @@ struct Site {
 
 impl Site {
     async fn start(name: &str) -> Result<Self, Failure> {
-        let builder = Cluster::for_test(name).virtual_ip("").proxies(2).proxy_ip();
-        let mut cluster = builder.start().await?;
-        let desk = Desk::of(&cluster)?;
+        let desk = Desk::apart()?;
         let told = desk.script("told", "printf '%s %s\\n' \"$PGHERD_EVENT\" \"$1\" >> told.txt")?;
-        configure(&mut cluster, &format!("[scripts]\n{}notification = \"{told}\"\n", desk.hooks())).await?;
+        let scripts = format!("[scripts]\n{}notification = \"{told}\"\n", desk.hooks());
+        let builder = Cluster::for_test(name).virtual_ip("").proxies(2).proxy_ip();
+        let mut cluster = builder.agent_settings(&scripts).start().await?;
         let primary_ip = Watch::start(&cluster)?;
         let proxy_ip = Watch::of(&cluster, vip::proxy_address(&cluster))?;
         until_held(&primary_ip, "server1").await?;
-        until_held(&proxy_ip, "server4").await?;
+        vip::give_to_first_proxy(&mut cluster, &proxy_ip).await?;
         desk.forget()?;
         Ok(Self { cluster, desk, primary_ip, proxy_ip })
     }
@@ -98,15 +98,6 @@ impl Site {
         }
         Ok(self.cluster.finish(expected)?)
     }
-}
-
-/// Waits until this node has the address and nobody else has.
-async fn until_held(watch: &Watch, node: &str) -> Result<(), Failure> {
-    let held = wait_until("the address is where it belongs", SOON, async || {
-        let holders = watch.seen().holders;
-        if holders.iter().eq([node]) { Ok(()) } else { Err(format!("{holders:?} have it, not {node}")) }
-    });
-    Ok(held.await?)
 }
 
 #[tokio::test]

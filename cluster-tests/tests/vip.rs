@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{self, CommandError, Signal, wait_gone};
-use pgherd_cluster_tests::vip::{self, Change, Pings, Seen, Watch};
+use pgherd_cluster_tests::vip::{self, Change, Pings, Seen, Watch, until_held};
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -25,15 +25,6 @@ async fn cluster(name: &str) -> Result<(Cluster, Watch), Failure> {
     let watch = Watch::start(&cluster)?;
     until_held(&watch, "server1").await?;
     Ok((cluster, watch))
-}
-
-/// Waits until this node has the address and nobody else has.
-async fn until_held(watch: &Watch, node: &str) -> TestResult {
-    let held = wait_until("the address is where it belongs", SOON, async || {
-        let holders = watch.seen().holders;
-        if holders.iter().eq([node]) { Ok(()) } else { Err(format!("{holders:?} have it, not {node}")) }
-    });
-    Ok(held.await?)
 }
 
 /// The primary that follows `old`, once it has the address.
@@ -266,8 +257,7 @@ async fn clients_see_the_loss_of_the_active_proxy_as_one_reconnect() -> TestResu
     let mut cluster = Cluster::for_test("vip-proxies").proxies(2).proxy_ip().start().await?;
     let address = vip::proxy_address(&cluster);
     let watch = Watch::of(&cluster, address)?;
-    // The proxies are beside server4 and server3, in this order of preference.
-    until_held(&watch, "server4").await?;
+    vip::give_to_first_proxy(&mut cluster, &watch).await?;
     let shown = cluster.show(0, "SHOW TOPOLOGY").await?;
     let row = shown.iter().find(|row| row["item"] == "virtual_ip").ok_or_else(|| Failure::new("no row"))?;
     assert_eq!(row["value"], format!("{address}/24*"));

@@ -245,7 +245,7 @@ fn options(config: &Config, memory: &Memory) -> Options {
     }
 }
 
-/// Removes what copies have replaced, when its time has come.
+/// Removes what copies have replaced, when its time has come and while PostgreSQL runs.
 async fn forget_old_data(instance: Instance) {
     const EVERY: Duration = Duration::from_secs(600);
     loop {

@@ -113,7 +113,7 @@ pub enum Event {
     /// An operator wants to change the primary: may that be proposed?
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// An operator wants the primary restarted, and transactions ended that do not end: may that be proposed?
-    PlanRestart(bool, oneshot::Sender<Result<Command, SwitchoverRefused>>),
+    PlanRestart(NodeId, bool, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// An operator wants this node's standby restarted.
     Restart(oneshot::Sender<Result<(), RestartRefused>>),
     /// An operator wants to know what a switchover, to this node if one is named, would do.
@@ -342,8 +342,8 @@ impl Driver {
                 };
                 let _ = answer.send(plan);
             }
-            Event::PlanRestart(end_transactions, answer) => {
-                let _ = answer.send(self.node.plan_restart(end_transactions, now, RealClock.wall()));
+            Event::PlanRestart(node, end_transactions, answer) => {
+                let _ = answer.send(self.node.plan_restart(node, end_transactions, now, RealClock.wall()));
             }
             Event::Restart(answer) => {
                 let _ = answer.send(self.node.order_restart(RealClock.wall()));

@@ -32,6 +32,9 @@ const TEST_PATIENCE: Duration = Duration::from_secs(8);
 /// A subject is cut there.
 const SUBJECT_MAX: usize = 200;
 
+/// What a script is given as one argument is cut there, in bytes: the kernel takes 128 KiB.
+const ARGUMENT_MAX: usize = 32 << 10;
+
 /// An event on its way to people.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Notice {
@@ -234,13 +237,24 @@ impl Means {
             Self::Webhook(webhook) => webhook::post(webhook, notice).await,
             Self::Script { line, timeout, about } => {
                 let mut arguments = line.fill(|_| String::new());
-                arguments.extend([notice.subject.clone(), notice.body.clone()]);
+                arguments.extend([argument(&notice.subject), argument(&notice.body)]);
                 let mut surroundings = Surroundings::of(about, notice.event, notice.generation);
                 surroundings.add("SEVERITY", notice.severity);
                 scripts::run(&arguments, &surroundings, *timeout).await.into_result()
             }
         }
     }
+}
+
+/// As a program can be given it: without NUL, and not too long.
+fn argument(text: &str) -> String {
+    let mut argument = text.replace('\0', "\u{fffd}");
+    if argument.len() > ARGUMENT_MAX {
+        let end = (0..=ARGUMENT_MAX).rev().find(|end| argument.is_char_boundary(*end));
+        argument.truncate(end.unwrap_or(0));
+        argument += "\n[cut here; the log of the agent has all of it]\n";
+    }
+    argument
 }
 
 impl std::fmt::Display for Means {
@@ -293,5 +307,20 @@ impl Notice {
             text: event.text.clone(),
             body,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_given_what_a_program_can_take() {
+        assert_eq!(argument("as it is\n"), "as it is\n");
+        assert_eq!(argument("a\0b"), "a\u{fffd}b");
+        let long = argument(&format!("x{}", "\u{e4}".repeat(ARGUMENT_MAX)));
+        let (kept, note) = long.split_once('\n').unwrap();
+        assert_eq!(kept.len(), ARGUMENT_MAX - 1, "not within a character");
+        assert!(kept.ends_with('\u{e4}') && note.contains("cut here"), "{note}");
     }
 }

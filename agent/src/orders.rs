@@ -37,7 +37,9 @@ pub(crate) fn keep(state_dir: &Path, order: &Order) -> io::Result<()> {
 /// It is settled.
 pub(crate) fn forget(state_dir: &Path) -> io::Result<()> {
     match fs::remove_file(path(state_dir)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+        // Else it might be back after a crash of the machine, and be carried out again.
+        Ok(()) => File::open(state_dir)?.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }

@@ -240,6 +240,8 @@ impl Hub {
                 // A figure is not worth waiting for: it is lost where the loop has that much to do.
                 let _ = self.events.try_send(Event::Wrote(generation, Duration::from_millis(after_ms)));
             }
+            // What an earlier link of that name had to say is over.
+            Ok(ToAgent::WantAddress { .. } | ToAgent::GaveUpAddress) if !self.is_newest(name, link) => {}
             Ok(ToAgent::WantAddress { round, priority }) => {
                 let (proxy, answer) = (name.to_owned(), answers.clone());
                 // It asks again before long.
@@ -249,6 +251,10 @@ impl Hub {
             Ok(ToAgent::Hello { .. }) => {}
             Err(error) => tracing::warn!(proxy = name, "{error}"),
         }
+    }
+
+    fn is_newest(&self, name: &str, link: u64) -> bool {
+        self.lock().get(name).is_some_and(|proxy| proxy.link == link)
     }
 
     /// Without this word a proxy counts as one that would take the address for a lease longer.

@@ -107,7 +107,8 @@ impl Scripts {
             address.iter().for_each(|address| surroundings.add(variable, address));
         }
         values.node.iter().for_each(|node| surroundings.add("HOST_NODE", node));
-        tracing::info!("running script {name}: {}", arguments.join(" "));
+        // Its arguments may hold a password.
+        tracing::info!("running script {name}: {}", line.program());
         run(&arguments, &surroundings, within).await
     }
 

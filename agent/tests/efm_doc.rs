@@ -39,9 +39,10 @@ fn command_trouble(typed: &str) -> Option<String> {
 fn every_command_and_property_of_efm_has_an_answer_that_exists() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/efm-to-pgherd.md");
     let text = std::fs::read_to_string(path).unwrap();
+    let text = text.split_once("\n## What went wrong there\n").unwrap().0;
     let keys: BTreeSet<String> = pgherd_agent::config::known_keys().into_iter().map(|key| key.path).collect();
     let (mut wrong, mut seen) = (Vec::new(), BTreeSet::new());
-    let rows = rows(&text);
+    let rows = rows(text);
     for row in &rows {
         let [theirs, ours, _] = row.as_slice() else { panic!("{row:?}") };
         if *theirs != "none" && !seen.insert(*theirs) {
@@ -66,6 +67,35 @@ fn every_command_and_property_of_efm_has_an_answer_that_exists() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let named: usize = rows.iter().map(|row| quoted(row[0]).count()).sum();
     assert_eq!(named, 18 + EFM_PROPERTIES, "commands with their variants, and properties");
+}
+
+/// Every function of the workspace, tests above all.
+fn functions(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let skipped = ["target", ".git"].iter().any(|name| path.ends_with(name));
+        if path.is_dir() && !skipped {
+            functions(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let names = text.split("fn ").skip(1).filter_map(|rest| rest.split_once('('));
+            found.extend(names.map(|(name, _)| name.to_owned()));
+        }
+    }
+}
+
+#[test]
+fn every_test_that_keeps_a_defect_away_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join("docs/efm-to-pgherd.md")).unwrap();
+    let defects = text.split_once("\n## What went wrong there\n").unwrap().1;
+    let mut known = BTreeSet::new();
+    functions(&root, &mut known);
+    let is_test = |name: &&str| name.matches('_').count() > 2 && *name != "synchronous_standby_names";
+    let named: Vec<&str> = quoted(defects).filter(is_test).collect();
+    assert!(named.len() > 15, "{named:?}");
+    let missing: Vec<&str> = named.into_iter().filter(|name| !known.contains(*name)).collect();
+    assert!(missing.is_empty(), "no such test: {missing:?}");
 }
 
 /// As many as Failover Manager 5.4 documents.

@@ -112,6 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn positions_are_numbers() {
+        let lsn = |text: &str| text.parse::<Lsn>().unwrap();
+        assert!(lsn("9/FFFFFFFF") < lsn("10/0") && lsn("10/0") < lsn("A0/0"), "not text");
+    }
+
+    #[test]
     fn lsn_prints_as_postgresql_does() {
         let lsn: Lsn = "16/B374D848".parse().unwrap();
         assert_eq!(lsn.0, 0x16_B374_D848);

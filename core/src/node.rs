@@ -446,7 +446,8 @@ impl Node {
         let primary = self.state.upstream().and_then(|id| self.heard(id, now));
         let from = self.state.change.as_ref().and_then(|change| self.heard(change.from, now));
         let offer = from.and_then(|seen| salvage::offer(&self.state, &seen.observation));
-        let donors = if own.running().is_none() { self.donors(now) } else { Vec::new() };
+        let asked = own.running().is_none() || self.ordered().is_some();
+        let donors = if asked { self.donors(now) } else { Vec::new() };
         let situation = Situation {
             me: self.id(),
             state: &self.state,

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::observation::Running;
 use crate::reconcile::Upstream;
 
+/// What is told of a node meanwhile: its PostgreSQL is down on purpose.
+pub const REBUILDING: &str = "it is being rebuilt";
+
 /// How a node is made a standby of the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

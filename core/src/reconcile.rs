@@ -11,6 +11,7 @@ mod fence_script;
 pub mod lease;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::collections::BTreeSet;
 use std::mem::{Discriminant, discriminant};
@@ -27,6 +28,7 @@ use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
 use cover::{commits, cover_action, may_let_in};
+use upstream::{divergence, serving_upstream};
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
 pub use comeback::{Comeback, RejoinRules};
@@ -330,7 +332,9 @@ impl Reconciler {
 
     /// The log says another node is primary, or that nobody is.
     fn as_standby(&self, s: &Situation<'_>, member: &Member) -> Reconciliation {
-        if let Some(left_alone) = leave_alone(s) {
+        // What the agent itself has stopped it starts again.
+        let unfinished = s.stopped_here && s.own.stopped().is_some();
+        if let Some(left_alone) = leave_alone(s).filter(|_| !unfinished) {
             return left_alone;
         }
         match &s.own.state {
@@ -356,7 +360,8 @@ impl Reconciler {
             PostgresState::Unresponsive { for_ms, reason } => self.unresponsive(s, *for_ms, reason),
             PostgresState::Unusable(reason) => {
                 let primary = s.primary.filter(|primary| !primary.in_recovery);
-                let ordered = self.comeback.order().and(serving_upstream(s)).zip(primary);
+                let order = self.comeback.order().filter(|_| s.state.pauses.of(s.me).is_none());
+                let ordered = order.and(serving_upstream(s)).zip(primary);
                 let rebuild = ordered.and_then(|(upstream, running)| {
                     self.comeback.rebuild(&self.rules, &upstream, running, s.donors, s.now).ok()?
                 });
@@ -382,7 +387,8 @@ impl Reconciler {
             }
             return Reconciliation::default();
         }
-        if let Some(begun) = s.own.restarting {
+        let paused = s.state.pauses.of(s.me);
+        if let Some(begun) = s.own.restarting.filter(|_| paused.is_none()) {
             let me = s.state.members.get(&s.me);
             if me.is_some_and(|member| member.service == Service::Up) {
                 return Reconciliation::wait("it is restarted once proxies are told to send nothing here");
@@ -391,30 +397,28 @@ impl Reconciler {
         }
         let slots = Reconciliation { action: self.slots_action(s, true), ..Reconciliation::default() };
         let Some(upstream) = serving_upstream(s) else { return slots };
-        if self.comeback.order().is_some() && s.primary.is_some() {
-            let reason = "an operator has it rebuilt".to_owned();
-            return Reconciliation::act(LocalAction::StopFast { reason });
+        // It goes on as it is until there is something to make it anew from.
+        if let (Some(primary), Some(_), None) = (s.primary, self.comeback.order(), paused) {
+            match self.comeback.rebuild(&self.rules, &upstream, primary, s.donors, s.now) {
+                Ok(Some(_)) => {
+                    let reason = "an operator has it rebuilt".to_owned();
+                    return Reconciliation::act(LocalAction::StopFast { reason });
+                }
+                Ok(None) => {}
+                Err((note, _)) => return Reconciliation { note: Some(note), ..slots },
+            }
         }
         // Without a word from the primary's agent a divergence cannot be told from a slow start.
         let Some(primary) = s.primary.filter(|primary| !primary.in_recovery) else { return slots };
         // What is replayed counts: the end of what was received is often half a record, and the new
         // primary's timeline begins at the end of a whole one.
-        if !primary.history.contains(primary.timeline, running.timeline, running.position) {
-            return Reconciliation::act(LocalAction::StopFast {
-                reason: format!(
-                    "it has replayed timeline {} to {}, past the point where {} left that timeline: it has to be rewound",
-                    running.timeline, running.position, upstream.node
-                ),
-            });
-        }
-        // PostgreSQL compares numbers only, and would stream.
-        if !primary.history.may_share(running.timeline, &running.history) {
-            return Reconciliation::act(LocalAction::StopFast {
-                reason: format!(
-                    "its timeline {0} is another than the timeline {0} of {1}: both came from a promotion of their own",
-                    running.timeline, upstream.node
-                ),
-            });
+        if let Some(reason) = divergence(primary, running, &upstream) {
+            return match paused {
+                None => Reconciliation::act(LocalAction::StopFast { reason }),
+                Some(pause) => {
+                    Reconciliation::wait(format!("{reason}; it is left alone: paused until {}", pause.until))
+                }
+            };
         }
         let same = running.follows.as_ref() == Some(&upstream.address);
         if same && running.follows_in == upstream.generation {
@@ -577,12 +581,4 @@ fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
         (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
         (_, _) => Reconciliation::default(),
     }
-}
-
-/// The primary to follow, when there is one and no change in flight that may give it up.
-fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
-    let descriptor = &s.state.members.get(&s.state.upstream()?)?.descriptor;
-    let (node, address) = (descriptor.name.clone(), descriptor.postgres.clone()?);
-    let generation = (s.state.cover.number > 0).then_some(s.state.generation);
-    Some(Upstream { node, address, generation })
 }

@@ -238,6 +238,9 @@ impl Keeping {
     fn hold(&mut self, lifetime: Duration) -> Result<(), String> {
         let had = self.vip.is_held().map_err(|error| text(&error))?;
         self.vip.hold(Some(lifetime)).map_err(|error| text(&error))?;
+        if matches!(self.order, Some(Order::Hold { until, .. }) if over(until)) {
+            return self.release();
+        }
         let held = self.held();
         self.found(true);
         if !had || !held {
@@ -287,7 +290,10 @@ impl Keeping {
     }
 
     fn announce(&mut self) {
-        while self.held()
+        // A thread that has slept through the end of it would draw traffic to where the address is not any more.
+        let holds = matches!(self.order, Some(Order::Hold { until, .. }) if !over(until));
+        while holds
+            && self.held()
             && let Some(pause) = ANNOUNCEMENTS.get(self.announced)
             && self.taken + *pause <= RealClock.now()
         {

@@ -26,7 +26,8 @@ pub(super) async fn restart(State(api): State<Api>, headers: HeaderMap, bytes: B
     if state.primary.is_none_or(|primary| primary.node != member.descriptor.id) {
         return ask_agent(&api, &member.descriptor.agent, HERE, &request).await;
     }
-    let planned = api.ask(|answer| Event::PlanRestart(request.end_transactions, answer)).await?;
+    let (node, end) = (member.descriptor.id, request.end_transactions);
+    let planned = api.ask(|answer| Event::PlanRestart(node, end, answer)).await?;
     let command = planned.map_err(|refused| Refused::new(StatusCode::CONFLICT, &refused, refused.hint()))?;
     propose(&api, command).await?;
     tracing::info!("an operator has primary {} restarted", request.node);

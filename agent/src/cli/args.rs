@@ -96,8 +96,9 @@ Examples:
     /// Makes a node a standby of the primary anew, by pg_rewind or by a copy
     ///
     /// Rewound it is if it has WAL that the primary never had and that can be done; otherwise all of its data is copied,
-    /// from a standby if there is one. The old data directory is kept aside for a while (failover.keep_old_data). The agent
-    /// of the node does the work: it goes on when this command is interrupted, and when the agent is restarted.
+    /// from a standby if there is one. A copy keeps the old data directory aside for failover.keep_old_data; a rewind keeps
+    /// nothing. The agent of the node does the work: it goes on when this command is interrupted, and when the agent is
+    /// restarted.
     #[command(after_help = "\
 Examples:
   pgherd rebuild server1

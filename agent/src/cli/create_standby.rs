@@ -17,8 +17,8 @@ use super::{Outcome, print};
 use crate::api::types::{AgentType, ClusterStatus, DatabaseState, NodeStatus};
 use crate::app;
 use crate::config::{self, Config};
-use crate::postgres::{Upstream, create_standby};
-use crate::sole::Sole;
+use crate::postgres::{CreateError, Upstream, create_standby};
+use crate::sole::{Sole, SoleError};
 use crate::working::Working;
 
 /// How often the bar moves.
@@ -35,7 +35,17 @@ pub(super) async fn run(agent: &AgentArgs, args: &CreateArgs) -> Result<Outcome,
     let settings = app::settings(&config, postgres);
     as_the_agent(&config.node.state_dir)?;
     let _sole = Sole::lock(&config.node.state_dir).await.map_err(|error| {
-        refuse(Chain(&error).to_string(), "stop the agent of this node first: systemctl stop pgherd-agent")
+        let hint = match &error {
+            SoleError::Taken(_) => {
+                "stop the agent of this node first: systemctl stop pgherd-agent".to_owned()
+            }
+            SoleError::Io { .. } => format!(
+                "its directory has to be there and to belong to the agent's user: install -d -o {} -m 0700 {}",
+                postgres.os_user,
+                config.node.state_dir.display()
+            ),
+        };
+        refuse(Chain(&error).to_string(), &hint)
     })?;
     let status = ask(&config).await?;
     let Some(identifier) = status.system_identifier else {
@@ -58,13 +68,18 @@ pub(super) async fn run(agent: &AgentArgs, args: &CreateArgs) -> Result<Outcome,
                     meter.show(&step)?;
                 }
             }
-            // It ends in order, and leaves nothing behind.
+            // It ends in order.
             Ok(()) = tokio::signal::ctrl_c() => working.stop(),
         }
     };
     meter.end();
     let (from, copied) = created.map_err(|error| {
-        let hint = "nothing is left of it; the same command begins anew";
+        let hint = match &error {
+            CreateError::NotEmpty(_) | CreateError::Open(_) => "nothing was copied",
+            CreateError::Clone(_) => {
+                "the same command begins anew, and removes first what may be left; a copy that was complete it finishes"
+            }
+        };
         refuse(Chain(&error).to_string(), hint)
     })?;
     let size = super::units::bytes(copied);

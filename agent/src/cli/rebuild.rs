@@ -84,9 +84,13 @@ fn question(args: &RebuildArgs, node: &NodeStatus) -> String {
         }
         Means::Clone => "  All of its data is copied anew.\n",
     };
-    if args.means() != Means::Rewind {
-        text += "  The old data directory is kept aside for failover.keep_old_data.\n";
-    }
+    text += match args.means() {
+        Means::Best => {
+            "  A copy keeps the old data directory aside for failover.keep_old_data; a rewind keeps nothing.\n"
+        }
+        Means::Rewind => "  Nothing is kept of what a rewind undoes.\n",
+        Means::Clone => "  The old data directory is kept aside for failover.keep_old_data.\n",
+    };
     text + "  What only this node has is not part of the cluster any more.\nRebuild it?"
 }
 

@@ -34,16 +34,32 @@ pub(super) async fn run(agent: &Agent, args: &RestartArgs) -> Result<Outcome, Cl
     if !args.yes {
         confirm::ask(&question(&order))?;
     }
-    for node in &order {
-        // The primary may be another one by now.
-        let now: ClusterStatus = agent.fetch("/v1/status").await?;
-        let Some(now_node) = now.nodes.iter().find(|known| known.name == node.name) else { continue };
-        let outcome = restart(agent, &now, now_node, args.end_transactions).await?;
-        if outcome != Outcome::Good {
-            return Ok(outcome);
+    for (index, node) in order.iter().enumerate() {
+        let outcome = take_turn(agent, &node.name, args.end_transactions).await;
+        if !matches!(outcome, Ok(Outcome::Good)) {
+            print(&left_out(order.get(index + 1..).unwrap_or_default()))?;
+            return outcome;
         }
     }
     Ok(Outcome::Good)
+}
+
+async fn take_turn(agent: &Agent, name: &NodeName, end_transactions: bool) -> Result<Outcome, CliError> {
+    // The primary may be another one by now.
+    let now: ClusterStatus = agent.fetch("/v1/status").await?;
+    match now.nodes.iter().find(|known| known.name == *name) {
+        Some(node) => restart(agent, &now, node, end_transactions).await,
+        None => Ok(Outcome::Good),
+    }
+}
+
+/// Whose turn does not come any more.
+fn left_out(rest: &[&NodeStatus]) -> String {
+    if rest.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = rest.iter().map(|node| node.name.as_str()).collect();
+    format!("not restarted, since that went wrong: {}\n", names.join(", "))
 }
 
 /// Standbys first, the primary last.
@@ -170,5 +186,13 @@ mod tests {
         let text = "PostgreSQL is restarted, on one node after the other:\n  server2: it takes no reads meanwhile\n  \
                     server1, the primary: new work is held until it is back\nRestart?";
         assert_eq!(question(&order), text);
+    }
+
+    #[test]
+    fn whoever_is_left_out_is_named() {
+        let status = three_nodes();
+        let order = order(&status, &args(&[], false)).unwrap();
+        assert_eq!(left_out(&order[1..]), "not restarted, since that went wrong: server3, server1\n");
+        assert_eq!(left_out(&order[3..]), "");
     }
 }

@@ -12,6 +12,7 @@ mod source;
 
 use std::path::PathBuf;
 
+use pgherd_common::errors::Chain;
 use pgherd_common::{Clock, time::RealClock};
 
 use super::command::OsUser;
@@ -166,7 +167,7 @@ impl Copy<'_> {
         let mut last = CloneError::NoSource;
         for from in sources {
             if !matches!(last, CloneError::NoSource) {
-                tracing::warn!(%from, "{}; trying the next server", pgherd_common::errors::Chain(&last));
+                tracing::warn!(%from, "{}; trying the next server", Chain(&last));
             }
             match self.copy_of(from).await {
                 Ok(staged) => return Ok(staged),
@@ -191,14 +192,26 @@ impl Copy<'_> {
         blocking(move || tidy(&earlier)).await??;
         layout.check_room(&facts, kept::all(&self.settings.state_dir).as_slice())?;
         Mark::Copying { staged: layout.staged() }.write(self.settings)?;
-        layout.make_room(self.owner)?;
-        tracing::info!(%from, bytes = facts.total(), into = %layout.data.staged.display(), "copying");
-        let bytes = self.run(from, &layout).await;
+        let bytes = match layout.make_room(self.owner) {
+            Ok(()) => {
+                tracing::info!(%from, bytes = facts.total(), into = %layout.data.staged.display(), "copying");
+                self.run(from, &layout).await
+            }
+            Err(error) => Err(error.into()),
+        };
         if bytes.is_err() {
-            let settings = self.settings.clone();
-            blocking(move || tidy(&settings)).await??;
+            self.discard().await;
         }
         Ok(Staged { bytes: bytes?, layout, from: from.clone() })
+    }
+
+    /// Removes a copy that comes to nothing. What cannot be removed now is by whoever copies next.
+    pub(super) async fn discard(&self) {
+        let settings = self.settings.clone();
+        let tidied = blocking(move || tidy(&settings)).await;
+        if let Err(error) = tidied.and_then(|tidied| tidied.map_err(CloneError::from)) {
+            tracing::warn!("what was copied in vain is left for now: {}", Chain(&error));
+        }
     }
 
     /// What is the node's own in a complete copy: that it is a standby, and whom it follows.
@@ -224,12 +237,17 @@ impl Copy<'_> {
                 let synced = std::fs::File::open(&place).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
                 synced.map_err(failed("sync", &place))?;
             }
-            let (mark, kept) = layout.swap()?;
+            let (mark, kept) = layout.swap(RealClock.wall())?;
             mark.write(&settings)?;
             settle(&settings)?;
             Ok::<_, FileError>(kept)
         });
-        Ok(swapped.await??)
+        let swapped = swapped.await.and_then(|swapped| swapped.map_err(CloneError::from));
+        if swapped.is_err() {
+            // Once it is about to take its place, it is finished, not removed.
+            self.discard().await;
+        }
+        swapped
     }
 }
 

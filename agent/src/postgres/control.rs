@@ -36,7 +36,7 @@ const CHECKPOINT_DEADLINE: Duration = Duration::from_secs(300);
 pub enum StartError {
     /// A rewind was begun and not finished.
     #[error(
-        "the data directory {0:?} was left half rewound; it must not be started before a rewind of it has finished (the agent repeats it), or it was cloned anew with pg_basebackup"
+        "the data directory {0:?} was left half rewound; it must not be started before a rewind of it has finished (the agent repeats it), or before it was copied anew with `pgherd rebuild NODE --clone`"
     )]
     RewindPending(PathBuf),
     /// A copy is taking the place of the data.

@@ -52,7 +52,10 @@ pub async fn create_standby(
     let owner = open::owner(&settings.os_user).await?;
     let copy = Copy { settings, owner: &owner, working, system_identifier, rate };
     let staged = copy.make(sources).await?;
-    copy.make_standby(&staged, upstream)?;
+    if let Err(error) = copy.make_standby(&staged, upstream) {
+        copy.discard().await;
+        return Err(error.into());
+    }
     let (from, bytes) = (staged.from.clone(), staged.bytes);
     copy.swap(staged).await?;
     Ok((from, bytes))

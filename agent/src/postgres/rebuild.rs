@@ -5,7 +5,7 @@ use pgherd_common::{Clock, NodeName, Timeline, time::RealClock};
 use pgherd_core::rebuild::{Means, Rebuild, Setback};
 
 use super::StartError;
-use super::clone::{CloneError, Copy};
+use super::clone::{self, CloneError, Copy};
 use super::instance::Instance;
 use super::kept;
 use super::rejoin::{RejoinError, Rejoined};
@@ -138,20 +138,31 @@ impl Instance {
             system_identifier,
             rate: wanted.rate,
         };
+        clone::settle(self.settings()).map_err(CloneError::File)?;
+        // What cannot be saved is better known before hours of copying.
+        self.keep_files().map_err(CloneError::File)?;
         let staged = copy.make(&wanted.sources).await?;
-        self.hand_down_files(staged.data_dir()).map_err(CloneError::File)?;
-        copy.make_standby(&staged, &wanted.upstream).map_err(CloneError::File)?;
+        let restored = self.restore_files(staged.data_dir());
+        if let Err(error) = restored.and_then(|()| copy.make_standby(&staged, &wanted.upstream)) {
+            copy.discard().await;
+            return Err(CloneError::File(error).into());
+        }
         let (from, bytes) = (staged.from.node.clone(), staged.bytes);
         let kept = copy.swap(staged).await?;
         let kept = kept.paths.last().filter(|_| !self.settings().keep_old_data.is_zero());
         Ok(Rebuilt::Copied { from, bytes, kept: kept.map(|path| path.display().to_string()) })
     }
 
-    /// Removes what was kept of earlier data for long enough, and what is left of a copy that nobody makes any more.
+    /// Removes what was kept of earlier data for long enough. While PostgreSQL is down it removes nothing: a copy that never
+    /// started may be of no use.
     pub async fn expire_kept(&self) {
+        let runs = matches!(self.postmaster(), Ok(Some(_)));
+        if !runs || self.session().await.is_err() {
+            return;
+        }
         let settings = self.settings().clone();
         let work = tokio::task::spawn_blocking(move || {
-            kept::expire(&settings.state_dir, settings.keep_old_data, RealClock.wall())
+            kept::expire(&settings.state_dir, &settings.data_dir, settings.keep_old_data, RealClock.wall())
         });
         if let Ok(Err(error)) = work.await {
             tracing::warn!("{}", Chain(&error));

@@ -56,7 +56,7 @@ pub enum RejoinError {
     },
     /// Two promotions took the same number.
     #[error(
-        "this node and {upstream} were both promoted to timeline {timeline}, at different points; pg_rewind cannot tell them apart: clone this node with pg_basebackup"
+        "this node and {upstream} were both promoted to timeline {timeline}, at different points; pg_rewind cannot tell them apart: copy this node anew with `pgherd rebuild NODE --clone`"
     )]
     SameNumber {
         /// The server to follow.
@@ -66,7 +66,7 @@ pub enum RejoinError {
     },
     /// Killed while it wrote the timeline the upstream writes.
     #[error(
-        "this node was killed as primary of timeline {timeline}, which {upstream} writes too; what only this node has cannot be told: promote one of them, or clone this node with pg_basebackup"
+        "this node was killed as primary of timeline {timeline}, which {upstream} writes too; what only this node has cannot be told: promote one of them, or copy this node anew with `pgherd rebuild NODE --clone`"
     )]
     SameTimeline {
         /// The server to follow.
@@ -76,12 +76,12 @@ pub enum RejoinError {
     },
     /// pg_rewind cannot work here.
     #[error(
-        "this node has diverged from {0}, and pg_rewind needs data checksums or wal_log_hints = on, which this data directory has not: clone it with pg_basebackup"
+        "this node has diverged from {0}, and pg_rewind needs data checksums or wal_log_hints = on, which this data directory has not: copy it anew with `pgherd rebuild NODE --clone`"
     )]
     NotRewindable(Upstream),
     /// pg_rewind ended well, but did not do it.
     #[error(
-        "pg_rewind ended without an error, but the data directory (timeline {timeline}) is still not part of the past of {upstream}; if this persists, clone this node with pg_basebackup. It said:\n{output}"
+        "pg_rewind ended without an error, but the data directory (timeline {timeline}) is still not part of the past of {upstream}; if this persists, copy this node anew with `pgherd rebuild NODE --clone`. It said:\n{output}"
     )]
     NotRewound {
         /// The server to follow.

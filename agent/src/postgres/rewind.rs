@@ -58,7 +58,7 @@ pub enum RewindError {
     },
     /// Crash recovery, which has to come first, failed.
     #[error(
-        "crash recovery before the rewind failed ({status}); clone the node with pg_basebackup if this persists. PostgreSQL said:\n{output}"
+        "crash recovery before the rewind failed ({status}); run `pgherd rebuild NODE --clone` if this persists. PostgreSQL said:\n{output}"
     )]
     Recovery {
         /// Its exit status.
@@ -68,7 +68,7 @@ pub enum RewindError {
     },
     /// `pg_rewind` failed.
     #[error(
-        "pg_rewind failed ({status}); it is tried again, but if it says that WAL or a file is missing, clone the node with pg_basebackup. It said:\n{output}"
+        "pg_rewind failed ({status}); it is tried again, but if it says that WAL or a file is missing, run `pgherd rebuild NODE --clone`. It said:\n{output}"
     )]
     Failed {
         /// Its exit status.
@@ -175,16 +175,14 @@ impl Instance {
         fs::remove_dir_all(&saved).map_err(failed("remove", &saved))
     }
 
-    /// Gives the DBA's files of this node to another data directory that is to take the place of its own.
-    pub(super) fn hand_down_files(&self, to: &Path) -> Result<(), FileError> {
-        // Half rewound, it has the files of the server it was rewound to.
-        if !is_pending(self.settings()) {
-            self.save_files()?;
-        }
-        self.restore_files(to)
+    /// Saves the DBA's files of this node for another data directory that is to take the place of its own.
+    pub(super) fn keep_files(&self) -> Result<(), FileError> {
+        // Half rewound, it has the files of the server it was rewound to, and its own were saved before.
+        if is_pending(self.settings()) { Ok(()) } else { self.save_files() }
     }
 
-    fn restore_files(&self, data_dir: &Path) -> Result<(), FileError> {
+    /// Gives a data directory the files of the DBA that were saved.
+    pub(super) fn restore_files(&self, data_dir: &Path) -> Result<(), FileError> {
         let from = saved_dir(self.settings());
         for saved in files_below(&from).map_err(failed("read", &from))? {
             let Ok(relative) = saved.strip_prefix(&from) else { continue };
@@ -195,7 +193,7 @@ impl Instance {
             };
             let (content, metadata) = restore().map_err(failed("restore", &path))?;
             write_durably(&path, &content, metadata.permissions().mode() & 0o7777, None)?;
-            chown(&path, Some(metadata.uid()), Some(metadata.gid())).map_err(failed("restore", &path))?;
+            give(&path, &metadata).map_err(failed("restore", &path))?;
         }
         Ok(())
     }
@@ -293,7 +291,7 @@ impl Instance {
                 fs::create_dir_all(target.parent().unwrap_or(&into))?;
                 let metadata = fs::metadata(&path)?;
                 fs::copy(&path, &target)?;
-                chown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
+                give(&target, &metadata)?;
                 fs::File::open(&target)?.sync_all()
             })();
             saved.map_err(failed("save", &path))?;
@@ -338,6 +336,18 @@ fn identity(data_dir: &Path) -> io::Result<String> {
     let born =
         metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
     Ok(format!("pg_control {}:{} born {}", metadata.dev(), metadata.ino(), born.as_nanos()))
+}
+
+/// Has it belong to whom its original does. Only root may do that; otherwise it is the agent's user's own.
+fn give(path: &Path, like: &fs::Metadata) -> io::Result<()> {
+    match chown(path, Some(like.uid()), Some(like.gid())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // PostgreSQL takes a TLS key that others may read only if it is root's.
+            let mode = like.permissions().mode() & 0o700;
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        }
+        done => done,
+    }
 }
 
 fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -20,15 +20,20 @@ pub(crate) async fn watch(
     let mut complained = false;
     let mut failing = false;
     loop {
-        // What was said of a server that is gone says nothing of the next one.
+        // Nor is it said any more.
         if !*answers.borrow() && std::mem::take(&mut failing) && report(&events, None).await.is_err() {
             return;
         }
         if answers.wait_for(|answers| *answers).await.is_err() {
             return;
         }
+        answers.borrow_and_update();
         let surroundings = Surroundings::of(&about, "custom_monitor", Generation::ZERO);
         let ran = run(&monitor.line.fill(|_| String::new()), &surroundings, monitor.timeout).await;
+        // What was said of a server that is gone says nothing of the next one.
+        if answers.has_changed().unwrap_or(true) {
+            continue;
+        }
         let verdict = match &ran.end {
             End::Success => None,
             failed => Some(format!("it {failed}{}", ran.quoted())),

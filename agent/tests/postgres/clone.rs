@@ -93,9 +93,13 @@ async fn a_standby_is_copied_anew_and_keeps_what_is_its_own() {
     assert!(Path::new(&kept).join("PG_VERSION").exists(), "the old data is kept in {kept}");
     assert_eq!(ours(standby.root()).len(), 1, "{:?}", ours(standby.root()));
 
-    // Its time comes.
+    // Its time comes, but not while nobody knows whether the copy is of any use.
+    stop(&standby).await;
     standby.settings.keep_old_data = Duration::ZERO;
     standby.instance = Instance::open(standby.settings.clone()).await.unwrap();
+    standby.instance.expire_kept().await;
+    assert_eq!(ours(standby.root()).len(), 1, "{:?}", ours(standby.root()));
+    standby.instance.start_standby(Some(&primary.upstream())).await.unwrap();
     standby.instance.expire_kept().await;
     assert_eq!(ours(standby.root()), Vec::<String>::new());
 }
@@ -348,6 +352,52 @@ async fn a_copy_that_is_stopped_leaves_everything_as_it_was() {
     standby.instance.start_standby(Some(&primary.upstream())).await.unwrap();
     standby.streams().await;
     assert_eq!(count(&standby).await, "1000");
+}
+
+#[tokio::test]
+async fn a_complete_copy_that_cannot_be_prepared_is_removed() {
+    let (primary, standby) = pair().await;
+    stop(&standby).await;
+    // A file here, a directory there: one cannot take the place of the other.
+    let (file, dir) = (standby.settings.data_dir.join("extra"), primary.settings.data_dir.join("extra"));
+    std::fs::write(&file, "of beta\n").unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("part"), "of alpha\n").unwrap();
+    chown(&file);
+    chown(&dir);
+    let plan = wanted(&primary, Means::Clone, &[&primary]).await;
+    let error = standby.instance.rebuild(&plan, &Working::default()).await.unwrap_err();
+    assert!(matches!(&error, RebuildError::Clone(CloneError::File(_))), "{error:?}");
+    assert_eq!(ours(standby.root()), Vec::<String>::new());
+    standby.instance.start_standby(Some(&primary.upstream())).await.unwrap();
+    standby.streams().await;
+}
+
+#[tokio::test]
+async fn links_to_nothing_and_tablespaces_within_the_data_are_not_replaced() {
+    let (primary, standby) = pair().await;
+    stop(&standby).await;
+    let data = &standby.settings.data_dir;
+    let refused = async || {
+        let plan = wanted(&primary, Means::Clone, &[&primary]).await;
+        match standby.instance.rebuild(&plan, &Working::default()).await.unwrap_err() {
+            RebuildError::Clone(CloneError::Place { path, why }) => (path, why),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (inner, space) = (data.join("inner"), data.join("pg_tblspc/99999"));
+    std::fs::create_dir(&inner).unwrap();
+    std::os::unix::fs::symlink(&inner, &space).unwrap();
+    let (path, why) = refused().await;
+    assert!(path == inner && why.contains("within the data directory"), "{path:?} {why}");
+    std::fs::remove_file(&space).unwrap();
+
+    let wal = data.join("pg_wal");
+    std::fs::rename(&wal, data.join("wal")).unwrap();
+    std::os::unix::fs::symlink(standby.root().join("unmounted"), &wal).unwrap();
+    let (path, why) = refused().await;
+    assert!(path.ends_with("pg_wal") && why.contains("leads to nothing"), "{path:?} {why}");
+    assert_eq!(ours(standby.root()), Vec::<String>::new());
 }
 
 #[tokio::test]

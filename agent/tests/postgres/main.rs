@@ -428,7 +428,7 @@ async fn without_checksums_a_diverged_node_is_not_rewound() {
     n2.instance.checkpoint().await.unwrap();
     let error = n1.instance.rejoin(&n2.upstream(), &n2.running().await).await.unwrap_err();
     assert!(matches!(error, RejoinError::NotRewindable(_)), "{error}");
-    assert!(error.to_string().contains("pg_basebackup"));
+    assert!(error.to_string().contains("pgherd rebuild NODE --clone"));
 }
 
 #[tokio::test]

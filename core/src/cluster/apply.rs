@@ -423,6 +423,7 @@ fn set_allowed(
         return Err(Rejected::IsPrimary(node));
     }
     member.allowed = allowed;
+    member.replaced &= !allowed;
     member.service = Service::Joining;
     member.since = at;
     Ok(true)
@@ -434,7 +435,11 @@ fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, 
         return Err(Rejected::NotAllowed(node));
     }
     match &member.service {
-        Service::Failed(_) => set_service(state, node, Service::Joining, at),
+        Service::Failed(_) => {
+            // One attempt that fails is not to need another word.
+            member.replaced = false;
+            set_service(state, node, Service::Joining, at)
+        }
         Service::Joining => Ok(false),
         Service::Up => Err(Rejected::NotFailed(node)),
     }

@@ -47,6 +47,8 @@ impl View<'_> {
             let id = member.descriptor.id;
             // Without a vote it could not be chosen, and would hold up whoever has less.
             let up = member.service == Service::Up && self.state.voters.contains(id);
+            // Nor is one that is paused promoted.
+            let up = up && !self.state.pauses.nodes.contains_key(&id);
             up && (self.state.cover.wanted.of.contains(&id) || near(id))
         };
         self.sync_members(primary).filter(is_up).map(|member| member.descriptor.id).collect()

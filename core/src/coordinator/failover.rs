@@ -53,12 +53,17 @@ impl View<'_> {
                 report.waiting.push(NotYet::AutoFailoverOff(self.name(primary)));
                 return None;
             }
+            // What has begun has to end with a primary.
             Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit
-                if self.standbys_behind(primary) < self.policy.minimum_standbys =>
+                if self.state.change.is_none()
+                    && self.standbys_behind(primary) < self.policy.minimum_standbys =>
             {
                 let (left, wanted) = (self.standbys_behind(primary), self.policy.minimum_standbys);
                 report.waiting.push(NotYet::TooFewLeft { node: self.name(primary), left, wanted });
-                return None;
+                if trouble.remedy != Remedy::ReplaceOrStart {
+                    return None;
+                }
+                Some(primary)
             }
             Remedy::ReplaceOrStart | Remedy::Replace | Remedy::ReplaceByFit => {
                 match self.somebody_can_take_over(primary, trouble.remedy == Remedy::ReplaceByFit) {

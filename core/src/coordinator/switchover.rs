@@ -127,11 +127,14 @@ impl View<'_> {
     }
 
     /// An operator asks for a restart of the primary: it stops as for a switchover, and starts again.
-    pub fn plan_restart(&self, end_transactions: bool) -> Result<Command, SwitchoverRefused> {
+    pub fn plan_restart(&self, node: NodeId, end_transactions: bool) -> Result<Command, SwitchoverRefused> {
         if let Some(change) = &self.state.change {
             return Err(SwitchoverRefused::ChangeInFlight(change.kind));
         }
         let (from, _) = self.check_request(None)?;
+        if from != node {
+            return Err(SwitchoverRefused::PrimaryNotInService(self.name(node)));
+        }
         self.refuse_paused(from, None)?;
         if self.state.serving() != Some(from) || self.running(from).is_none_or(|running| running.in_recovery)
         {

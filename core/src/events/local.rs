@@ -4,6 +4,7 @@ use pgherd_common::{Generation, NodeName};
 
 use super::{Event, Kind};
 use crate::observation::{PostgresObservation, PostgresState};
+use crate::rebuild::REBUILDING;
 use crate::reconcile::LEASE_ENDED;
 
 /// A look that fails now and then on a busy machine is no news.
@@ -68,7 +69,7 @@ pub(super) fn conditions(me: &NodeName, generation: Generation, own: &PostgresOb
         | PostgresState::Starting { .. }
         | PostgresState::Running(_) => {}
     }
-    if let Some(error) = &own.trouble {
+    if let Some(error) = own.trouble.as_ref().filter(|trouble| *trouble != REBUILDING) {
         add(Kind::ActionFailed, format!("{me}: {error}"));
     }
     if let Some(why) = &own.health.monitor {

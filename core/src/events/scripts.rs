@@ -7,6 +7,7 @@ use super::local::is_isolated;
 use super::states::new_change;
 use crate::cluster::{ChangePhase, ClusterState, Member, Outcome, PrimaryPhase, Service};
 use crate::observation::PostgresObservation;
+use crate::rebuild::REBUILDING;
 
 /// In which role a node is attached or detached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +161,8 @@ fn has_failed(
 ) -> bool {
     let Some(own) = own else { return false };
     let out = own.running().is_none() || own.health.complaint().is_some();
-    if !out || is_isolated(own) {
+    let on_purpose = own.trouble.as_deref() == Some(REBUILDING);
+    if !out || on_purpose || is_isolated(own) {
         return false;
     }
     if new_change(before, after).is_some_and(|c| c.kind == ChangeKind::Failover && c.from == me) {

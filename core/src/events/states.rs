@@ -153,6 +153,9 @@ impl Found<'_> {
             let from = self.name(change.from);
             let name = from.as_ref().map_or("?", NodeName::as_str);
             let (kind, text) = match change.kind {
+                ChangeKind::Switchover if change.is_restart() => {
+                    (Kind::SwitchoverBegun, format!("restart of primary {name} has begun: {}", change.reason))
+                }
                 ChangeKind::Failover => {
                     (Kind::FailoverBegun, format!("failover from {name} has begun: {}", change.reason))
                 }
@@ -193,6 +196,9 @@ impl Found<'_> {
             (Outcome::InFlight, _) => return,
             (Outcome::Completed, ChangeKind::Failover) => {
                 (Kind::FailoverCompleted, format!("failover from {from} to {to} is done: {to} is primary"))
+            }
+            (Outcome::Completed, ChangeKind::Switchover) if from == to.as_str() => {
+                (Kind::SwitchoverCompleted, format!("restart of {to} is done: it is still the primary"))
             }
             (Outcome::Completed, ChangeKind::Switchover) => (
                 Kind::SwitchoverCompleted,

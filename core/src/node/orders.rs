@@ -5,7 +5,7 @@ use pgherd_common::{MonoTime, NodeName};
 use super::Node;
 use crate::coordinator::Seen;
 use crate::observation::PostgresObservation;
-use crate::rebuild::{Order, OrderRefused};
+use crate::rebuild::{Order, OrderRefused, REBUILDING};
 use crate::reconcile::{LocalAction, Upstream};
 
 impl Node {
@@ -90,7 +90,7 @@ impl Node {
     pub(super) fn tell_rebuild(&self, own: PostgresObservation) -> PostgresObservation {
         match self.acting() {
             Some(LocalAction::Rebuild(_)) => {
-                PostgresObservation { trouble: Some("it is being rebuilt".to_owned()), ..own }
+                PostgresObservation { trouble: Some(REBUILDING.to_owned()), ..own }
             }
             Some(_) | None => own,
         }

@@ -18,14 +18,15 @@ impl Node {
         self.coordinator.view(now, wall).plan_switchover(to, end_transactions)
     }
 
-    /// An operator wants the primary restarted: what would be proposed for it.
+    /// An operator wants this node restarted, which is the primary: what would be proposed for it.
     pub fn plan_restart(
         &self,
+        node: NodeId,
         end_transactions: bool,
         now: MonoTime,
         wall: WallTime,
     ) -> Result<Command, SwitchoverRefused> {
-        self.coordinator.view(now, wall).plan_restart(end_transactions)
+        self.coordinator.view(now, wall).plan_restart(node, end_transactions)
     }
 
     /// An operator wants a switchover at a set time: what would be proposed for it.

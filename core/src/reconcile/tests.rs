@@ -782,3 +782,19 @@ fn a_primary_that_takes_its_role_up_again_is_not_fenced() {
     rig.grant(1);
     assert!(matches!(rig.decide(1).action, Some(LocalAction::Promote(..))));
 }
+
+#[test]
+fn a_pause_holds_back_what_was_ordered_before_and_what_was_stopped_is_started_again() {
+    let pause = Command::Pause { node: Some(NodeId(2)), until: WallTime(9), at: WallTime(5) };
+    let mut rig = Rig::new(PostgresState::Running(running(true)));
+    rig.own.restarting = Some(WallTime(7));
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::DrainAndStop { .. })));
+    rig.commit(&pause);
+    assert!(!matches!(rig.decide(2).action, Some(LocalAction::DrainAndStop { .. })));
+
+    let mut rig = Rig::new(PostgresState::Down(stopped(true, true)));
+    rig.commit(&pause);
+    assert_eq!(rig.decide(2).action, None);
+    rig.stopped_here = true;
+    assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
+}

@@ -63,18 +63,15 @@ pub(super) struct Layout {
     pub(super) spaces: Vec<Space>,
     old_spaces: Vec<(u32, PathBuf)>,
     aside_name: String,
-    since: WallTime,
 }
 
 impl Layout {
     /// Looks, touches nothing.
     pub(super) fn plan(settings: &Settings, facts: &Facts, now: WallTime) -> Result<Self, CloneError> {
         let aside_name = format!("pgherd-old-{}", now.0 / 1000);
-        // A link is followed: what it leads to is replaced, and the link stays.
-        let at = settings.data_dir.canonicalize().unwrap_or_else(|_| settings.data_dir.clone());
-        let data = Spot::plan(at, &aside_name)?;
-        let old_wal = fs::canonicalize(data.at.join("pg_wal")).ok();
-        let elsewhere = old_wal.filter(|wal| !wal.starts_with(&data.at));
+        let data = Spot::plan(real(&settings.data_dir)?, &aside_name)?;
+        let old_wal = real(&data.at.join("pg_wal"))?;
+        let elsewhere = Some(old_wal).filter(|wal| !wal.starts_with(&data.at));
         let wal = elsewhere.map(|wal| Spot::plan(wal, &aside_name)).transpose()?;
         let old_spaces = spaces_of(&data.at);
         let mut spaces = Vec::new();
@@ -86,7 +83,14 @@ impl Layout {
             };
             spaces.push(Space { oid: space.oid, there: space.location.clone(), at, bytes: space.bytes });
         }
-        Ok(Self { data, wal, spaces, old_spaces, aside_name, since: now })
+        for at in old_spaces.iter().map(|(_, at)| at).chain(spaces.iter().map(|space| &space.at)) {
+            if real(at)?.starts_with(&data.at) {
+                let why = "it is a tablespace within the data directory, which is replaced as a whole; move it out of there: \
+                           on this node with its link in pg_tblspc, and on the source, if it is there too, into a new tablespace";
+                return Err(CloneError::Place { path: at.clone(), why: why.to_owned() });
+            }
+        }
+        Ok(Self { data, wal, spaces, old_spaces, aside_name })
     }
 
     /// Whether it all fits, beside what is there.
@@ -146,8 +150,8 @@ impl Layout {
         }
     }
 
-    /// All that has to be done for the copy to take its place.
-    pub(super) fn swap(&self) -> Result<(Mark, Kept), FileError> {
+    /// All that has to be done for the copy to take its place, from `now` on.
+    pub(super) fn swap(&self, now: WallTime) -> Result<(Mark, Kept), FileError> {
         if !self.data.present && self.data.at.exists() {
             // Nothing to keep, but a name in the way.
             fs::remove_dir(&self.data.at).map_err(failed("replace", &self.data.at))?;
@@ -183,7 +187,7 @@ impl Layout {
         } else {
             links.clear();
         }
-        let kept = Kept { since: self.since, paths };
+        let kept = Kept { since: now, paths };
         Ok((Mark::Swapping { moves, links, emptied, kept: kept.clone() }, kept))
     }
 }
@@ -207,7 +211,8 @@ impl Spot {
                 // An empty one is nothing to keep.
                 entries.next().is_some()
             }
-            Err(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(failed("look at", &at)(error).into()),
         };
         Ok(Self { staged: beside(&at, STAGED), aside: beside(&at, aside_name), present, at })
     }
@@ -215,6 +220,23 @@ impl Spot {
     fn moves(&self) -> Vec<(PathBuf, PathBuf)> {
         let old = self.present.then(|| (self.at.clone(), self.aside.clone()));
         old.into_iter().chain([(self.staged.clone(), self.at.clone())]).collect()
+    }
+}
+
+/// Where a path leads: what is there is replaced, and the link stays. A name that nothing has leads to itself.
+fn real(path: &Path) -> Result<PathBuf, CloneError> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match path.canonicalize() {
+        Ok(real) => Ok(real),
+        Err(error) if absent(&error) => match fs::symlink_metadata(path) {
+            Ok(_) => Err(CloneError::Place {
+                path: path.to_owned(),
+                why: "it is a link that leads to nothing; mount or make what it is to lead to, or remove the link".to_owned(),
+            }),
+            Err(error) if absent(&error) => Ok(path.to_owned()),
+            Err(error) => Err(failed("look at", path)(error).into()),
+        },
+        Err(error) => Err(failed("look at", path)(error).into()),
     }
 }
 

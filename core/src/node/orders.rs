@@ -49,6 +49,8 @@ impl Node {
         {
             let why = if *from == name {
                 "it is the node that is to be rebuilt"
+            } else if self.is_rested_on() {
+                "commits that were acknowledged rest on this node, and the primary alone is sure to have them"
             } else {
                 "it is neither the primary nor a standby that runs and streams from it"
             };
@@ -96,6 +98,12 @@ impl Node {
         }
     }
 
+    /// Whether a failover may take it for granted that this node has what was acknowledged: a standby that lacks some of
+    /// it is nothing to be made from then.
+    fn is_rested_on(&self) -> bool {
+        self.state.cover.promised.of.contains(&self.id())
+    }
+
     /// Members to copy from: standbys that stream from the primary, the one that has most first, since the primary has
     /// enough to do; it comes last. Nobody without a primary that serves.
     pub(super) fn donors(&self, now: MonoTime) -> Vec<Upstream> {
@@ -114,7 +122,7 @@ impl Node {
             let is_primary = member.descriptor.id == primary && !running.in_recovery;
             let follows =
                 running.in_recovery && running.is_streaming() && running.follows.as_ref() == address;
-            if is_primary || (follows && well(seen)) {
+            if is_primary || (follows && well(seen) && !self.is_rested_on()) {
                 let node = member.descriptor.name.clone();
                 donors.push((
                     (is_primary, std::cmp::Reverse(running.position)),

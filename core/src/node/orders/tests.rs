@@ -9,7 +9,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::*;
 use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind, apply};
-use crate::cover::Durability;
+use crate::cover::{Durability, SyncSet};
 use crate::node::{Done, Quorum, Setup};
 use crate::observation::{Health, NodeObservation, PostgresState, Running, Stopped};
 use crate::rebuild::Means;
@@ -174,6 +174,19 @@ fn a_standby_that_has_most_is_copied_and_the_primary_last() {
     rig.now = rig.now + Duration::from_secs(60);
     assert_eq!(names(&rig.node.donors(rig.now)), Vec::<&str>::new(), "nobody is heard any more");
     assert!(matches!(rig.order(1, None), Err(OrderRefused::NoPrimary(_))));
+}
+
+#[test]
+fn what_commits_rest_on_is_copied_from_the_primary_only() {
+    let mut rig = Rig::new();
+    let generation = rig.state.generation;
+    let set = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
+    rig.commit(&Command::WantCover { generation, set });
+    let number = rig.state.cover.number;
+    rig.commit(&Command::SettleCover { generation, number });
+    assert_eq!(names(&rig.node.donors(rig.now)), ["server1"]);
+    let refused = rig.order(1, Some("server3")).unwrap_err().to_string();
+    assert!(refused.contains("commits that were acknowledged rest on this node"), "{refused}");
 }
 
 #[test]

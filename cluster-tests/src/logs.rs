@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// What PostgreSQL may say when an agent or a proxy is killed that it is answering.
+/// What PostgreSQL may say when it answers an agent or a proxy that is killed, or, on a busy machine, has given up waiting.
 pub const CLIENT_LOST: &str = "connection to client lost";
 
 /// What PostgreSQL says when servers are stopped, cut off and promoted on purpose.

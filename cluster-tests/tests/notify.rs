@@ -8,6 +8,7 @@ use pgherd_cluster_tests::cluster::CliAnswer;
 use pgherd_cluster_tests::daemon::Daemon;
 use pgherd_cluster_tests::desk::{Desk, configure};
 use pgherd_cluster_tests::install::package;
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::network::Place;
 use pgherd_cluster_tests::postgres::{AUTH_PASSWORD, AUTH_USER};
 use pgherd_cluster_tests::process::{Signal, run};
@@ -164,7 +165,7 @@ async fn a_failover_runs_every_script_once_and_is_told_by_mail_webhook_and_scrip
     let answer = cluster.cli("server4", &["notify-test"]).await?;
     assert_eq!(answer.code, 0, "{answer:?}");
     assert_eq!(answer.out.lines().filter(|line| line.ends_with(": sent")).count(), 3, "{answer:?}");
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -200,7 +201,7 @@ async fn a_fence_script_that_fails_stops_the_promotion_until_it_succeeds() -> Te
     cluster.until("there is a primary", SOON, |status| status.primary().map(|_| ())).await?;
     figure("fence script succeeds until there is a primary", begun.elapsed());
     cluster.until_healthy(SOON).await?;
-    Ok(cluster.finish(&["script fence", "fence script"])?)
+    Ok(cluster.finish(&["script fence", "fence script", CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn what_hangs_holds_nothing_up() -> TestResult {
         if !text.is_empty() && left.is_empty() { Ok(()) } else { Err(format!("{left:?} of {text}")) }
     })
     .await?;
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 #[tokio::test]
@@ -303,7 +304,7 @@ async fn a_custom_monitor_has_the_last_word_on_a_database() -> TestResult {
         Err(error) => Some(error.to_string()),
     });
     same.await?;
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 /// Restarts the witness's agent with these settings, and has it try its channels.
@@ -406,7 +407,7 @@ async fn mail_and_webhook_are_encrypted_and_log_in_where_that_is_asked_for() -> 
     let answer = tried(&mut cluster, "").await?;
     assert_eq!(answer.code, 1, "{answer:?}");
     assert!(answer.out.contains("go to its log only"), "{answer:?}");
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }
 
 /// The scripts of an EFM installation that attach nodes to a Pgpool and detach them, as its architecture guide prints them. The
@@ -544,5 +545,5 @@ async fn the_scripts_that_tell_a_pgpool_run_as_they_are() -> TestResult {
         assert_eq!(log.matches(&line).count(), 1, "{line}\n{log}");
     }
     pgpool.stop(Signal::INT, SOON).await?;
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }

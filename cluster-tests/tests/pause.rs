@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::process::{self, Signal, wait_gone};
 use pgherd_cluster_tests::workload::Writer;
 use pgherd_cluster_tests::{Cluster, Failure, TestResult, never, wait_until};
@@ -83,5 +84,5 @@ async fn what_is_paused_is_left_to_the_operator_until_the_pause_is_over() -> Tes
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.lost.is_empty() && outcome.duplicated.is_empty(), "{outcome:?}");
     assert_eq!(outcome.sessions_lost, 0, "{outcome:?}");
-    Ok(cluster.finish(&[])?)
+    Ok(cluster.finish(&[CLIENT_LOST])?)
 }

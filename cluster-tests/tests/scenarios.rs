@@ -116,7 +116,7 @@ async fn primary_database_is_down() -> TestResult {
     let outcome = writer.finish(&site.cluster).await?;
     assert!(outcome.lost.is_empty() && outcome.duplicated.is_empty(), "{outcome:?}");
     assert_eq!(outcome.sessions_lost, 0, "{outcome:?}");
-    site.finish(&[])
+    site.finish(&[CLIENT_LOST])
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn standby_gets_added_back_to_the_cluster() -> TestResult {
     assert_eq!(resumed.code, 0, "{resumed:?}");
     site.until_called(&format!("load_balancer_attach [{}] [s]", site.host("server3"))).await?;
     site.until_full_strength().await?;
-    site.finish(&[])
+    site.finish(&[CLIENT_LOST])
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn switchover_and_switchback() -> TestResult {
     let outcome = writer.finish(&site.cluster).await?;
     assert!(outcome.errors.is_empty() && outcome.lost.is_empty(), "{outcome:?}");
     assert_eq!(outcome.sessions_lost, 0, "{outcome:?}");
-    site.finish(&[])
+    site.finish(&[CLIENT_LOST])
 }
 
 #[tokio::test]
@@ -266,5 +266,5 @@ async fn failover_leaves_full_strength_and_read_scaling_without_a_dba() -> TestR
     let outcome = writer.finish(&site.cluster).await?;
     assert!(outcome.lost.is_empty() && outcome.duplicated.is_empty(), "{outcome:?}");
     assert_eq!(outcome.sessions_lost, 0, "{outcome:?}");
-    site.finish(&[])
+    site.finish(&[CLIENT_LOST])
 }

@@ -41,9 +41,7 @@ pub(crate) fn table(
     println!("| Defect | Seeds to find it (median) | Fewest | Most | Found as |");
     println!("|---|---|---|---|---|");
     let mut missed = 0;
-    let slow = |defect: &Defect| {
-        matches!(defect, Defect::LongestWalWins | Defect::CommitsNotHeld | Defect::RenewWithoutQuorum)
-    };
+    let slow = |defect: &Defect| matches!(defect, Defect::LongestWalWins | Defect::CommitsNotHeld);
     let all = Defect::ALL.iter().filter(|defect| !(quick && slow(defect)));
     for defect in all.filter(|defect| only.is_none_or(|only| only == defect.name())) {
         let searches: Vec<_> =

@@ -1,10 +1,6 @@
 //! The protocol byte by byte: what a server says to a client, the proxy says too.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
 
 struct World {
     primary: Postgres,

@@ -1,14 +1,10 @@
 //! Clients of the same machine, over a Unix socket.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
 use tempfile::TempDir;
 
 struct World {
@@ -85,7 +81,7 @@ async fn rules_and_tls_know_it() {
     proxy.stop().await;
 
     // Nothing leaves the machine: there is nothing to encrypt.
-    let authority = harness::Authority::new();
+    let authority = crate::harness::Authority::new();
     let files = authority.sign("proxy", &["localhost"]);
     let tls = format!(
         "[tls]\nclients = 'required'\ncertificate = '{}'\nkey = '{}'",

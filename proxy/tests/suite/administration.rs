@@ -1,12 +1,8 @@
 //! The database `pgherd`: who gets in, what is shown, and what `PAUSE`, `RESUME`, `RELOAD` and `KILL` do.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::time::Duration;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 

@@ -1,12 +1,8 @@
 //! What clients see when the cluster changes under them: delay where possible, one clear error where not.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::time::Duration;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use pgherd_common::push::{ToAgent, ToProxy};
 use tokio_postgres::{Client, SimpleQueryMessage};
 

@@ -1,12 +1,8 @@
 //! A standby that cancels a read because recovery needs the way free: the primary answers instead, and the
 //! client cannot tell, unless it has rows already.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use futures_util::StreamExt;
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 struct World {

@@ -1,13 +1,10 @@
 //! Messages of hundreds of MB, and peers that do not read: the proxy's memory stays as it is.
 
 #![allow(clippy::print_stdout, reason = "figures")]
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Access, Agent, Postgres, Process, Raw, Script, message};
+use crate::harness::{Access, Agent, Postgres, Process, Raw, Script, message};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 

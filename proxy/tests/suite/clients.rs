@@ -1,12 +1,8 @@
 //! The clients that people use: pgbench in its three modes, psql.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::process::Stdio;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 

@@ -1,10 +1,6 @@
 //! Rules for clients, MD5 hashes, client certificates, channel binding.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
+use crate::harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const WHO: &str = "SELECT current_user";

@@ -2,12 +2,8 @@
 //! judges them, and every read is run on a real primary, where it must leave no trace, and on a real
 //! standby, which must not refuse it.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
+use crate::harness::{Access, Postgres, soon};
 use futures_util::TryStreamExt;
-use harness::{Access, Postgres, soon};
 use pgherd_proxy::sql::{Route, classify};
 use tokio_postgres::Client;
 

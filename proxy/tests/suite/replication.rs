@@ -1,14 +1,10 @@
 //! Replication through the proxy, with the programs that people use.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, psql, soon};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -55,7 +51,7 @@ async fn a_server_is_cloned_and_wal_is_received() {
     let done = backup(&proxy, &target.path().join("copy")).await;
     assert!(done.status.success(), "{}", complaint(&done));
     client.batch_execute("COMMIT").await.unwrap();
-    let verify = Command::new(harness::binaries().join("pg_verifybackup"))
+    let verify = Command::new(crate::harness::binaries().join("pg_verifybackup"))
         .arg(target.path().join("copy"))
         .output()
         .await

@@ -1,14 +1,10 @@
 //! A standby that hangs does not have everybody wait for it.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use futures_util::future::join_all;
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::Client;
 

@@ -1,10 +1,6 @@
 //! Reads see what their session wrote, however far the standby is behind.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 async fn simple(client: &Client, sql: &str) -> Vec<String> {

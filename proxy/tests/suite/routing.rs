@@ -1,12 +1,8 @@
 //! Statements end up on the right server, in both protocols, and sessions keep their state on all of them.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, TryStreamExt, future};
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 struct World {

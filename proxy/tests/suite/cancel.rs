@@ -1,13 +1,10 @@
 //! Requests to cancel: quick, whatever else is full, and for one query only.
 
 #![allow(clippy::print_stdout, reason = "figures")]
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
 
 use std::time::Duration;
 
-use harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};

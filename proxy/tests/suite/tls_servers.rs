@@ -1,10 +1,6 @@
 //! Encryption between the proxy and servers.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
+use crate::harness::{Access, Agent, Authority, Postgres, Proxy, Script, psql, soon};
 
 const IS_ENCRYPTED: &str = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
 

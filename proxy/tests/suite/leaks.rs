@@ -1,13 +1,9 @@
 //! No state leaks from one client to another: whatever a client does to its session, the next one on the same
 //! server connection finds what it would find on a connection of its own. On PostgreSQL 15, 16 and 17.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::collections::BTreeMap;
 
-use harness::{Access, Agent, Postgres, Proxy, Raw, Script, binaries_of, message, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Raw, Script, binaries_of, message, soon};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 

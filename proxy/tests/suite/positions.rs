@@ -1,12 +1,8 @@
 //! The position of a commit is asked for in one go with what commits: no client can tell.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::time::Duration;
 
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::{NoTls, SimpleQueryMessage};

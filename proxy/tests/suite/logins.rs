@@ -1,10 +1,6 @@
 //! Who gets in, who does not, and what strangers are told.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;

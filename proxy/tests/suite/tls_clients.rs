@@ -1,10 +1,8 @@
 //! Encryption between clients and the proxy.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Authority, Files, Postgres, Process, Proxy, Script, psql, psql_at, soon};
+use crate::harness::{
+    Access, Agent, Authority, Files, Postgres, Process, Proxy, Script, psql, psql_at, soon,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -165,7 +163,7 @@ async fn why_it_does_not_start(files: &Files) -> String {
         "{}[cluster]\nname = 'demo'\n[proxy]\nname = 'p'\nlisten = ['127.0.0.1:{}']\n[agents]\n\
          addresses = ['127.0.0.1:1']\n[auth]\nmethod = 'trust'\n",
         section("allowed", files, ""),
-        harness::free_port()
+        crate::harness::free_port()
     );
     let config = pgherd_proxy::Config::parse(&text).unwrap();
     let error = soon(pgherd_proxy::serve(config, std::future::pending())).await.unwrap_err();

@@ -1,11 +1,7 @@
 //! Sessions and transactions that only read, and temporary tables beside reads, on a real primary and a real
 //! standby.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 struct World {

@@ -1,13 +1,9 @@
 //! Many clients on few server connections: each finds its own state, and nobody else's.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::time::Duration;
 
+use crate::harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
 use futures_util::future::join_all;
-use harness::{Access, Agent, Postgres, Proxy, Raw, Script, message, soon};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 

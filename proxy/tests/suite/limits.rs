@@ -1,14 +1,10 @@
 //! Limits: how many clients, how many server connections, how long a queue, how long a silence; for all,
 //! for one database, for one user.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
 use std::time::Duration;
 
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use futures_util::future::join_all;
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 

@@ -1,10 +1,6 @@
 //! What a client is told whose `COMMIT` was on its way when the primary was lost.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, reason = "a test")]
-
-mod harness;
-
-use harness::{Access, Agent, Postgres, Proxy, Script, soon};
+use crate::harness::{Access, Agent, Postgres, Proxy, Script, soon};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 

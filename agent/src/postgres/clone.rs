@@ -232,9 +232,9 @@ impl Copy<'_> {
         let (settings, layout) = (self.settings.clone(), staged.layout);
         let swapped = blocking(move || {
             layout.finish_links()?;
-            // On every disk that it is on: from here on it is what there is.
+            // pg_basebackup has synced what it wrote, and each file that was changed since was: only names are left.
             for place in layout.staged() {
-                let synced = std::fs::File::open(&place).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+                let synced = std::fs::File::open(&place).and_then(|dir| dir.sync_all());
                 synced.map_err(failed("sync", &place))?;
             }
             let (mark, kept) = layout.swap(RealClock.wall())?;

@@ -147,6 +147,7 @@ async fn copies(cluster: &mut Cluster, options: &Options, say: &dyn Fn(&str)) ->
         let own = standby_gone(cluster).await?;
         let backup = plain_copy(cluster, &own).await?.as_secs_f64();
         std::fs::remove_dir_all(&own)?;
+        settle_disk();
         let begun = Instant::now();
         let mut command = cluster.node("server3").place.command(&cluster.binaries().cli);
         command.arg("--config").arg(cluster.node("server3").dir.join("agent.toml"));
@@ -181,9 +182,13 @@ async fn standby_gone(cluster: &mut Cluster) -> Result<PathBuf, Failure> {
         process::wait_gone(postmaster, PATIENCE).await;
     }
     std::fs::remove_dir_all(&data)?;
-    // The disk is not to be busy with what was removed.
-    rustix::fs::sync();
+    settle_disk();
     Ok(data)
+}
+
+/// The disk is not to be busy with what was removed, nor with what the servers have written before.
+fn settle_disk() {
+    rustix::fs::sync();
 }
 
 /// What a DBA would run.

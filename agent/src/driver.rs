@@ -22,6 +22,7 @@ use pgherd_core::node::{
     AddressAnswer, AddressSeen, Begun, Done, Guard, Node, Proposed, Quorum, RestartRefused, Setup, Turn,
     version,
 };
+use pgherd_core::proxy_address::ProxyId;
 use pgherd_core::rebuild::Order;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -75,8 +76,8 @@ pub enum Event {
     Address(AddressSeen),
     /// A proxy would have, or keep, the proxies' virtual IP.
     AddressWanted {
-        /// Its name.
-        proxy: String,
+        /// Which.
+        proxy: ProxyId,
         /// Its place among the proxies.
         priority: u32,
         /// The number of its question.
@@ -86,8 +87,8 @@ pub enum Event {
     },
     /// The link to a proxy has ended.
     ProxyLeft {
-        /// Its name.
-        proxy: String,
+        /// Which.
+        proxy: ProxyId,
         /// It had given the proxies' virtual IP up.
         gave_up: bool,
     },
@@ -139,8 +140,6 @@ pub struct Picture {
     pub seen: BTreeMap<NodeId, (NodeObservation, Duration)>,
     /// Who would take over, were the scheduled switchover to begin now.
     pub foreseen: Option<Result<NodeId, SwitchoverRefused>>,
-    /// Which proxy is to have the proxies' virtual IP.
-    pub picked_proxy: Option<String>,
     /// The coordinator's last report, if this node leads.
     pub report: Vec<String>,
     /// Why nothing is done to the own PostgreSQL, where there is a reason.
@@ -550,7 +549,6 @@ impl Driver {
             standing: self.standing.clone(),
             seen: seen.map(|(id, seen)| (*id, (seen.observation.clone(), now.since(seen.at)))).collect(),
             foreseen: self.node.foresee_scheduled(now, RealClock.wall()),
-            picked_proxy: self.node.picked_proxy().map(str::to_owned),
             report: self.node.report().to_vec(),
             note: self.node.note().map(str::to_owned),
         }

@@ -31,7 +31,7 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 pub(crate) use channel::{Channel, GuardianLost, HandOver};
 pub(crate) use lossy::{Flush, start_log};
-pub(crate) use privileges::protect_worker;
+pub(crate) use privileges::{protect_worker, release};
 
 use crate::config::{Config, load_text};
 use crate::postgres::kill_instance;

@@ -10,6 +10,7 @@ use axum::extract::ws::{Message, WebSocket};
 use pgherd_common::push::{BackendStatus, PROTOCOL, Status, ToAgent, ToProxy};
 use pgherd_common::time::RealClock;
 use pgherd_common::{Clock, ClusterName, HostPort, MonoTime, NodeId, Topology, Version};
+use pgherd_core::proxy_address::ProxyId;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cluster::ClusterState;
@@ -57,6 +58,7 @@ pub struct Proxy {
     pub unmovable: Option<Unmovable>,
     /// Tells two links of the same proxy apart.
     link: u64,
+    machine: String,
 }
 
 /// Sessions that have something which is lost with their connection to the primary.
@@ -132,7 +134,7 @@ impl Hub {
 
     /// Serves one proxy until its link ends.
     pub async fn serve(self, mut socket: WebSocket) {
-        let (name, link) = match self.welcome(&mut socket).await {
+        let (proxy, link) = match self.welcome(&mut socket).await {
             Ok(known) => known,
             Err(reason) => {
                 tracing::warn!("a proxy was turned away: {reason}");
@@ -141,20 +143,21 @@ impl Hub {
                 return;
             }
         };
+        let name = &proxy.name;
         tracing::info!(proxy = name, "proxy connected");
-        let ended = self.push(&mut socket, &name, link).await;
+        let ended = self.push(&mut socket, &proxy, link).await;
         let reason = ended.err().map_or_else(|| "it closed the link".to_owned(), |error| error.to_string());
         tracing::info!(proxy = name, "proxy disconnected: {reason}");
         let mut proxies = self.lock();
-        if proxies.get(&name).is_some_and(|proxy| proxy.link == link) {
-            proxies.remove(&name);
+        if proxies.get(name).is_some_and(|proxy| proxy.link == link) {
+            proxies.remove(name);
             drop(proxies);
-            self.left(&name, false);
+            self.left(&proxy, false);
         }
         self.told.notify_waiters();
     }
 
-    async fn welcome(&self, socket: &mut WebSocket) -> Result<(String, u64), String> {
+    async fn welcome(&self, socket: &mut WebSocket) -> Result<(ProxyId, u64), String> {
         let first = tokio::time::timeout(Duration::from_secs(5), socket.recv()).await;
         let Ok(Some(Ok(Message::Text(text)))) = first else {
             return Err("it did not say hello".to_owned());
@@ -167,11 +170,8 @@ impl Hub {
                 "proxy {proxy} belongs to cluster {cluster}, this is {}: correct cluster.name",
                 self.cluster
             )),
-            Ok(ToAgent::Hello { proxy, listen, .. }) => {
-                let link = rand::random();
-                self.lock()
-                    .insert(proxy.clone(), Proxy { listen, acknowledged: None, unmovable: None, link });
-                Ok((proxy, link))
+            Ok(ToAgent::Hello { proxy: name, listen, machine, .. }) => {
+                self.enter(ProxyId { name, machine }, listen)
             }
             Ok(
                 ToAgent::Ack(_)
@@ -185,7 +185,24 @@ impl Hub {
         }
     }
 
-    async fn push(&self, socket: &mut WebSocket, name: &str, link: u64) -> Result<(), axum::Error> {
+    /// From now on it is one of the proxies.
+    fn enter(&self, proxy: ProxyId, listen: HostPort) -> Result<(ProxyId, u64), String> {
+        let mut proxies = self.lock();
+        // Whoever waits for all proxies would not wait for both.
+        if let Some(other) = proxies.get(&proxy.name).filter(|other| other.machine != proxy.machine) {
+            return Err(format!(
+                "a proxy named {} is connected already, from another machine (it is reached at {}, this one at {listen}): give each \
+                 proxy a proxy.name of its own",
+                proxy.name, other.listen
+            ));
+        }
+        let (link, machine) = (rand::random(), proxy.machine.clone());
+        let entry = Proxy { listen, acknowledged: None, unmovable: None, link, machine };
+        proxies.insert(proxy.name.clone(), entry);
+        Ok((proxy, link))
+    }
+
+    async fn push(&self, socket: &mut WebSocket, proxy: &ProxyId, link: u64) -> Result<(), axum::Error> {
         let (mut state, status) = (self.state.clone(), self.status.subscribe());
         let mut asked = self.asked.subscribe();
         let mut sent = None;
@@ -202,7 +219,7 @@ impl Hub {
                     return say(socket, &ToProxy::Goodbye("the agent stops".to_owned())).await;
                 },
                 message = socket.recv() => match message {
-                    Some(message) => self.heard(name, link, message?, &answers),
+                    Some(message) => self.heard(proxy, link, message?, &answers),
                     None => return Ok(()),
                 },
                 Some(answer) = answered.recv() => say(socket, &answer).await?,
@@ -216,7 +233,8 @@ impl Hub {
         }
     }
 
-    fn heard(&self, name: &str, link: u64, message: Message, answers: &mpsc::Sender<ToProxy>) {
+    fn heard(&self, from: &ProxyId, link: u64, message: Message, answers: &mpsc::Sender<ToProxy>) {
+        let name = from.name.as_str();
         let Message::Text(text) = message else { return };
         match ToAgent::decode(&text) {
             Ok(ToAgent::Ack(version)) => {
@@ -243,11 +261,11 @@ impl Hub {
             // What an earlier link of that name had to say is over.
             Ok(ToAgent::WantAddress { .. } | ToAgent::GaveUpAddress) if !self.is_newest(name, link) => {}
             Ok(ToAgent::WantAddress { round, priority }) => {
-                let (proxy, answer) = (name.to_owned(), answers.clone());
+                let (proxy, answer) = (from.clone(), answers.clone());
                 // It asks again before long.
                 let _ = self.events.try_send(Event::AddressWanted { proxy, priority, round, answer });
             }
-            Ok(ToAgent::GaveUpAddress) => self.left(name, true),
+            Ok(ToAgent::GaveUpAddress) => self.left(from, true),
             Ok(ToAgent::Hello { .. }) => {}
             Err(error) => tracing::warn!(proxy = name, "{error}"),
         }
@@ -258,8 +276,8 @@ impl Hub {
     }
 
     /// Without this word a proxy counts as one that would take the address for a lease longer.
-    fn left(&self, proxy: &str, gave_up: bool) {
-        let _ = self.events.try_send(Event::ProxyLeft { proxy: proxy.to_owned(), gave_up });
+    fn left(&self, proxy: &ProxyId, gave_up: bool) {
+        let _ = self.events.try_send(Event::ProxyLeft { proxy: proxy.clone(), gave_up });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Proxy>> {

@@ -62,6 +62,9 @@ pub enum ToAgent {
         proxy: String,
         /// Where applications reach it.
         listen: HostPort,
+        /// The same for what runs on the same network stack, different for any other; for nothing but comparison.
+        #[serde(default)]
+        machine: String,
     },
     /// So many sessions have something that only their connection to the primary has.
     Unmovable {

@@ -431,7 +431,7 @@ impl Node {
             remote: self.knocks.results(),
             address: self.address_told(),
             proxies: self.proxies_told(),
-            picked_proxy: self.picked_proxy().filter(|_| self.quorum.leads).map(str::to_owned),
+            picked_proxy: self.picked_proxy().filter(|_| self.quorum.leads).cloned(),
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Descriptor;
 use crate::cover::{CoverSeen, Durability};
-use crate::proxy_address::Candidate;
+use crate::proxy_address::{Candidate, ProxyId};
 use crate::salvage::LeftWal;
 
 pub use crate::health::{Disk, Health, WriteFailure, WriteProbe};
@@ -61,7 +61,7 @@ pub struct NodeObservation {
     pub proxies: Vec<Candidate>,
     /// Which of them is to have it; told by the raft leader only.
     #[serde(default)]
-    pub picked_proxy: Option<String>,
+    pub picked_proxy: Option<ProxyId>,
 }
 
 /// A virtual IP as its node tells of it.

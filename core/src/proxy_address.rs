@@ -43,13 +43,25 @@ impl Terms {
     }
 }
 
+/// A proxy. Two machines whose proxies were given the same name by mistake have two all the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProxyId {
+    /// Its name.
+    pub name: String,
+    /// The machine it runs on, as [`Hello`](pgherd_common::push::ToAgent::Hello) tells it: a proxy that is started again there
+    /// goes on with what it was promised.
+    #[serde(default)]
+    pub machine: String,
+}
+
 /// A proxy that would take the address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Candidate {
     /// The lowest first.
     pub priority: u32,
-    /// Its name.
-    pub name: String,
+    /// Who.
+    #[serde(flatten)]
+    pub proxy: ProxyId,
 }
 
 /// A voter's word.
@@ -58,7 +70,7 @@ pub struct Word {
     terms: Terms,
     /// What was promised before this agent started may hold until then.
     silent_until: MonoTime,
-    given: Option<(String, MonoTime)>,
+    given: Option<(ProxyId, MonoTime)>,
 }
 
 impl Word {
@@ -68,19 +80,19 @@ impl Word {
     }
 
     /// A proxy asks for it. Whether it gets it.
-    pub fn asked(&mut self, proxy: &str, pick: Option<&str>, now: MonoTime) -> bool {
-        let standing = self.given.as_ref().filter(|(_, until)| now < *until).map(|(to, _)| to.as_str());
+    pub fn asked(&mut self, proxy: &ProxyId, pick: Option<&ProxyId>, now: MonoTime) -> bool {
+        let standing = self.given.as_ref().filter(|(_, until)| now < *until).map(|(to, _)| to);
         let may = standing.is_none_or(|to| to == proxy) && now >= self.silent_until;
         // While nobody leads, whoever has the address goes on.
         let wanted = pick.or(standing) == Some(proxy);
         if may && wanted {
-            self.given = Some((proxy.to_owned(), now + self.terms.promise()));
+            self.given = Some((proxy.clone(), now + self.terms.promise()));
         }
         may && wanted
     }
 
     /// A proxy has given the address up, and will not ask again.
-    pub fn given_back(&mut self, proxy: &str) {
+    pub fn given_back(&mut self, proxy: &ProxyId) {
         self.given = self.given.take().filter(|(to, _)| to != proxy);
     }
 }
@@ -90,8 +102,8 @@ impl Word {
 pub fn pick(
     heard: &BTreeMap<NodeId, Vec<Candidate>>,
     voters: &BTreeSet<NodeId>,
-    picked: Option<&str>,
-) -> Option<String> {
+    picked: Option<&ProxyId>,
+) -> Option<ProxyId> {
     let mut hearers: BTreeMap<&Candidate, usize> = BTreeMap::new();
     for (_, candidates) in heard.iter().filter(|(voter, _)| voters.contains(voter)) {
         for candidate in candidates.iter().filter(|candidate| candidate.priority > 0) {
@@ -102,8 +114,8 @@ pub fn pick(
     let mut fit =
         hearers.into_iter().filter(|(_, hearers)| *hearers >= needed).map(|(candidate, _)| candidate);
     let first = fit.next()?;
-    let stays = std::iter::once(first).chain(fit).find(|candidate| Some(candidate.name.as_str()) == picked);
-    Some(stays.unwrap_or(first).name.clone())
+    let stays = std::iter::once(first).chain(fit).find(|candidate| Some(&candidate.proxy) == picked);
+    Some(stays.unwrap_or(first).proxy.clone())
 }
 
 #[cfg(test)]
@@ -125,28 +137,51 @@ mod tests {
         assert_eq!(Terms::of(Duration::from_secs(10)).hold(), Duration::from_millis(19_900));
     }
 
+    fn on(name: &str, machine: &str) -> ProxyId {
+        ProxyId { name: name.to_owned(), machine: machine.to_owned() }
+    }
+
+    #[test]
+    fn two_machines_with_a_proxy_of_one_name_are_two() {
+        let mut word = Word::new(terms(), at(0));
+        let (here, there) = (on("one", "here"), on("one", "there"));
+        assert!(word.asked(&here, Some(&here), at(5000)));
+        assert!(!word.asked(&there, Some(&there), at(5001)));
+        word.given_back(&there);
+        assert!(!word.asked(&there, Some(&there), at(5002)));
+        let voters: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
+        let candidate = |proxy: &ProxyId| Candidate { priority: 1, proxy: proxy.clone() };
+        let heard = |first: &ProxyId, second: &ProxyId| {
+            let by = [(NodeId(1), vec![candidate(first)]), (NodeId(2), vec![candidate(second)])];
+            pick(&by.into(), &voters, None)
+        };
+        assert_eq!(heard(&here, &there), None, "neither is heard by a majority");
+        assert_eq!(heard(&here, &here), Some(here));
+    }
+
     #[test]
     fn a_word_is_given_to_one_and_kept() {
+        let (one, two) = (&on("one", ""), &on("two", ""));
         let mut word = Word::new(terms(), at(0));
-        assert!(!word.asked("one", Some("one"), at(4000)), "what was promised before the start may hold");
-        assert!(word.asked("one", Some("one"), at(5000)));
-        assert!(!word.asked("two", Some("two"), at(5001)), "another is picked, but this word stands");
-        assert!(!word.asked("one", Some("two"), at(5002)), "and is not renewed");
-        assert!(!word.asked("two", Some("two"), at(9019)));
-        assert!(word.asked("two", Some("two"), at(9020)));
-        assert!(word.asked("two", None, at(9100)), "while nobody leads");
-        assert!(!word.asked("one", None, at(20_000)));
-        assert!(word.asked("two", Some("two"), at(20_001)));
-        word.given_back("one");
-        assert!(!word.asked("one", Some("one"), at(20_002)));
-        word.given_back("two");
-        assert!(word.asked("one", Some("one"), at(20_003)));
+        assert!(!word.asked(one, Some(one), at(4000)), "what was promised before the start may hold");
+        assert!(word.asked(one, Some(one), at(5000)));
+        assert!(!word.asked(two, Some(two), at(5001)), "another is picked, but this word stands");
+        assert!(!word.asked(one, Some(two), at(5002)), "and is not renewed");
+        assert!(!word.asked(two, Some(two), at(9019)));
+        assert!(word.asked(two, Some(two), at(9020)));
+        assert!(word.asked(two, None, at(9100)), "while nobody leads");
+        assert!(!word.asked(one, None, at(20_000)));
+        assert!(word.asked(two, Some(two), at(20_001)));
+        word.given_back(one);
+        assert!(!word.asked(one, Some(one), at(20_002)));
+        word.given_back(two);
+        assert!(word.asked(one, Some(one), at(20_003)));
     }
 
     #[test]
     fn who_is_picked_stays_while_a_majority_hears_it() {
         let voters: BTreeSet<NodeId> = (1..=4).map(NodeId).collect();
-        let candidate = |name: &str, priority| Candidate { priority, name: name.to_owned() };
+        let candidate = |name: &str, priority| Candidate { priority, proxy: on(name, "") };
         let (one, two, never) = (candidate("one", 10), candidate("two", 20), candidate("never", 0));
         let heard = |by: &[(u64, &[&Candidate])]| {
             let each =
@@ -155,14 +190,13 @@ mod tests {
         };
         let both =
             heard(&[(1, &[&one, &two, &never]), (2, &[&one, &two, &never]), (3, &[&two, &one, &never])]);
-        assert_eq!(pick(&both, &voters, None).as_deref(), Some("one"));
-        assert_eq!(pick(&both, &voters, Some("two")).as_deref(), Some("two"), "nothing is taken from it");
+        let picked = |heard: &BTreeMap<NodeId, Vec<Candidate>>, picked: Option<&str>| {
+            pick(heard, &voters, picked.map(|name| on(name, "")).as_ref()).map(|proxy| proxy.name)
+        };
+        assert_eq!(picked(&both, None).as_deref(), Some("one"));
+        assert_eq!(picked(&both, Some("two")).as_deref(), Some("two"), "nothing is taken from it");
         let cut = heard(&[(1, &[&one, &two]), (2, &[&two]), (3, &[&two]), (9, &[&one])]);
-        assert_eq!(
-            pick(&cut, &voters, Some("one")).as_deref(),
-            Some("two"),
-            "two voters are no majority of four"
-        );
-        assert_eq!(pick(&heard(&[(1, &[&one])]), &voters, Some("one")), None);
+        assert_eq!(picked(&cut, Some("one")).as_deref(), Some("two"), "two voters are no majority of four");
+        assert_eq!(picked(&heard(&[(1, &[&one])]), Some("one")), None);
     }
 }

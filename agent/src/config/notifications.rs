@@ -145,11 +145,17 @@ impl Notifications {
     }
 }
 
+/// Whether what is sent there leaves no machine.
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
 impl Smtp {
     fn read(r: &mut Reader, mut s: Section) -> Option<Self> {
-        let host = s.required(r, "host");
+        let host: Option<String> = s.required(r, "host");
         let port = s.or(r, "port", "25");
-        let tls = s.or(r, "tls", "\"none\"");
+        let tls: Option<SmtpTls> = s.or(r, "tls", "\"none\"");
         let ca_file = s.optional(r, "ca_file");
         let user: Option<String> = s.optional(r, "user");
         let password: Option<Secret> = s.optional(r, "password");
@@ -185,6 +191,12 @@ impl Smtp {
                 "a login is a user and a password (password or password_file); one of them is missing",
             );
         }
+        if user.is_some() && tls == Some(SmtpTls::None) && !host.as_deref().is_some_and(is_this_machine) {
+            r.problem(
+                &path("tls"),
+                "the password would cross the network in the clear; set \"starttls\" or \"tls\", or leave out the login",
+            );
+        }
         s.finish(r);
         Some(Self {
             host: host?,
@@ -202,10 +214,10 @@ impl Smtp {
 
 impl Webhook {
     fn read(r: &mut Reader, mut s: Section) -> Option<Self> {
-        let url = s.required(r, "url");
+        let url: Option<Url> = s.required(r, "url");
         let ca_file = s.optional(r, "ca_file");
         let headers: BTreeMap<String, Secret> = s.map(r, "headers");
-        let token_file = s.optional(r, "token_file");
+        let token_file: Option<PathBuf> = s.optional(r, "token_file");
         let timeout = s.positive(r, "timeout", "\"10s\"");
         for (name, value) in &headers {
             let fine = axum::http::HeaderName::try_from(name.as_str()).is_ok()
@@ -213,6 +225,15 @@ impl Webhook {
             if !fine {
                 r.problem(&s.path_of("headers"), format!("{name:?} or its value cannot be a header of HTTP"));
             }
+        }
+        let in_the_clear = url.as_ref().is_some_and(|url| {
+            url.0.scheme_str() == Some("http") && !url.0.host().is_some_and(is_this_machine)
+        });
+        if in_the_clear && token_file.is_some() {
+            r.problem(
+                &s.path_of("token_file"),
+                "the token would cross the network in the clear; give the URL as https://, or leave the token out",
+            );
         }
         s.finish(r);
         Some(Self { url: url?, ca_file, headers, token_file, timeout: timeout? })

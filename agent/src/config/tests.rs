@@ -193,7 +193,7 @@ fn scripts_are_parsed_and_their_placeholders_known() {
 #[test]
 fn notifications_need_an_addressee() {
     let text = format!(
-        "{DATABASE}[notifications]\nlevel = 'warning'\n[notifications.smtp]\nhost = 'mx'\nfrom = 'a@b.c'\nto = ['DBA <d@b.c>']\n\
+        "{DATABASE}[notifications]\nlevel = 'warning'\n[notifications.smtp]\nhost = 'localhost'\nfrom = 'a@b.c'\nto = ['DBA <d@b.c>']\n\
          user = 'u'\npassword = 'hunter3'\n[notifications.webhook]\nurl = 'https://x.y/z'\nheaders.X-Key = 'hunter4'\n"
     );
     let config = Config::parse(&text).unwrap();
@@ -207,6 +207,16 @@ fn notifications_need_an_addressee() {
         "{DATABASE}[notifications]\nlevel = 'loud'\n[notifications.smtp]\nfrom = 'nobody'\nto = []\nuser = 'u'\n\
          [notifications.webhook]\nurl = 'ftp://x'\nheaders.'a b' = 'c'\n"
     ));
+    let clear = problems(&format!(
+        "{DATABASE}[notifications.smtp]\nhost = 'mx'\nfrom = 'a@b.c'\nto = ['d@b.c']\nuser = 'u'\npassword = 'p'\n\
+         [notifications.webhook]\nurl = 'http://x.y/z'\ntoken_file = '/t'\n"
+    ));
+    for part in [
+        "notifications.smtp.tls: the password would cross the network in the clear",
+        "notifications.webhook.token_file: the token would cross the network in the clear",
+    ] {
+        assert!(clear.contains(part), "{part} not in {clear}");
+    }
     for part in [
         "notifications.level: ",
         "notifications.smtp.host: missing",

@@ -2,7 +2,9 @@
 //! everything. All of it is a request: without the right to it things go on as they are.
 
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::{Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit,
+};
 
 /// Before PostgreSQL and most else, behind what the system itself needs.
 const NICE: i32 = -10;
@@ -23,6 +25,17 @@ pub(super) fn protect_guardian() {
 /// For this process, which is a worker, and its threads to come.
 pub(crate) fn protect_worker() {
     protect(OOM_WORKER);
+}
+
+/// For a process that was started here and is not the agent: it gets what everybody gets.
+pub(crate) fn release(pid: u32) {
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+        tracing::debug!(pid, "its out-of-memory score is the agent's: {error}");
+    }
+    if let Err(error) = setpriority_process(Some(process), 0) {
+        tracing::debug!(pid, "its priority is the agent's: {error}");
+    }
 }
 
 /// As many as the system allows this process and its children, not as few as are usual: every process of

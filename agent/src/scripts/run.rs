@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
+use crate::guardian::release;
 use crate::notify::About;
 
 /// So much of what a script writes is kept; the rest is read and forgotten.
@@ -114,6 +115,9 @@ async fn run_into(
         Ok(child) => child,
         Err(error) => return End::NotStarted(error),
     };
+    if let Some(pid) = child.id() {
+        release(pid);
+    }
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let reading = async { tokio::join!(drain(stdout, output), drain(stderr, output)) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgherd_common::{MonoTime, NodeId};
 
-use crate::proxy_address::{Candidate, Terms, Word, pick};
+use crate::proxy_address::{Candidate, ProxyId, Terms, Word, pick};
 use crate::quorum::Admission;
 
 use super::Node;
@@ -29,8 +29,8 @@ pub(super) struct Proxies {
     terms: Terms,
     word: Word,
     /// Who has asked, and when last.
-    asked: BTreeMap<String, (u32, MonoTime)>,
-    pick: Option<String>,
+    asked: BTreeMap<ProxyId, (u32, MonoTime)>,
+    pick: Option<ProxyId>,
 }
 
 impl Proxies {
@@ -42,19 +42,19 @@ impl Proxies {
 
 impl Node {
     /// A proxy would have, or keep, the address.
-    pub fn proxy_asks(&mut self, proxy: &str, priority: u32, now: MonoTime) -> AddressAnswer {
-        self.proxies.asked.insert(proxy.to_owned(), (priority, now));
+    pub fn proxy_asks(&mut self, proxy: &ProxyId, priority: u32, now: MonoTime) -> AddressAnswer {
+        self.proxies.asked.insert(proxy.clone(), (priority, now));
         let voters = &self.state.voters;
         let votes = self.quorum.admission == Admission::Full && voters.current.contains(&self.id());
         // Between two sets of voters a majority of one need not meet a majority of the other.
         let settled = voters.plan.is_none();
-        let granted = votes && settled && self.proxies.word.asked(proxy, self.proxies.pick.as_deref(), now);
+        let granted = votes && settled && self.proxies.word.asked(proxy, self.proxies.pick.as_ref(), now);
         let (voter, voters) = (self.id(), voters.current.len());
         AddressAnswer { granted, voter, voters, hold: self.proxies.terms.hold() }
     }
 
     /// The link to a proxy has ended; `gave_up`: after it had given the address up.
-    pub fn proxy_left(&mut self, proxy: &str, gave_up: bool) {
+    pub fn proxy_left(&mut self, proxy: &ProxyId, gave_up: bool) {
         self.proxies.asked.remove(proxy);
         if gave_up {
             self.proxies.word.given_back(proxy);
@@ -62,14 +62,14 @@ impl Node {
     }
 
     /// Who is to have the address, as far as this agent knows.
-    pub fn picked_proxy(&self) -> Option<&str> {
-        self.proxies.pick.as_deref()
+    pub fn picked_proxy(&self) -> Option<&ProxyId> {
+        self.proxies.pick.as_ref()
     }
 
     /// Who would take it, as this agent tells the others.
     pub(super) fn proxies_told(&self) -> Vec<Candidate> {
         let asked = self.proxies.asked.iter();
-        asked.map(|(name, (priority, _))| Candidate { priority: *priority, name: name.clone() }).collect()
+        asked.map(|(proxy, (priority, _))| Candidate { priority: *priority, proxy: proxy.clone() }).collect()
     }
 
     /// Forgets who asks no more, and picks, or hears who was picked.
@@ -77,7 +77,7 @@ impl Node {
         let patience = self.setup.timings.lease;
         self.proxies.asked.retain(|_, (_, at)| now.since(*at) < patience);
         let seen = self.coordinator.seen().iter().filter(|(_, seen)| now.since(seen.at) < patience);
-        let picked = self.proxies.pick.as_deref();
+        let picked = self.proxies.pick.as_ref();
         let picked = if self.quorum.leads {
             let mut heard: BTreeMap<NodeId, Vec<Candidate>> =
                 seen.map(|(id, seen)| (*id, seen.observation.proxies.clone())).collect();

@@ -16,6 +16,7 @@ use super::super::process;
 use super::super::settings::Upstream;
 use super::place::Layout;
 use super::{CloneError, Copy, blocking};
+use crate::guardian::release;
 
 /// How long the kernel may take to end killed processes.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -30,6 +31,10 @@ impl Copy<'_> {
         let mut command = self.command(&program, from, layout);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let child = command.spawn().map_err(|source| CloneError::Run { program, source })?;
+        // It can take hours, and is not to be in anybody's way.
+        if let Some(pid) = child.id() {
+            release(pid);
+        }
         self.working.step(&format!("waiting for a checkpoint of {}", from.node), 0, 0);
         tokio::select! {
             copied = self.follow(child, from) => copied,

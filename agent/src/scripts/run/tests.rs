@@ -102,3 +102,14 @@ async fn what_a_script_leaves_behind_is_not_waited_for() {
     rustix::process::kill_process(Pid::from_raw(ran.output.trim().parse().unwrap()).unwrap(), Signal::KILL)
         .unwrap();
 }
+
+#[tokio::test]
+async fn a_script_has_the_priority_of_everybody_else() {
+    // As an agent's are not: to give way to others needs no right, to end that does.
+    let own = rustix::process::setpriority_process(None, 5);
+    let score = std::fs::write("/proc/self/oom_score_adj", "500");
+    assert!(own.is_ok() && score.is_ok(), "{own:?} {score:?}");
+    let until = "until [ \"$(nice)\" = 0 ] && [ \"$(cat /proc/self/oom_score_adj)\" = 0 ]; do :; done";
+    let ran = shell(until, SOON).await;
+    assert!(ran.into_result().is_ok(), "tests run as root");
+}

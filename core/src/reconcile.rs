@@ -391,7 +391,7 @@ impl Reconciler {
         if let Some(begun) = s.own.restarting.filter(|_| paused.is_none()) {
             let me = s.state.members.get(&s.me);
             if me.is_some_and(|member| member.service == Service::Up) {
-                return Reconciliation::wait("it is restarted once proxies are told to send nothing here");
+                return Reconciliation::wait("it is stopped once proxies are told to send nothing here");
             }
             return Reconciliation::act(LocalAction::DrainAndStop { begun, end_transactions: true });
         }

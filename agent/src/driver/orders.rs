@@ -35,7 +35,7 @@ impl Driver {
 
     /// Tells the number of the order that is in force from now on.
     pub(super) fn take_order(&mut self, order: &Order) -> Taken {
-        let number = self.node.order(order.clone(), RealClock.now())?;
+        let number = self.node.order(order.clone(), RealClock.now(), RealClock.wall())?;
         if number == order.number {
             if let Err(error) = orders::keep(&self.parts.config.node.state_dir, order) {
                 self.node.forget_order();

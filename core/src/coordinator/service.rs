@@ -77,7 +77,7 @@ impl View<'_> {
                 because("it accepts writes but is not the primary")
             }
             PostgresState::Running(_) if postgres.restarting.is_some() => {
-                because("an operator has it restarted")
+                because("an operator has it restarted or rebuilt")
             }
             PostgresState::Running(_) if postgres.health.monitor.is_some() => {
                 let why = postgres.health.monitor.as_deref().unwrap_or_default();

@@ -754,7 +754,7 @@ fn a_standby_that_is_restarted_is_taken_out_of_service_first() {
     rig.postgres(2).restarting = Some(WallTime(2));
     rig.pass(&[]);
     let service = &rig.state.members[&NodeId(2)].service;
-    assert_eq!(*service, Service::Failed("an operator has it restarted".to_owned()));
+    assert_eq!(*service, Service::Failed("an operator has it restarted or rebuilt".to_owned()));
     rig.postgres(2).restarting = None;
     rig.pass(&[]);
     assert_eq!(rig.state.members[&NodeId(2)].service, Service::Up);

@@ -1,17 +1,19 @@
 //! What an operator asks of this node's own PostgreSQL, and whom it can be copied from.
 
-use pgherd_common::{MonoTime, NodeName};
+use pgherd_common::{MonoTime, NodeName, WallTime};
 
 use super::Node;
+use super::restart::Restart;
 use crate::coordinator::Seen;
 use crate::observation::PostgresObservation;
 use crate::rebuild::{Order, OrderRefused, REBUILDING};
 use crate::reconcile::{LocalAction, Upstream};
 
 impl Node {
-    /// Takes an order, unless there is a reason against it. It is done as soon as it can. The number of the order in
-    /// force: an earlier one's, where that asks for the same.
-    pub fn order(&mut self, order: Order, now: MonoTime) -> Result<u64, OrderRefused> {
+    /// Takes an order, unless there is a reason against it. It is done as soon as it can; a standby that runs is stopped as
+    /// for a restart, once proxies send it nothing. The number of the order in force: an earlier one's, where that asks for
+    /// the same.
+    pub fn order(&mut self, order: Order, now: MonoTime, wall: WallTime) -> Result<u64, OrderRefused> {
         let name = self.setup.descriptor.name.clone();
         let refuse = |why: fn(NodeName) -> OrderRefused| Err(why(name.clone()));
         let Some(own) = &self.own else { return refuse(OrderRefused::Witness) };
@@ -57,6 +59,7 @@ impl Node {
             return Err(OrderRefused::BadSource { from: from.clone(), why: why.to_owned() });
         }
         let number = order.number;
+        self.duty.restart = Restart::of(own, wall).or(self.duty.restart);
         self.reconciler.comeback_mut().ask(order);
         Ok(number)
     }
@@ -82,7 +85,8 @@ impl Node {
         let begun = self.acting.as_ref().is_some_and(
             |(action, _)| matches!(action, LocalAction::Rebuild(rebuild) if rebuild.order.is_some()),
         );
-        if !begun {
+        if !begun && self.ordered().is_some() {
+            self.duty.restart = None;
             self.reconciler.comeback_mut().forget();
         }
         !begun

@@ -1,4 +1,4 @@
-//! An operator wants this node's PostgreSQL restarted. The primary's restart is a change in the log; a standby's
+//! An operator wants this node's PostgreSQL restarted, or stopped to be rebuilt. The primary's restart is a change in the log; a standby's
 //! concerns nobody but the proxies, which send it nothing new once it says that it is about to stop.
 
 use pgherd_common::{NodeName, WallTime};
@@ -6,7 +6,7 @@ use pgherd_common::{NodeName, WallTime};
 use super::Node;
 use crate::observation::PostgresObservation;
 
-/// The restart of a standby that was asked for.
+/// The restart of a standby that was asked for, or the stop before it is rebuilt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Restart {
     /// The postmaster to be stopped: what runs once it is gone has been restarted, whoever did it.
@@ -16,6 +16,12 @@ pub(super) struct Restart {
 }
 
 impl Restart {
+    /// Of a standby that runs; nothing else has to be stopped in good order.
+    pub(super) fn of(own: &PostgresObservation, asked: WallTime) -> Option<Self> {
+        let pid = own.pid.filter(|_| own.running().is_some_and(|running| running.in_recovery))?;
+        Some(Self { pid, asked })
+    }
+
     /// When it was asked for, unless it is over.
     pub(super) fn asked(self, own: &PostgresObservation) -> Option<WallTime> {
         (own.pid == Some(self.pid)).then_some(self.asked)
@@ -74,9 +80,8 @@ impl Node {
         if let Some(pause) = self.state.pauses.of(self.id()) {
             return Err(RestartRefused::Paused { node: name(), until: pause.until });
         }
-        let pid = own.pid.filter(|_| own.running().is_some_and(|running| running.in_recovery));
-        let pid = pid.ok_or_else(|| RestartRefused::NotRunning(name()))?;
-        self.duty.restart = Some(Restart { pid, asked: wall });
+        let restart = Restart::of(own, wall).ok_or_else(|| RestartRefused::NotRunning(name()))?;
+        self.duty.restart = Some(restart);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::*;
-use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind, apply};
+use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind, Service, apply};
 use crate::cover::{Durability, SyncSet};
 use crate::node::{Done, Quorum, Setup};
 use crate::observation::{Health, NodeObservation, PostgresState, Running, Stopped};
@@ -141,7 +141,7 @@ impl Rig {
 
     fn order(&mut self, number: u64, from: Option<&str>) -> Result<u64, OrderRefused> {
         let from = from.map(|from| from.parse().unwrap());
-        self.node.order(Order { number, means: Means::Clone, from, rate: None }, self.now)
+        self.node.order(Order { number, means: Means::Clone, from, rate: None }, self.now, WallTime(7))
     }
 
     fn act(&mut self) -> Option<crate::node::Begun> {
@@ -192,11 +192,17 @@ fn what_commits_rest_on_is_copied_from_the_primary_only() {
 #[test]
 fn a_standby_is_stopped_then_rebuilt_and_the_order_ends_with_that() {
     let mut rig = Rig::new();
+    let (generation, node) = (rig.state.generation, rig.node.id());
+    rig.commit(&Command::SetService { generation, node, service: Service::Up, at: WallTime(1) });
     assert_eq!(rig.order(1, Some("server3")), Ok(1));
     assert_eq!(rig.order(2, Some("server3")), Ok(1), "the same again is the same order");
     assert!(matches!(rig.order(3, None), Err(OrderRefused::Busy(_))));
+    assert_eq!(rig.act(), None, "proxies may send it something yet");
+    let service = Service::Failed("an operator has it restarted or rebuilt".to_owned());
+    rig.commit(&Command::SetService { generation, node, service, at: WallTime(8) });
     let begun = rig.act().unwrap();
-    assert!(matches!(&begun.action, LocalAction::StopFast { .. }), "{begun:?}");
+    let drained = LocalAction::DrainAndStop { begun: WallTime(7), end_transactions: true };
+    assert_eq!(begun.action, drained);
     let done = |begun: crate::node::Begun, result: Result<(), String>, observation| Done {
         action: begun.action,
         before: begun.before,

@@ -18,6 +18,7 @@ use crate::driver::{Broken, Driver, Parts, Tell};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
+use crate::parameters;
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
@@ -141,6 +142,16 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         cluster = %config.cluster, node = %config.node.name, id = %config.node.id, listen = %config.node.listen,
         "agent started"
     );
+    if let Some(instance) = &instance {
+        let state = consensus.state();
+        // Before anything is started here.
+        let wanted = parameters::wanted(&state.borrow(), config.node.id);
+        if let Some(wanted) = wanted {
+            instance.want(wanted).await;
+        }
+        let own = (config.node.id, config.node.name.clone());
+        tokio::spawn(parameters::keep(instance.clone(), state, own, notifier.clone()));
+    }
     let keeper = config.virtual_ip.as_ref().map(|ip| Keeper::start(ip.vip(), events.clone())).transpose()?;
     let driver = Driver::new(Parts {
         config: config.clone(),

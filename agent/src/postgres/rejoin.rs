@@ -114,7 +114,7 @@ impl Instance {
         let fenced = *self.births();
         self.ready_for_rejoin(upstream, running).await?;
         let rejoined = self.come_back(upstream, running).await?;
-        self.bring_up_standby(Some(upstream), fenced).await?;
+        self.bring_up_standby(Some(upstream), running.capacity, fenced).await?;
         Ok(rejoined)
     }
 

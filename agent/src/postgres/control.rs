@@ -20,7 +20,7 @@ use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::follow::FollowError;
 use super::instance::{Instance, Patience};
-use super::parameters::ask;
+use super::parameters::{Told, complaint};
 use super::process::{self, Postmaster};
 use super::rewind;
 use super::session::{Session, SessionError};
@@ -147,6 +147,16 @@ pub enum DrainError {
 #[derive(Debug, thiserror::Error)]
 #[error("the checkpoint did not finish")]
 pub struct CheckpointError(#[from] SessionError);
+
+impl StartError {
+    /// What PostgreSQL itself said.
+    fn complaint(&self) -> String {
+        match self {
+            Self::Ended { tail, .. } => complaint(tail),
+            other => other.to_string(),
+        }
+    }
+}
 
 /// What a start is told besides its files.
 #[derive(Debug, Default)]
@@ -328,37 +338,37 @@ impl Instance {
         besides: &Besides<'_>,
     ) -> Result<(), StartError> {
         let unproven = self.lay_out_wanted().await?;
-        let first = self.launch_once(following, fenced, besides).await;
-        match &first {
-            Ok(()) => self.started().await,
-            Err(StartError::Ended { tail, .. }) if !unproven.is_empty() => {
+        match self.launch_once(following, fenced, besides).await {
+            Ok(told) => self.started(&told).await,
+            Err(first @ StartError::Ended { .. }) if !unproven.is_empty() => {
                 self.lay_out_proven(&unproven).await?;
-                if self.launch_once(following, fenced, besides).await.is_err() {
+                let Ok(told) = self.launch_once(following, fenced, besides).await else {
                     // It was not for them.
                     self.lay_out_wanted().await?;
-                    return first;
-                }
-                self.refuse_values(&unproven, &ask::complaint(tail)).await;
-                self.started().await;
+                    return Err(first);
+                };
+                self.refuse_values(&unproven, &first.complaint()).await;
+                self.started(&told).await;
             }
-            Err(_) => return first,
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
+    /// Tells what the start was told besides.
     async fn launch_once(
         &self,
         following: &Following,
         fenced: u64,
         besides: &Besides<'_>,
-    ) -> Result<(), StartError> {
-        let lifted = if besides.standby { self.lift(besides.floor).await } else { Vec::new() };
+    ) -> Result<Vec<Told>, StartError> {
+        let told = if besides.standby { self.lift(besides.floor).await } else { self.hold_back().await };
         // Backends of a postmaster that died hold its shared memory, and would block the start.
         self.clear().await?;
         self.clear_stale_locks()?;
         let log_file = &self.settings().log_file;
         let (log, log_start) = files::open_log(log_file, &self.shared.owner)?;
-        let ended = self.spawn(log, fenced, besides.gate, &lifted)?;
+        let ended = self.spawn(log, fenced, besides.gate, &told)?;
         let ready = async {
             let postmaster = self.appeared().await?;
             self.wait_until_ready(&postmaster, log_start).await
@@ -369,11 +379,12 @@ impl Instance {
             status = ended => return Err(self.ended(status.ok(), log_start)),
         }
         self.shared.stirred.notify_one();
-        if !lifted.is_empty() {
+        if !told.is_empty() {
             // Only then does it notice that its files say something else, and tell.
             self.reload().map_err(StartError::Settings)?;
         }
-        self.apply(following).await.map_err(StartError::Settings)
+        self.apply(following).await.map_err(StartError::Settings)?;
+        Ok(told)
     }
 
     /// `postgres` on this data directory.
@@ -393,7 +404,7 @@ impl Instance {
         log: fs::File,
         fenced: u64,
         gate: Option<&Path>,
-        lifted: &[(&str, u32)],
+        told: &[Told],
     ) -> Result<oneshot::Receiver<ExitStatus>, StartError> {
         let settings = self.settings();
         let program = self.program();
@@ -406,7 +417,7 @@ impl Instance {
             if let Some(gate) = gate {
                 command.arg("-c").arg(format!("hba_file={}", gate.display()));
             }
-            for (name, value) in lifted {
+            for (name, value) in told {
                 command.arg("-c").arg(format!("{name}={value}"));
             }
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -5,7 +5,7 @@
 //! is laid out before every start and rewritten while PostgreSQL runs, each time as a whole. What PostgreSQL has run with
 //! here is remembered in the agent's state directory: where it does not start with newer values, it is started with those.
 
-pub(super) mod ask;
+mod ask;
 mod show;
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use super::instance::{Instance, Patience};
 use super::session::{Session, SessionError};
 
 pub use ask::AskError;
+pub(super) use ask::complaint;
 pub use show::{ParameterHere, Pending, Standing};
 
 /// The line of `pgherd.conf` that includes the file.
@@ -30,6 +31,9 @@ pub(super) const INCLUDE: &str = "include_if_exists = 'pgherd.parameters.conf'\n
 fn file(data_dir: &Path) -> PathBuf {
     data_dir.join("pgherd.parameters.conf")
 }
+
+/// A parameter that a start is told on its command line, with its value.
+pub(super) type Told = (&'static str, u32);
 
 /// A value as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,12 +326,19 @@ impl Instance {
         self.kept(&parameters);
     }
 
-    /// PostgreSQL started with what the file has.
-    pub(super) async fn started(&self) {
+    /// PostgreSQL started with what the file has, but for what it was told otherwise.
+    pub(super) async fn started(&self, told: &[Told]) {
         let mut parameters = self.shared.parameters.lock().await;
         if parameters.wanted.is_some() {
             let before = parameters.kept.clone();
-            parameters.kept.proven = parameters.values();
+            let mut values = parameters.values();
+            for (name, _) in told {
+                match before.proven.get(*name) {
+                    Some(proven) => values.insert((*name).to_owned(), proven.clone()),
+                    None => values.remove(*name),
+                };
+            }
+            parameters.kept.proven = values;
             parameters.seen = true;
             if parameters.kept != before {
                 self.kept(&parameters);
@@ -343,7 +354,7 @@ impl Instance {
     }
 
     /// What a standby's start has to be told besides, so that it has as much as `floor` and its WAL say.
-    pub(super) async fn lift(&self, floor: Option<Capacity>) -> Vec<(&'static str, u32)> {
+    pub(super) async fn lift(&self, floor: Option<Capacity>) -> Vec<Told> {
         let control = self.control().await.ok().and_then(|control| control.capacity);
         let Some(needed) = control.into_iter().chain(floor).reduce(Capacity::most) else { return Vec::new() };
         let configured = match self.configured_capacity().await {
@@ -360,6 +371,19 @@ impl Instance {
             tracing::info!(%name, %value, "a standby needs as much of this as its primary has: started with that");
         }
         lifted
+    }
+
+    /// What the start of a primary has to be told besides, so that one that crashed does not come up with more than its
+    /// standbys have: they are to have it first, and a crash is no time for changes.
+    pub(super) async fn hold_back(&self) -> Vec<Told> {
+        let control = self.control().await.ok().filter(|control| !control.is_clean());
+        let Some(had) = control.and_then(|control| control.capacity) else { return Vec::new() };
+        let configured = self.configured_capacity().await.unwrap_or(had);
+        let held: Vec<_> = had.shortfalls(configured).map(|more| (more.name, more.has)).collect();
+        for (name, value) in &held {
+            tracing::info!(%name, %value, "a primary that crashed comes up with what it had of this; more waits for a restart");
+        }
+        held
     }
 
     /// What a start would give the server of what standbys need.

@@ -259,3 +259,20 @@ async fn a_standby_has_as_much_as_its_wal_and_its_primary_say_whatever_its_files
     );
     standby.streams().await;
 }
+
+#[tokio::test]
+async fn a_primary_that_crashed_comes_up_with_what_its_standbys_have_at_most() {
+    let server = Server::primary("n1").await;
+    set(&server, 1, &[("max_connections", "30"), ("max_locks_per_transaction", "60")]).await;
+    server.instance.fence().await.unwrap();
+    server.instance.start_primary(&Commits::Free).await.unwrap();
+    assert_eq!(show(&server, "max_connections").await, "20");
+    assert_eq!(show(&server, "max_locks_per_transaction").await, "60");
+    let (_, parameters) = server.instance.parameters_here().await;
+    let waits = Standing::RestartPending;
+    assert_eq!((&parameters["max_connections"].standing, parameters.len()), (&waits, 2));
+    // In order, it has what it is to have.
+    stop(&server).await;
+    server.instance.start_primary(&Commits::Free).await.unwrap();
+    assert_eq!(show(&server, "max_connections").await, "30");
+}

@@ -35,7 +35,7 @@ pub enum AskError {
 
 impl Instance {
     /// The value of a parameter after a start with this configuration and these values besides.
-    pub(in crate::postgres) async fn configured(
+    pub(super) async fn configured(
         &self,
         name: &str,
         besides: &BTreeMap<String, String>,

@@ -104,10 +104,10 @@ impl Instance {
         let ours = row.file.as_ref().is_some_and(|by| same_file(by.as_ref(), &file(self.data_dir())));
         match &row.file {
             Some(by) if !ours => Standing::Overridden { by: by.clone() },
-            Some(_) if row.source == "command line" => Standing::Overridden {
-                by: "its start: a standby needs as much as its primary has".to_owned(),
-            },
             Some(_) if row.pending => Standing::RestartPending,
+            Some(_) if row.source == "command line" => {
+                Standing::Overridden { by: "the command line with which it was started".to_owned() }
+            }
             Some(_) => Standing::InEffect,
             None => Standing::NotYet { why: "the server has not read the agent's file yet".to_owned() },
         }

@@ -18,6 +18,7 @@ use crate::driver::{Broken, Driver, Parts, Tell};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
+use crate::notify::Notifier;
 use crate::parameters;
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
@@ -122,9 +123,9 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
     let working = Working::default();
-    let _forgets = instance.clone().map(|instance| tokio::spawn(forget_old_data(instance)));
     let tell = Tell::start(&config, &events);
     let notifier = tell.notifier.clone();
+    begin_chores(&config, instance.as_ref(), &consensus, &notifier).await;
     let api = Api {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -142,16 +143,6 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         cluster = %config.cluster, node = %config.node.name, id = %config.node.id, listen = %config.node.listen,
         "agent started"
     );
-    if let Some(instance) = &instance {
-        let state = consensus.state();
-        // Before anything is started here.
-        let wanted = parameters::wanted(&state.borrow(), config.node.id);
-        if let Some(wanted) = wanted {
-            instance.want(wanted).await;
-        }
-        let own = (config.node.id, config.node.name.clone());
-        tokio::spawn(parameters::keep(instance.clone(), state, own, notifier.clone()));
-    }
     let keeper = config.virtual_ip.as_ref().map(|ip| Keeper::start(ip.vip(), events.clone())).transpose()?;
     let driver = Driver::new(Parts {
         config: config.clone(),
@@ -179,6 +170,24 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     notifier.flush(LAST_WORD).await;
     server.abort();
     end
+}
+
+/// What goes on beside the loop. PostgreSQL's parameters are known before anything is started here.
+async fn begin_chores(
+    config: &Config,
+    instance: Option<&Instance>,
+    consensus: &Consensus,
+    notifier: &Notifier,
+) {
+    let Some(instance) = instance else { return };
+    tokio::spawn(forget_old_data(instance.clone()));
+    let state = consensus.state();
+    let wanted = parameters::wanted(&state.borrow(), config.node.id);
+    if let Some(wanted) = wanted {
+        instance.want(wanted).await;
+    }
+    let own = (config.node.id, config.node.name.clone());
+    tokio::spawn(parameters::keep(instance.clone(), state, own, notifier.clone()));
 }
 
 /// Has the cluster form; resolves only if this node is turned away.

@@ -474,11 +474,7 @@ impl<'a> Composer<'a> {
                     .to_owned(),
             );
         }
-        for node in nodes {
-            verdict.extend(
-                node.refused.iter().map(|what| format!("PostgreSQL on {} does not take {what}.", node.name)),
-            );
-        }
+        verdict.extend(nodes.iter().flat_map(not_taken));
         for out in self.without_vote() {
             verdict.push(format!("{} has no vote: {}.", out.node, out.reason));
         }
@@ -503,6 +499,11 @@ impl<'a> Composer<'a> {
         }
         (false, verdict)
     }
+}
+
+/// Values that were set cluster-wide and that a node runs without.
+fn not_taken(node: &NodeStatus) -> impl Iterator<Item = String> + '_ {
+    node.refused.iter().map(|what| format!("PostgreSQL on {} does not take {what}.", node.name))
 }
 
 fn database_state(kind: NodeKind, postgres: Option<&PostgresObservation>) -> DatabaseState {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::{Generation, HostPort};
+use pgherd_core::quorum::Admission;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -182,12 +183,14 @@ async fn begin_chores(
     let Some(instance) = instance else { return };
     tokio::spawn(forget_old_data(instance.clone()));
     let state = consensus.state();
-    let wanted = parameters::wanted(&state.borrow(), config.node.id);
+    let full = consensus.standing().borrow().admission == Admission::Full;
+    let wanted = parameters::wanted(&state.borrow(), config.node.id).filter(|_| full);
     if let Some(wanted) = wanted {
         instance.want(wanted).await;
     }
     let own = (config.node.id, config.node.name.clone());
-    tokio::spawn(parameters::keep(instance.clone(), state, own, notifier.clone()));
+    let standing = consensus.standing();
+    tokio::spawn(parameters::keep(instance.clone(), state, standing, own, notifier.clone()));
 }
 
 /// Has the cluster form; resolves only if this node is turned away.

@@ -6,9 +6,11 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::{NodeId, NodeName};
 use pgherd_core::events::{Event, Kind};
+use pgherd_core::quorum::Admission;
 use tokio::sync::watch;
 
 use crate::cluster::ClusterState;
+use crate::consensus::Standing;
 use crate::notify::Notifier;
 use crate::postgres::{Instance, Value, Wanted};
 
@@ -29,13 +31,16 @@ pub(crate) fn wanted(state: &ClusterState, node: NodeId) -> Option<Wanted> {
 pub(crate) async fn keep(
     instance: Instance,
     mut state: watch::Receiver<Arc<ClusterState>>,
+    standing: watch::Receiver<Standing>,
     (node, name): (NodeId, NodeName),
     notifier: Notifier,
 ) {
     let mut complained = None;
     loop {
         let seen = state.borrow_and_update().clone();
-        if let Some(wanted) = wanted(&seen, node) {
+        // What is applied while a lost store is filled again is the past.
+        let is_past = standing.borrow().admission != Admission::Full;
+        if let Some(wanted) = wanted(&seen, node).filter(|_| !is_past) {
             instance.want(wanted).await;
         }
         match instance.configure().await {

@@ -301,6 +301,13 @@ impl Instance {
         Ok(parameters.unproven())
     }
 
+    /// Before anything runs on the data that is no server, such as what pg_rewind starts for crash recovery: it could not
+    /// go back to values that work.
+    pub(super) async fn lay_out_what_works(&self) -> Result<(), FileError> {
+        let unproven = self.shared.parameters.lock().await.unproven();
+        if unproven.is_empty() { Ok(()) } else { self.lay_out_proven(&unproven).await }
+    }
+
     /// PostgreSQL did not start: before another attempt these values are gone, or what they were.
     pub(super) async fn lay_out_proven(&self, unproven: &BTreeMap<String, String>) -> Result<(), FileError> {
         let parameters = self.shared.parameters.lock().await;

@@ -134,7 +134,7 @@ impl Instance {
         if running.in_recovery {
             return Err(RejoinError::NotAPrimary(upstream.clone()));
         }
-        Ok(())
+        Ok(self.lay_out_what_works().await?)
     }
 
     /// Everything but the start.

@@ -3,10 +3,12 @@
 mod maintenance;
 mod metrics;
 mod operator;
+mod parameters;
 mod rebuild;
 mod restart;
 mod server;
 mod status;
 pub mod types;
+mod versions;
 
 pub use server::{Api, router};

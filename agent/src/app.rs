@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
 use pgherd_common::{Generation, HostPort};
+use pgherd_core::quorum::Admission;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -19,6 +20,8 @@ use crate::driver::{Broken, Driver, Parts, Tell};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
 use crate::memory::{Memory, MemoryError};
+use crate::notify::Notifier;
+use crate::parameters;
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
@@ -122,9 +125,9 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
     let working = Working::default();
-    let _forgets = instance.clone().map(|instance| tokio::spawn(forget_old_data(instance)));
     let tell = Tell::start(&config, &events);
     let notifier = tell.notifier.clone();
+    begin_chores(&config, instance.as_ref(), &consensus, &notifier).await;
     let api = Api {
         config: config.clone(),
         consensus: consensus.clone(),
@@ -170,6 +173,26 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     notifier.flush(LAST_WORD).await;
     server.abort();
     end
+}
+
+/// What goes on beside the loop. PostgreSQL's parameters are known before anything is started here.
+async fn begin_chores(
+    config: &Config,
+    instance: Option<&Instance>,
+    consensus: &Consensus,
+    notifier: &Notifier,
+) {
+    let Some(instance) = instance else { return };
+    tokio::spawn(forget_old_data(instance.clone()));
+    let state = consensus.state();
+    let full = consensus.standing().borrow().admission == Admission::Full;
+    let wanted = parameters::wanted(&state.borrow(), config.node.id).filter(|_| full);
+    if let Some(wanted) = wanted {
+        instance.want(wanted).await;
+    }
+    let own = (config.node.id, config.node.name.clone());
+    let standing = consensus.standing();
+    tokio::spawn(parameters::keep(instance.clone(), state, standing, own, notifier.clone()));
 }
 
 /// Has the cluster form; resolves only if this node is turned away.

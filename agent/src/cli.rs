@@ -17,6 +17,8 @@ mod history;
 mod meter;
 mod node_status;
 mod notify_test;
+mod pg_set;
+mod pg_show;
 mod progress;
 mod promote;
 mod rate;
@@ -25,6 +27,7 @@ mod restart;
 mod table;
 mod target;
 mod units;
+mod update;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -41,7 +44,8 @@ use error::CliError;
 use target::Target;
 
 use crate::api::types::{
-    Accepted, ClusterStatus, NodeRequest, NodeStatus, PauseRequest, PriorityRequest, Tried, UnpauseRequest,
+    Accepted, ClusterStatus, NodeRequest, NodeStatus, ParametersStatus, PauseRequest, PriorityRequest, Tried,
+    UnpauseRequest,
 };
 use crate::cluster::HistoryEntry;
 
@@ -109,6 +113,13 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
             done(&agent()?.order("/v1/set-priority", &request).await?)
         }
         Command::Restart(restart) => restart::run(&agent()?, restart).await,
+        Command::PgSet(set) => pg_set::run(&agent()?, set).await,
+        Command::PgShow { json } => {
+            let status: ParametersStatus = agent()?.fetch("/v1/parameters").await?;
+            print(&shown(&status, *json, pg_show::render))?;
+            Ok(Outcome::good_if(pg_show::is_in_order(&status)))
+        }
+        Command::Update(update) => update::run(&agent()?, update).await,
         Command::Pause { node, span: Span(span) } => {
             let for_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
             done(&agent()?.order("/v1/pause", &PauseRequest { node: node.clone(), for_ms }).await?)

@@ -20,6 +20,7 @@ mod logging;
 mod memory;
 mod notify;
 mod orders;
+mod parameters;
 pub mod peers;
 pub mod postgres;
 mod proof;

@@ -4,7 +4,8 @@
 //! and fails with an error of its own. Nothing here knows about raft, leases or other agents; the only
 //! thing it learns about another node is what [`Instance::knock`] sees of its PostgreSQL.
 //!
-//! The agent owns a few files in the data directory: `pgherd.conf`, `standby.signal`, and two for its gate (`gate.rs`).
+//! The agent owns a few files in the data directory: `pgherd.conf`, `pgherd.parameters.conf`, `standby.signal`, and two for its
+//! gate (`gate.rs`).
 //! It never writes to the configuration files of the DBA.
 
 mod clone;
@@ -25,6 +26,7 @@ mod kept;
 mod left_wal;
 mod open;
 mod own_address;
+mod parameters;
 mod probe;
 mod process;
 mod rebuild;
@@ -49,6 +51,9 @@ pub use follow::{FollowError, PromoteError, RecruitError};
 pub use gate::GateError;
 pub use instance::Instance;
 pub use open::OpenError;
+pub use parameters::{
+    AskError, ParameterHere, ParametersError, Pending, RefusedValue, Standing, Value, Wanted,
+};
 pub use rebuild::{RebuildError, Rebuilt};
 pub use rejoin::{RejoinError, Rejoined};
 pub use rewind::RewindError;

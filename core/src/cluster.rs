@@ -3,6 +3,7 @@
 
 mod apply;
 mod command;
+mod parameters;
 mod pause;
 mod schedule;
 mod state;
@@ -12,6 +13,7 @@ mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
+pub use parameters::{Parameter, Parameters};
 pub use pause::{Pause, Pauses};
 pub use schedule::Scheduled;
 pub use state::{

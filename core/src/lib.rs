@@ -7,9 +7,11 @@
 //! and [`beat`] are what agents see and tell each other, [`health`] says when a server that answers has
 //! failed all the same, [`cover`] what synchronous replication makes sure of, [`timings`] holds every period and deadline.
 //! [`guardian`] is what stands behind an agent that crashes or hangs, [`events`] what people are told, and
-//! [`proxy_address`] says which proxy has the proxies' virtual IP.
+//! [`proxy_address`] says which proxy has the proxies' virtual IP. [`parameters`] says what of PostgreSQL's configuration the
+//! cluster may set, [`capacity`] what of it a standby needs.
 
 pub mod beat;
+pub mod capacity;
 pub mod cluster;
 pub mod coordinator;
 pub mod cover;
@@ -19,6 +21,7 @@ pub mod guardian;
 pub mod health;
 pub mod node;
 pub mod observation;
+pub mod parameters;
 pub mod proxy_address;
 pub mod quorum;
 pub mod rebuild;

@@ -10,6 +10,7 @@ use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::capacity::Capacity;
 use crate::cluster::Descriptor;
 use crate::cover::{CoverSeen, Durability};
 use crate::proxy_address::{Candidate, ProxyId};
@@ -213,6 +214,9 @@ pub struct Running {
     /// or higher ones. `None` where that is not known for certain.
     #[serde(default)]
     pub first_xid: Option<u64>,
+    /// How much it has of what a standby of it must have as much of.
+    #[serde(default)]
+    pub capacity: Option<Capacity>,
 }
 
 impl Running {

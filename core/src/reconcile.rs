@@ -5,6 +5,7 @@
 //! reports back. It must not know sockets, files or clocks.
 
 mod action;
+mod capacity;
 mod comeback;
 mod cover;
 mod fence_script;
@@ -419,6 +420,9 @@ impl Reconciler {
                     Reconciliation::wait(format!("{reason}; it is left alone: paused until {}", pause.until))
                 }
             };
+        }
+        if let Some(held_up) = capacity::too_small(s, primary, running) {
+            return held_up;
         }
         let same = running.follows.as_ref() == Some(&upstream.address);
         if same && running.follows_in == upstream.generation {

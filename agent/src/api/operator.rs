@@ -382,12 +382,12 @@ pub(super) async fn pass_on<T: Serialize + Sync>(
 }
 
 /// Has another agent answer.
-pub(super) async fn ask_agent<T: Serialize + Sync>(
+pub(super) async fn ask_agent<T: Serialize + Sync, A: DeserializeOwned>(
     api: &Api,
     agent: &HostPort,
     path: &str,
     request: &T,
-) -> Answer {
+) -> Result<Json<A>, Refused> {
     let unreachable = |error: reqwest::Error| {
         let error = format!("the agent at {agent} does not answer: {error}");
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, "try again in a few seconds")

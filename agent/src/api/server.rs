@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::{Refusal, Tried};
-use super::{maintenance, metrics, operator, rebuild, restart, status};
+use super::{maintenance, metrics, operator, parameters, rebuild, restart, status, versions};
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
@@ -76,6 +76,12 @@ pub fn router(api: Api) -> Router {
         .route("/v1/restart", post(restart::restart))
         .route(restart::HERE, post(restart::here))
         .route(restart::PENDING, get(restart::pending))
+        .route(restart::CAPACITY, get(restart::capacity))
+        .route("/v1/parameters", post(parameters::set).get(parameters::show))
+        .route(parameters::CHECK, post(parameters::check))
+        .route(parameters::HERE, get(parameters::here))
+        .route("/v1/versions", get(versions::all))
+        .route(versions::HERE, get(versions::here))
         .route("/v1/pause", post(maintenance::pause))
         .route("/v1/unpause", post(maintenance::unpause))
         .route("/v1/set-priority", post(operator::set_priority))

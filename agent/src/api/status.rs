@@ -14,7 +14,7 @@ use super::restart::PENDING;
 use super::server::{Api, Refused};
 use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
-    PausedStatus, ProxyStatus, ScheduledStatus, WithoutVote,
+    PausedStatus, Pending, ProxyStatus, ScheduledStatus, WithoutVote,
 };
 use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, Pause, PrimaryPhase, Service};
 use crate::driver::Picture;
@@ -24,8 +24,8 @@ use crate::observation::{PostgresObservation, PostgresState};
 const SNAPSHOT_WAIT_MS: u64 = 300;
 
 type Databases = BTreeMap<NodeId, PostgresObservation>;
-/// Settings that take effect only with a restart.
-type Pending = BTreeMap<NodeId, Vec<String>>;
+/// What a restart of each would change.
+type Pendings = BTreeMap<NodeId, Pending>;
 
 pub(super) async fn cluster(State(api): State<Api>) -> Result<Json<ClusterStatus>, Refused> {
     let mut picture = api.picture().await?;
@@ -44,9 +44,9 @@ pub(super) async fn node(State(api): State<Api>) -> Result<Json<NodeStatus>, Ref
     if let Some(instance) = &api.instance {
         databases.insert(api.config.node.id, instance.observe().await);
     }
-    let mut pending = Pending::new();
+    let mut pending = Pendings::new();
     if let Some(instance) = &api.instance {
-        pending.extend(instance.pending_restart().await.ok().map(|names| (api.config.node.id, names)));
+        pending.extend(instance.pending().await.ok().map(|pending| (api.config.node.id, pending)));
     }
     let view = Composer::new(&api, &picture, &databases, &pending);
     let mut status = view.node(api.config.node.id);
@@ -84,13 +84,13 @@ async fn snapshot(api: &Api, picture: &Picture) -> Databases {
 }
 
 /// What the servers have to be restarted for, as far as they answer.
-async fn pending(api: &Api, picture: &Picture) -> Pending {
+async fn pending(api: &Api, picture: &Picture) -> Pendings {
     let heard =
         |id: NodeId| picture.seen.get(&id).is_some_and(|(_, age)| *age < api.config.timings.node_timeout);
     let databases = picture.state.databases().filter(|member| heard(member.descriptor.id));
     let asks = databases.map(|member| async move {
-        let names: Vec<String> = api.link.get(&member.descriptor.agent, PENDING).await.ok()?;
-        Some((member.descriptor.id, names))
+        let pending: Pending = api.link.get(&member.descriptor.agent, PENDING).await.ok()?;
+        Some((member.descriptor.id, pending))
     });
     futures_util::future::join_all(asks).await.into_iter().flatten().collect()
 }
@@ -114,7 +114,7 @@ async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> O
     }
 }
 
-fn compose(api: &Api, picture: &Picture, databases: &Databases, pending: &Pending) -> ClusterStatus {
+fn compose(api: &Api, picture: &Picture, databases: &Databases, pending: &Pendings) -> ClusterStatus {
     let composer = Composer::new(api, picture, databases, pending);
     let state = &picture.state;
     let name = |id: NodeId| composer.name(id);
@@ -178,13 +178,13 @@ struct Composer<'a> {
     api: &'a Api,
     picture: &'a Picture,
     databases: &'a Databases,
-    pending: &'a Pending,
+    pending: &'a Pendings,
     /// The primary's position in this snapshot.
     position: Option<Lsn>,
 }
 
 impl<'a> Composer<'a> {
-    fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases, pending: &'a Pending) -> Self {
+    fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases, pending: &'a Pendings) -> Self {
         let primary = picture.state.primary.and_then(|primary| databases.get(&primary.node));
         let running = primary.and_then(PostgresObservation::running).filter(|running| !running.in_recovery);
         Self { api, picture, databases, pending, position: running.map(|running| running.position) }
@@ -297,6 +297,7 @@ impl<'a> Composer<'a> {
         let running = postgres.and_then(PostgresObservation::running);
         let standby = running.filter(|running| running.in_recovery);
         let address = seen.and_then(|seen| seen.address.as_ref());
+        let pending = self.pending.get(&id).cloned().unwrap_or_default();
         let lag = standby.and_then(|running| Some(self.position?.bytes_since(running.position)));
         NodeStatus {
             id,
@@ -318,7 +319,9 @@ impl<'a> Composer<'a> {
             lag_bytes: lag,
             in_service: member.is_some_and(|member| member.allowed && member.service == Service::Up),
             pid: postgres.and_then(|postgres| postgres.pid),
-            pending_restart: self.pending.get(&id).cloned().unwrap_or_default(),
+            pending_restart: pending.settings,
+            pending_lowered: pending.lowered,
+            refused: pending.refused,
             info: self.info(id, member, seen.and_then(|seen| seen.postgres.as_ref()), heard),
         }
     }
@@ -397,8 +400,12 @@ impl<'a> Composer<'a> {
         info.extend(
             trouble.filter(|trouble| !info.iter().any(|line| line.contains(trouble.as_str()))).cloned(),
         );
-        if let Some(names) = self.pending.get(&id).filter(|names| !names.is_empty()) {
-            info.push(format!("restart pending for {} (restart --pending)", names.join(", ")));
+        if let Some(pending) = self.pending.get(&id) {
+            if !pending.settings.is_empty() {
+                let names = pending.settings.join(", ");
+                info.push(format!("restart pending for {names} (restart --pending)"));
+            }
+            info.extend(pending.refused.iter().map(|what| format!("does not take {what} (pg-show)")));
         }
         let complaint = postgres.filter(|_| heard).and_then(|postgres| postgres.health.complaint());
         info.extend(complaint.map(|complaint| format!("PostgreSQL {complaint}")));
@@ -467,6 +474,7 @@ impl<'a> Composer<'a> {
                     .to_owned(),
             );
         }
+        verdict.extend(nodes.iter().flat_map(not_taken));
         for out in self.without_vote() {
             verdict.push(format!("{} has no vote: {}.", out.node, out.reason));
         }
@@ -491,6 +499,11 @@ impl<'a> Composer<'a> {
         }
         (false, verdict)
     }
+}
+
+/// Values that were set cluster-wide and that a node runs without.
+fn not_taken(node: &NodeStatus) -> impl Iterator<Item = String> + '_ {
+    node.refused.iter().map(|what| format!("PostgreSQL on {} does not take {what}.", node.name))
 }
 
 fn database_state(kind: NodeKind, postgres: Option<&PostgresObservation>) -> DatabaseState {

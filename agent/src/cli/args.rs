@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use pgherd_common::NodeName;
 
 use super::at::{At, Span};
+use super::pg_set::Assignment;
 use super::rate::Rate;
 use crate::api::types::Means;
 
@@ -169,6 +170,41 @@ Examples:
   pgherd restart --pending           # those that have a changed setting which needs it
   pgherd restart --yes               # without being asked")]
     Restart(RestartArgs),
+    /// Sets parameters of PostgreSQL on every node, or on one
+    ///
+    /// The primary's PostgreSQL says whether it takes a value before anything is changed. The cluster remembers what is set:
+    /// a node that is down, rebuilt or new has it when it is back. What needs a restart waits for `pgherd restart
+    /// --pending`, or is done at once with --restart: standbys first where they must have as much as the primary, and last
+    /// where they get less.
+    #[command(after_help = "\
+Examples:
+  pgherd pg-set work_mem=64MB
+  pgherd pg-set max_connections=300 shared_buffers=8GB --restart
+  pgherd pg-set --node server3 max_parallel_workers=16   # there only
+  pgherd pg-set --reset work_mem                         # as postgresql.conf has it
+  pgherd pg-show                                         # what is set, and what each node makes of it")]
+    PgSet(PgSetArgs),
+    /// Shows the parameters that are set with pg-set, and how they stand on each node; exit status 1 unless all are in effect
+    #[command(after_help = "\
+Examples:
+  pgherd pg-show
+  pgherd pg-show --json | jq -r '.parameters[].name'")]
+    PgShow {
+        /// Print what the agent answered, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Leads through a minor version update of PostgreSQL: one node after the other, the primary last
+    ///
+    /// Nothing is installed: for each node the command says what to run there, waits until the new programs are installed,
+    /// and restarts what runs an older version. It can be interrupted and run again at any point.
+    #[command(after_help = "\
+Examples:
+  pgherd update --check               # what runs where, and what is installed
+  pgherd update                       # restart whatever runs something older than what is installed
+  pgherd update --to 15.14 --yes      # wait for that version on each node
+  pgherd update --switchover          # the primary is switched over rather than restarted in place")]
+    Update(UpdateArgs),
     /// Has the agents leave PostgreSQL alone for a while: for maintenance by hand
     ///
     /// Nothing is started, stopped, promoted or replaced meanwhile, and every pause ends by itself. What
@@ -279,6 +315,46 @@ pub(super) struct RestartArgs {
     /// Only where a changed setting waits for it
     #[arg(long)]
     pub(super) pending: bool,
+    /// End the primary's transactions that do not end within timings.drain_timeout, rather than give up
+    #[arg(long)]
+    pub(super) end_transactions: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// The options of `pg-set`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct PgSetArgs {
+    /// What to set; units as in postgresql.conf
+    #[arg(value_name = "NAME=VALUE", required_unless_present = "reset")]
+    pub(super) set: Vec<Assignment>,
+    /// Only on this node, where it wins over what is set everywhere
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<NodeName>,
+    /// Take back what was set; the servers' own files count again. May be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(super) reset: Vec<String>,
+    /// Restart at once what has to be restarted, one node after the other
+    #[arg(long)]
+    pub(super) restart: bool,
+    /// Also what is dangerous
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// The options of `update`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct UpdateArgs {
+    /// Only show the versions; exit status 0 if every node runs what is installed there, and all the same
+    #[arg(long, conflicts_with_all = ["to", "switchover", "end_transactions", "yes"])]
+    pub(super) check: bool,
+    /// The version that is to come; by default the newest that is installed on any node
+    #[arg(long, value_name = "VERSION")]
+    pub(super) to: Option<String>,
+    /// Make an updated standby the primary, rather than restart the primary where it is
+    #[arg(long)]
+    pub(super) switchover: bool,
     /// End the primary's transactions that do not end within timings.drain_timeout, rather than give up
     #[arg(long)]
     pub(super) end_transactions: bool,

@@ -24,6 +24,9 @@ const WAIT: Duration = Duration::from_secs(300);
 /// How often an agent is asked meanwhile.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How long a standby may take to replay what the primary had written when its turn came.
+const REPLAY_WAIT: Duration = Duration::from_secs(60);
+
 pub(super) async fn run(agent: &Agent, args: &RestartArgs) -> Result<Outcome, CliError> {
     let before: ClusterStatus = agent.fetch("/v1/status").await?;
     let order = order(&before, args)?;
@@ -44,13 +47,52 @@ pub(super) async fn run(agent: &Agent, args: &RestartArgs) -> Result<Outcome, Cl
     Ok(Outcome::Good)
 }
 
-async fn take_turn(agent: &Agent, name: &NodeName, end_transactions: bool) -> Result<Outcome, CliError> {
+/// One node's restart, to its end.
+pub(super) async fn take_turn(
+    agent: &Agent,
+    name: &NodeName,
+    end_transactions: bool,
+) -> Result<Outcome, CliError> {
     // The primary may be another one by now.
     let now: ClusterStatus = agent.fetch("/v1/status").await?;
-    match now.nodes.iter().find(|known| known.name == *name) {
-        Some(node) => restart(agent, &now, node, end_transactions).await,
-        None => Ok(Outcome::Good),
+    let Some(node) = now.nodes.iter().find(|known| known.name == *name) else { return Ok(Outcome::Good) };
+    if node.agent_type == AgentType::Standby && !node.pending_lowered.is_empty() {
+        await_replay(agent, &now, node).await?;
     }
+    let outcome = restart(agent, &now, node, end_transactions).await?;
+    let after: ClusterStatus = agent.fetch("/v1/status").await?;
+    let known = after.nodes.iter().find(|known| known.name == *name);
+    let news = known.into_iter().flat_map(|known| &known.refused).filter(|what| !node.refused.contains(what));
+    let news: String = news.map(|what| format!("{name} runs again, but does not take {what}\n")).collect();
+    print(&news)?;
+    Ok(if news.is_empty() { outcome } else { Outcome::Bad })
+}
+
+/// A standby comes up with what its WAL says the primary has: it has to know that this is less by now. One that does not
+/// get there in time is restarted all the same, with as much as before.
+async fn await_replay(agent: &Agent, begun: &ClusterStatus, node: &NodeStatus) -> Result<(), CliError> {
+    let primary = begun.nodes.iter().find(|known| known.agent_type == AgentType::Primary);
+    let Some(wanted) = primary.and_then(|primary| primary.replayed) else { return Ok(()) };
+    let mut agents = agents(agent, begun);
+    let since = RealClock.now();
+    while RealClock.now().since(since) < REPLAY_WAIT {
+        let Some(agent) = agents.first() else { break };
+        match agent.fetch::<ClusterStatus>("/v1/status").await {
+            Ok(status) => {
+                let now = status.nodes.iter().find(|known| known.name == node.name);
+                if now.and_then(|now| now.replayed).is_some_and(|replayed| replayed >= wanted) {
+                    return Ok(());
+                }
+            }
+            Err(_) => agents.rotate_left(1),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let names = node.pending_lowered.join(", ");
+    print(&format!(
+        "{} has not replayed the primary's WAL yet: it keeps its present {names} for now\n",
+        node.name
+    ))
 }
 
 /// Whose turn does not come any more.
@@ -62,7 +104,8 @@ fn left_out(rest: &[&NodeStatus]) -> String {
     format!("not restarted, since that went wrong: {}\n", names.join(", "))
 }
 
-/// Standbys first, the primary last.
+/// Standbys first, then the primary; after it those again that are to have less of what they need as much of as the
+/// primary has. Such a standby has nothing to be restarted for before, unless it waits for something else besides.
 fn order<'a>(status: &'a ClusterStatus, args: &RestartArgs) -> Result<Vec<&'a NodeStatus>, CliError> {
     let known = |name: &NodeName| status.nodes.iter().find(|node| node.name == *name);
     if let Some(unknown) = args.nodes.iter().find(|name| known(name).is_none()) {
@@ -75,15 +118,30 @@ fn order<'a>(status: &'a ClusterStatus, args: &RestartArgs) -> Result<Vec<&'a No
     wanted.retain(|node| !args.pending || !node.pending_restart.is_empty());
     wanted.sort_by_key(|node| (node.agent_type == AgentType::Primary, node.id));
     wanted.dedup_by_key(|node| node.id);
+    if !wanted.iter().any(|node| node.agent_type == AgentType::Primary) {
+        return Ok(wanted);
+    }
+    let lowered =
+        |node: &&NodeStatus| node.agent_type != AgentType::Primary && !node.pending_lowered.is_empty();
+    let after: Vec<&NodeStatus> = wanted.iter().copied().filter(lowered).collect();
+    let only =
+        |node: &NodeStatus| node.pending_restart.iter().all(|name| node.pending_lowered.contains(name));
+    wanted.retain(|node| !(lowered(node) && only(node)));
+    wanted.extend(after);
     Ok(wanted)
 }
 
 fn question(order: &[&NodeStatus]) -> String {
     let mut text = "PostgreSQL is restarted, on one node after the other:\n".to_owned();
-    for node in order {
+    let primary = order.iter().position(|node| node.agent_type == AgentType::Primary);
+    for (place, node) in order.iter().enumerate() {
         text += &match node.agent_type {
             AgentType::Primary => {
                 format!("  {}, the primary: new work is held until it is back\n", node.name)
+            }
+            _ if primary.is_some_and(|primary| place > primary) => {
+                let names = node.pending_lowered.join(", ");
+                format!("  {}, for a lower {names}: it takes no reads meanwhile\n", node.name)
             }
             _ => format!("  {}: it takes no reads meanwhile\n", node.name),
         };
@@ -167,6 +225,28 @@ mod tests {
         assert_eq!(names(&order(&status, &args(&[], true)).unwrap()), ["server1"]);
         let unknown = order(&status, &args(&["server9"], false)).unwrap_err();
         assert_eq!(unknown.to_string(), "there is no node server9");
+    }
+
+    #[test]
+    fn a_standby_gets_less_of_what_it_needs_after_the_primary_and_the_rest_before() {
+        let mut status = three_nodes();
+        let lowered = vec!["max_connections".to_owned()];
+        for node in &mut status.nodes {
+            (node.pending_restart, node.pending_lowered) = (lowered.clone(), lowered.clone());
+        }
+        assert_eq!(names(&order(&status, &args(&[], true)).unwrap()), ["server1", "server2", "server3"]);
+        status.nodes[2].pending_restart.push("shared_buffers".to_owned());
+        let mixed = args(&[], true);
+        let both = order(&status, &mixed).unwrap();
+        assert_eq!(names(&both), ["server3", "server1", "server2", "server3"]);
+        assert!(
+            question(&both).contains("  server3, for a lower max_connections: it"),
+            "{}",
+            question(&both)
+        );
+        // The primary has less already, or is not to be restarted.
+        (status.nodes[0].pending_restart, status.nodes[0].pending_lowered) = Default::default();
+        assert_eq!(names(&order(&status, &args(&[], true)).unwrap()), ["server2", "server3"]);
     }
 
     #[test]

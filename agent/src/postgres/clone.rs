@@ -217,9 +217,14 @@ impl Copy<'_> {
     /// What is the node's own in a complete copy: that it is a standby, and whom it follows.
     pub(super) fn make_standby(&self, staged: &Staged, upstream: &Upstream) -> Result<(), FileError> {
         let dir = staged.data_dir();
-        for strange in
-            ["recovery.signal", "pgherd.conf", "pgherd_gate.conf", "pgherd_hba.conf", "postmaster.opts"]
-        {
+        for strange in [
+            "recovery.signal",
+            "pgherd.conf",
+            "pgherd.parameters.conf",
+            "pgherd_gate.conf",
+            "pgherd_hba.conf",
+            "postmaster.opts",
+        ] {
             remove_durably(&dir.join(strange))?;
         }
         files::create_standby_signal(dir, self.owner)?;

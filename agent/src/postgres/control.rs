@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::errors::Chain;
+use pgherd_core::capacity::Capacity;
 use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::oneshot;
@@ -19,6 +20,7 @@ use super::fence::FenceError;
 use super::files::{self, FileError, Following};
 use super::follow::FollowError;
 use super::instance::{Instance, Patience};
+use super::parameters::{Told, complaint};
 use super::process::{self, Postmaster};
 use super::rewind;
 use super::session::{Session, SessionError};
@@ -146,6 +148,33 @@ pub enum DrainError {
 #[error("the checkpoint did not finish")]
 pub struct CheckpointError(#[from] SessionError);
 
+impl StartError {
+    /// What PostgreSQL itself said.
+    fn complaint(&self) -> String {
+        match self {
+            Self::Ended { tail, .. } => complaint(tail),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// What a start is told besides its files.
+#[derive(Debug, Default)]
+struct Besides<'a> {
+    /// What `hba_file` is to name, if not what the DBA has it name.
+    gate: Option<&'a Path>,
+    /// It must not have less than its WAL says,
+    standby: bool,
+    /// nor than this.
+    floor: Option<Capacity>,
+}
+
+impl<'a> Besides<'a> {
+    fn gate(gate: &'a Path) -> Self {
+        Self { gate: Some(gate), ..Self::default() }
+    }
+}
+
 impl Instance {
     /// Runs PostgreSQL as a primary and returns when it lets us in. Fine when it does already.
     pub async fn start_primary(&self, commits: &Commits) -> Result<(), StartError> {
@@ -166,14 +195,14 @@ impl Instance {
         };
         if matches!(commits, Commits::WaitFor(_)) {
             match self.close_gate().await {
-                Ok(gate) => match self.launch(&following, fenced, Some(gate)).await {
+                Ok(gate) => match self.launch(&following, fenced, &Besides::gate(&gate)).await {
                     Err(error @ StartError::Ended { .. }) => open(&error),
                     started => return started,
                 },
                 Err(error) => open(&error),
             }
         }
-        self.launch(&following, fenced, None).await
+        self.launch(&following, fenced, &Besides::default()).await
     }
 
     /// Runs PostgreSQL as a standby, of nobody when `upstream` is `None`, and returns when it lets us
@@ -181,13 +210,15 @@ impl Instance {
     pub async fn start_standby(&self, upstream: Option<&Upstream>) -> Result<(), StartError> {
         let _acting = self.shared.acting.lock().await;
         let fenced = *self.births();
-        self.bring_up_standby(upstream, fenced).await
+        self.bring_up_standby(upstream, None, fenced).await
     }
 
-    /// `fenced`: how often the instance had been fenced when this was decided.
+    /// `floor`: how much the upstream has of what its standbys need. `fenced`: how often the instance had been fenced when
+    /// this was decided.
     pub(super) async fn bring_up_standby(
         &self,
         upstream: Option<&Upstream>,
+        floor: Option<Capacity>,
         fenced: u64,
     ) -> Result<(), StartError> {
         let following =
@@ -199,7 +230,7 @@ impl Instance {
         files::create_standby_signal(self.data_dir(), &self.shared.owner)?;
         self.forget_gate()?;
         following.write(self.data_dir(), &self.shared.owner)?;
-        self.launch(&following, fenced, None).await
+        self.launch(&following, fenced, &Besides { floor, standby: true, gate: None }).await
     }
 
     /// Fast shutdown; what is still there after `deadline` is killed.
@@ -232,13 +263,6 @@ impl Instance {
         let session = self.session().await?;
         let row = session.row(BUSY, &[&until]).await?;
         Ok((session.take(&row, 0)?, session.take(&row, 1)?))
-    }
-
-    /// Settings that have been changed and take effect only with the next start.
-    pub async fn pending_restart(&self) -> Result<Vec<String>, SessionError> {
-        const PENDING: &str =
-            "SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings WHERE pending_restart";
-        self.session().await?.value(PENDING).await
     }
 
     /// Waits until none of the clients' statements and transactions runs any more that run now, no longer than
@@ -306,19 +330,45 @@ impl Instance {
         self.settings().bin_dir.join("postgres")
     }
 
-    /// `gate`: what `hba_file` is to name, if not what the DBA has it name.
+    /// Starts it with the parameters that are wanted, or where it does not start with them, with those that it last had.
     async fn launch(
         &self,
         following: &Following,
         fenced: u64,
-        gate: Option<PathBuf>,
+        besides: &Besides<'_>,
     ) -> Result<(), StartError> {
+        let unproven = self.lay_out_wanted().await?;
+        match self.launch_once(following, fenced, besides).await {
+            Ok(told) => self.started(&told).await,
+            Err(first @ StartError::Ended { .. }) if !unproven.is_empty() => {
+                self.lay_out_proven(&unproven).await?;
+                let Ok(told) = self.launch_once(following, fenced, besides).await else {
+                    // It was not for them.
+                    self.lay_out_wanted().await?;
+                    return Err(first);
+                };
+                self.refuse_values(&unproven, &first.complaint()).await;
+                self.started(&told).await;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Tells what the start was told besides.
+    async fn launch_once(
+        &self,
+        following: &Following,
+        fenced: u64,
+        besides: &Besides<'_>,
+    ) -> Result<Vec<Told>, StartError> {
+        let told = if besides.standby { self.lift(besides.floor).await } else { self.hold_back().await };
         // Backends of a postmaster that died hold its shared memory, and would block the start.
         self.clear().await?;
         self.clear_stale_locks()?;
         let log_file = &self.settings().log_file;
         let (log, log_start) = files::open_log(log_file, &self.shared.owner)?;
-        let ended = self.spawn(log, fenced, gate.as_deref())?;
+        let ended = self.spawn(log, fenced, besides.gate, &told)?;
         let ready = async {
             let postmaster = self.appeared().await?;
             self.wait_until_ready(&postmaster, log_start).await
@@ -329,7 +379,12 @@ impl Instance {
             status = ended => return Err(self.ended(status.ok(), log_start)),
         }
         self.shared.stirred.notify_one();
-        self.apply(following).await.map_err(StartError::Settings)
+        if !told.is_empty() {
+            // Only then does it notice that its files say something else, and tell.
+            self.reload().map_err(StartError::Settings)?;
+        }
+        self.apply(following).await.map_err(StartError::Settings)?;
+        Ok(told)
     }
 
     /// `postgres` on this data directory.
@@ -349,6 +404,7 @@ impl Instance {
         log: fs::File,
         fenced: u64,
         gate: Option<&Path>,
+        told: &[Told],
     ) -> Result<oneshot::Receiver<ExitStatus>, StartError> {
         let settings = self.settings();
         let program = self.program();
@@ -360,6 +416,9 @@ impl Instance {
             let mut command = self.server_command();
             if let Some(gate) = gate {
                 command.arg("-c").arg(format!("hba_file={}", gate.display()));
+            }
+            for (name, value) in told {
+                command.arg("-c").arg(format!("{name}={value}"));
             }
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             command.spawn()

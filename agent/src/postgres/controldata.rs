@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pgherd_common::{Lsn, Timeline};
+use pgherd_core::capacity::Capacity;
 use tokio::process::Command;
 
 /// It reads one small file.
@@ -27,6 +28,8 @@ pub(super) struct ControlData {
     pub(super) min_recovery_timeline: Option<Timeline>,
     /// Whether pg_rewind can work here: data checksums or `wal_log_hints`.
     pub(super) rewindable: bool,
+    /// How much a standby must have to replay what is here.
+    pub(super) capacity: Option<Capacity>,
 }
 
 /// "Database cluster state".
@@ -119,6 +122,7 @@ impl ControlData {
             min_recovery: fields.value("Minimum recovery ending location")?,
             min_recovery_timeline: (min_timeline != 0).then_some(Timeline(min_timeline)),
             rewindable: hints || checksums != 0,
+            capacity: Capacity::of(|name| fields.value(setting_of(name)?).ok()),
         })
     }
 
@@ -144,6 +148,18 @@ impl ControlData {
                 self.min_recovery.max(self.checkpoint)
             }
         }
+    }
+}
+
+/// The label of a parameter that standbys need as much of.
+fn setting_of(name: &str) -> Option<&'static str> {
+    match name {
+        "max_connections" => Some("max_connections setting"),
+        "max_worker_processes" => Some("max_worker_processes setting"),
+        "max_wal_senders" => Some("max_wal_senders setting"),
+        "max_prepared_transactions" => Some("max_prepared_xacts setting"),
+        "max_locks_per_transaction" => Some("max_locks_per_xact setting"),
+        _ => None,
     }
 }
 
@@ -192,6 +208,17 @@ Data page checksum version:           1
         assert!(
             !ControlData::parse(&SAMPLE.replace("version:           1", "version: 0")).unwrap().rewindable
         );
+    }
+
+    #[test]
+    fn what_a_standby_has_to_have_is_read() {
+        let text = format!(
+            "{SAMPLE}max_connections setting:              200\nmax_worker_processes setting:         8\n\
+             max_wal_senders setting:              10\nmax_prepared_xacts setting:           0\n\
+             max_locks_per_xact setting:           64\n"
+        );
+        assert_eq!(ControlData::parse(&text).unwrap().capacity, Some(Capacity::new([200, 8, 10, 0, 64])));
+        assert_eq!(ControlData::parse(SAMPLE).unwrap().capacity, None);
     }
 
     #[test]

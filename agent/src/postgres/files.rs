@@ -9,6 +9,7 @@ use super::command::OsUser;
 use super::configuration::quote;
 use super::conninfo::Conninfo;
 use super::cover::standby_name;
+use super::parameters::INCLUDE;
 use super::settings::{Settings, Upstream};
 
 /// A file could not be read or written.
@@ -92,6 +93,7 @@ impl Following {
             .map_or(String::new(), |names| format!("synchronous_standby_names = {}\n", quote(names)));
         format!(
             "# Owned and rewritten by pgherd-agent. Changes made by hand are lost.\n\
+             {INCLUDE}\
              primary_conninfo = {}\n\
              primary_slot_name = {}\n\
              recovery_target_timeline = 'latest'\n\
@@ -118,6 +120,16 @@ impl Following {
         }
         replace_whole(&path, text.as_bytes(), 0o600, Some(owner)).map(Some)
     }
+}
+
+/// Replaces `pgherd.conf` by hand, so to speak.
+pub(super) fn replace_own(data_dir: &Path, text: &str, owner: &OsUser) -> Result<(), FileError> {
+    write_durably(&own_file(data_dir), text.as_bytes(), 0o600, Some(owner))
+}
+
+/// Makes a directory of the agent's, if it is missing.
+pub(super) fn create_dir(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(failed("create", path))
 }
 
 /// Makes the next start one of a standby.

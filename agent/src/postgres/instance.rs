@@ -13,6 +13,7 @@ use super::controldata::{ControlData, ControlDataError};
 use super::fence::{FenceError, kill_instance};
 use super::open::{self, OpenError};
 use super::own_address::OwnAddress;
+use super::parameters::Parameters;
 use super::probe::Memory;
 use super::process::Postmaster;
 use super::remote;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) stirred: Notify,
     births: Mutex<u64>,
     own_address: OwnAddress,
+    /// Never held while PostgreSQL starts.
+    pub(super) parameters: tokio::sync::Mutex<Parameters>,
     /// Held while WAL is copied, which goes on when the action that asked for it is dropped.
     pub(super) copying: Mutex<()>,
     /// Never held across an await.
@@ -56,8 +59,10 @@ impl Instance {
         // Before anybody looks: what was to take its place is complete, and what it replaces may be gone from there.
         clone::settle(&settings)?;
         let opened = open::check(&settings).await?;
+        let parameters = tokio::sync::Mutex::new(Parameters::load(&settings.state_dir));
         let shared = Shared {
             settings,
+            parameters,
             owner: opened.owner,
             system_identifier: opened.control.system_identifier,
             major: opened.major,

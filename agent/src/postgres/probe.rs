@@ -11,6 +11,7 @@ use futures_util::future::{BoxFuture, FutureExt, Shared};
 use pgherd_common::errors::Chain;
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Clock, Generation, Lsn, MonoTime, Timeline, time::RealClock};
+use pgherd_core::capacity::Capacity;
 use pgherd_core::timings::NEW_CONNECTION_EVERY;
 use tokio_postgres::error::SqlState;
 
@@ -111,7 +112,10 @@ SELECT recovering,
        ARRAY(SELECT slot_name::text FROM pg_replication_slots
               WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name),
        (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'),
-       current_setting('hba_file')
+       current_setting('hba_file'),
+       ARRAY[current_setting('max_connections'), current_setting('max_worker_processes'),
+             current_setting('max_wal_senders'), current_setting('max_prepared_transactions'),
+             current_setting('max_locks_per_transaction')]
   FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
  CROSS JOIN pg_control_checkpoint() AS control
   LEFT JOIN pg_stat_wal_receiver AS receiver ON true";
@@ -363,6 +367,8 @@ impl Instance {
         let timeline = written.unwrap_or_else(|| self.highest_timeline(&seen, checkpoint_timeline));
         let conninfo: &str = session.take(&row, 8)?;
         let standbys: Vec<String> = session.take(&row, 9)?;
+        let capacity: Vec<&str> = session.take(&row, 13)?;
+        let capacity = capacity.iter().map(|value| value.parse().ok()).collect::<Option<Vec<u32>>>();
         let history = self.history(timeline);
         let first_xid = if in_recovery { None } else { self.memory().first_xid(&history) };
         Ok(Running {
@@ -380,6 +386,7 @@ impl Instance {
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
             gated: self.is_gated(session.take(&row, 12)?),
             first_xid,
+            capacity: capacity.and_then(|values| Some(Capacity::new(values.try_into().ok()?))),
         })
     }
 

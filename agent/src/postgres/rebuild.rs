@@ -97,7 +97,7 @@ impl Instance {
             Means::Best => self.rewind_or_copy(wanted, working).await?,
         };
         working.step("starting PostgreSQL as a standby", 0, 0);
-        self.bring_up_standby(Some(&wanted.upstream), fenced).await?;
+        self.bring_up_standby(Some(&wanted.upstream), wanted.running.capacity, fenced).await?;
         if let Rebuilt::Copied { .. } = &rebuilt {
             // It may be large, and where nothing is to be kept it goes at once.
             let instance = self.clone();

@@ -114,7 +114,7 @@ impl Instance {
         let fenced = *self.births();
         self.ready_for_rejoin(upstream, running).await?;
         let rejoined = self.come_back(upstream, running).await?;
-        self.bring_up_standby(Some(upstream), fenced).await?;
+        self.bring_up_standby(Some(upstream), running.capacity, fenced).await?;
         Ok(rejoined)
     }
 
@@ -134,7 +134,7 @@ impl Instance {
         if running.in_recovery {
             return Err(RejoinError::NotAPrimary(upstream.clone()));
         }
-        Ok(())
+        Ok(self.lay_out_what_works().await?)
     }
 
     /// Everything but the start.

@@ -25,13 +25,14 @@ use super::saved_wal;
 use super::settings::{Settings, Upstream};
 
 /// Files of PostgreSQL itself, which must come from the source or not be there.
-const NOT_OF_THE_DBA: [&str; 11] = [
+const NOT_OF_THE_DBA: [&str; 12] = [
     "PG_VERSION",
     "backup_label",
     "backup_label.old",
     "backup_manifest",
     "current_logfiles",
     "pgherd.conf",
+    "pgherd.parameters.conf",
     "pgherd_gate.conf",
     "pgherd_hba.conf",
     "postmaster.opts",

@@ -13,6 +13,7 @@ mod clone;
 mod cover;
 mod health;
 mod open;
+mod parameters;
 mod recruit;
 mod salvage;
 mod server;

@@ -198,6 +198,22 @@ impl Server {
         self.until("streaming", streaming).await;
     }
 
+    /// The server takes notice of a reload when it gets to it.
+    pub(crate) async fn until_pending_lowered(&self, names: &[&str]) {
+        let begun = now();
+        loop {
+            let pending = self.instance.pending().await.unwrap();
+            if pending.lowered == names {
+                return;
+            }
+            assert!(
+                now().since(begun) < Duration::from_secs(10),
+                "waited in vain for {names:?}: {pending:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub(crate) async fn connect(&self) -> tokio_postgres::Client {
         self.try_connect().await.unwrap()
     }

@@ -12,6 +12,7 @@ mod guardian;
 mod harness;
 mod lag;
 mod notify;
+mod parameters;
 mod pause;
 mod quorum;
 mod rebuild;

@@ -6,6 +6,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
+use super::parameters::{self, Setter};
 use super::pause;
 use super::schedule::{self, Scheduled};
 use super::state::{
@@ -59,6 +60,10 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         Command::Unschedule { number, why, at } => schedule::unschedule(state, *number, why.as_deref(), *at),
         Command::Pause { node, until, at } => pause::pause(state, *node, (*at, *until), revision),
         Command::Unpause { node, number } => pause::unpause(state, *node, *number),
+        Command::SetParameters { node, values, by, at } => {
+            let setter = Setter { by, at: *at, number: revision };
+            parameters::set(state, *node, values, &setter)
+        }
         Command::Stop { generation } => stop(state, *generation),
         Command::Grant { generation, node, received, old_end, cover, rolled_back, at } => {
             let end = (*received, *old_end);

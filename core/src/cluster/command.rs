@@ -1,7 +1,7 @@
 //! What may be written to the log. A command carries what it was decided on (generation, node), and
 //! is rejected when that is no longer so: a late or repeated command changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
@@ -109,6 +109,17 @@ pub enum Command {
         node: Option<NodeId>,
         /// Only this pause, whose time is over; `None`: an operator ends whichever there is.
         number: Option<u64>,
+    },
+    /// `pg-set`: values of PostgreSQL's parameters, checked before.
+    SetParameters {
+        /// On which node; `None`: on all of them.
+        node: Option<NodeId>,
+        /// By name; `None`: the value is taken back.
+        values: BTreeMap<String, Option<String>>,
+        /// Who, as the command line told.
+        by: String,
+        /// Now.
+        at: WallTime,
     },
     /// Switchover: the old primary has checkpointed; hold new work and stop it.
     Stop {

@@ -11,6 +11,7 @@ use pgherd_common::{
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use super::parameters::Parameters;
 use super::pause::Pauses;
 use super::schedule::Scheduled;
 use super::voters::LeaseVoters;
@@ -34,6 +35,9 @@ pub struct ClusterState {
     /// What the agents are to leave alone for now.
     #[serde(default)]
     pub pauses: Pauses,
+    /// What the cluster sets of PostgreSQL's configuration.
+    #[serde(default)]
+    pub parameters: Parameters,
     /// All members, witnesses included.
     pub members: BTreeMap<NodeId, Member>,
     /// The members whose word counts for the lease.

@@ -40,6 +40,9 @@ fn commands() -> Vec<Command> {
         let one = Some(node).filter(|node| node.0 > 1);
         commands.push(Command::Pause { node: one, until: WallTime(9), at });
         commands.push(Command::Unpause { node: one, number: None });
+        let values = [("work_mem".to_owned(), (node.0 > 2).then(String::new))].into();
+        let by = "dba".to_owned();
+        commands.push(Command::SetParameters { node: one.filter(|node| node.0 > 2), values, by, at });
         for generation in (0..4).map(generation) {
             let reason = String::new;
             for service in [Service::Joining, Service::Up, Service::Failed(reason())] {
@@ -418,4 +421,39 @@ fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(3) };
     assert_eq!(apply(&mut state, &late, 9), Applied::Rejected(in_flight));
     assert_eq!(state.change.map(|change| change.generation), Some(generation(3)));
+}
+
+#[test]
+fn parameters_are_set_for_everybody_and_for_single_nodes_and_taken_back() {
+    let mut state = formed();
+    let set = |node: Option<u64>, values: &[(&str, Option<&str>)]| Command::SetParameters {
+        node: node.map(NodeId),
+        values: values.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned))).collect(),
+        by: "dba".to_owned(),
+        at: WallTime(5),
+    };
+    let everybody = set(None, &[("work_mem", Some("4MB")), ("max_connections", Some("200"))]);
+    assert_eq!(apply(&mut ClusterState::default(), &everybody, 1), Applied::Rejected(Rejected::NotFormed));
+    assert_eq!(apply(&mut state, &everybody, 20), Applied::Changed);
+    assert_eq!(apply(&mut state, &set(Some(2), &[("work_mem", Some("8MB"))]), 21), Applied::Changed);
+    let witness = set(Some(4), &[("work_mem", Some("8MB"))]);
+    assert_eq!(apply(&mut state, &witness, 22), Applied::Rejected(Rejected::Witness(NodeId(4))));
+    let stranger = set(Some(9), &[("work_mem", Some("8MB"))]);
+    assert_eq!(apply(&mut state, &stranger, 22), Applied::Rejected(Rejected::UnknownMember(NodeId(9))));
+    let value = |state: &ClusterState, node| {
+        state.parameters.of(NodeId(node)).get("work_mem").map(|p| p.value.clone())
+    };
+    assert_eq!((value(&state, 1).as_deref(), value(&state, 2).as_deref()), (Some("4MB"), Some("8MB")));
+    assert_eq!(state.parameters.number, 21);
+    // The same again is to be tried again.
+    let before = state.parameters.clone();
+    assert_eq!(apply(&mut state, &set(None, &[("work_mem", Some("4MB"))]), 23), Applied::Changed);
+    assert_eq!((state.parameters.number, state.parameters.cluster["max_connections"].number), (23, 20));
+    assert_eq!(state.parameters.changes_since(&before, None), ["work_mem = '4MB' (by dba)"]);
+    let back = set(Some(2), &[("work_mem", None)]);
+    assert_eq!(apply(&mut state, &back, 24), Applied::Changed);
+    assert_eq!(apply(&mut state, &back, 25), Applied::Unchanged);
+    assert_eq!((value(&state, 2).as_deref(), state.parameters.nodes.len()), (Some("4MB"), 0));
+    assert_eq!(state.parameters.changes_since(&before, Some(NodeId(2))), ["work_mem taken back"]);
+    assert_eq!(state.parameters.names().collect::<Vec<_>>(), ["max_connections", "work_mem"]);
 }

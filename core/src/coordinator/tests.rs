@@ -242,6 +242,7 @@ pub(super) fn running(in_recovery: bool) -> Running {
         follows_in: None,
         cover: None,
         gated: false,
+        capacity: None,
         first_xid: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),

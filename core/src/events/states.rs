@@ -23,6 +23,7 @@ pub(super) fn compare(before: &ClusterState, after: &ClusterState) -> Vec<Event>
     }
     found.members(before);
     found.pauses(before);
+    found.parameters(before);
     found.change(before);
     found.history(before);
     found.voters(before);
@@ -122,6 +123,24 @@ impl Found<'_> {
             let text = format!("{} is looked after again: its pause is over", what(&name));
             if !still {
                 self.add(Kind::Unpaused, name, text);
+            }
+        }
+    }
+
+    fn parameters(&mut self, before: &ClusterState) {
+        let (was, is) = (&before.parameters, &self.after.parameters);
+        if was.number == is.number {
+            return;
+        }
+        let places =
+            std::iter::once(None).chain(was.nodes.keys().chain(is.nodes.keys()).map(|node| Some(*node)));
+        for node in places.collect::<BTreeSet<_>>() {
+            let changes = is.changes_since(was, node);
+            let name = node.and_then(|node| self.name(node));
+            let place = name.as_ref().map_or("every node".to_owned(), ToString::to_string);
+            if !changes.is_empty() {
+                let text = format!("PostgreSQL's parameters on {place}: {}", changes.join(", "));
+                self.add(Kind::ParametersSet, name, text);
             }
         }
     }

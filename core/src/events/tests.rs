@@ -67,6 +67,7 @@ fn running() -> PostgresObservation {
         follows_in: None,
         cover: None,
         gated: false,
+        capacity: None,
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
@@ -385,6 +386,15 @@ fn members_come_and_go() {
             vec!["node_attached", "run load_balancer_attach 10.0.0.2 s"],
         ),
         (Command::SetPriority { node: NodeId(2), priority: 3 }, vec!["priority_changed"]),
+        (
+            Command::SetParameters {
+                node: None,
+                values: [("work_mem".to_owned(), Some("4MB".to_owned()))].into(),
+                by: "dba".to_owned(),
+                at: WallTime(0),
+            },
+            vec!["parameters_set"],
+        ),
         (
             Command::SetAllowed { node: NodeId(3), allowed: false, at: WallTime(0) },
             vec!["node_disallowed", "run load_balancer_detach 10.0.0.3 s"],

@@ -130,6 +130,7 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
             follows_in: None,
             cover: None,
             gated: false,
+            capacity: None,
             first_xid: None,
             receiver: None,
             standbys: Vec::new(),

@@ -64,6 +64,7 @@ fn running(in_recovery: bool) -> Running {
         follows_in: None,
         cover: None,
         gated: false,
+        capacity: None,
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
@@ -797,4 +798,34 @@ fn a_pause_holds_back_what_was_ordered_before_and_what_was_stopped_is_started_ag
     assert_eq!(rig.decide(2).action, None);
     rig.stopped_here = true;
     assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
+}
+
+#[test]
+fn a_standby_with_less_than_its_primary_needs_is_restarted_before_it_follows() {
+    use crate::capacity::Capacity;
+    let follows = |address: &str, capacity| Running {
+        follows: Some(address.parse().unwrap()),
+        capacity,
+        ..running(true)
+    };
+    let small = Some(Capacity::new([100, 8, 10, 0, 64]));
+    let large = Some(Capacity::new([200, 8, 10, 0, 64]));
+    for address in ["10.0.0.1:5432", "10.0.0.3:5432"] {
+        let mut rig = Rig::new(PostgresState::Running(follows(address, small)));
+        rig.primary = Some(Running { capacity: large, ..running(false) });
+        let Some(LocalAction::StopFast { reason }) = rig.decide(2).action else {
+            panic!("{:?}", rig.decide(2))
+        };
+        assert!(reason.contains("max_connections = 100, 200 needed"), "{reason}");
+        // Nobody stops what an operator has in hand, nor lets it follow.
+        rig.commit(&Command::Pause { node: Some(NodeId(2)), until: WallTime(9), at: WallTime(5) });
+        let Reconciliation { action: None, note: Some(note), .. } = rig.decide(2) else { panic!() };
+        assert!(note.contains("paused until"), "{note}");
+        // More is fine, and so is what is not known.
+        for (own, primary) in [(large, small), (large, large), (None, large), (small, None)] {
+            let mut rig = Rig::new(PostgresState::Running(follows(address, own)));
+            rig.primary = Some(Running { capacity: primary, ..running(false) });
+            assert!(!matches!(rig.decide(2).action, Some(LocalAction::StopFast { .. })));
+        }
+    }
 }

@@ -203,6 +203,7 @@ impl World {
             cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
             gated: server.gated && !in_recovery,
             first_xid: None,
+            capacity: None,
         };
         let memory = &mut self.machines[index].worker.as_mut()?.memory;
         if in_recovery {

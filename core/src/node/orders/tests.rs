@@ -44,6 +44,7 @@ fn postgres(in_recovery: bool, position: u64) -> PostgresObservation {
             follows_in: None,
             cover: None,
             gated: false,
+            capacity: None,
             first_xid: None,
             receiver: in_recovery.then(|| "streaming".to_owned()),
             standbys: Vec::new(),

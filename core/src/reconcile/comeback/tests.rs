@@ -41,6 +41,7 @@ fn running() -> Running {
         follows_in: None,
         cover: None,
         gated: false,
+        capacity: None,
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),

@@ -3,7 +3,9 @@
 
 mod apply;
 mod command;
+mod membership;
 mod pause;
+mod roster;
 mod schedule;
 mod state;
 #[cfg(test)]
@@ -12,7 +14,9 @@ mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
+pub use membership::{Invited, Leaving, Removed};
 pub use pause::{Pause, Pauses};
+pub use roster::{Contact, Contacts, contact, roster};
 pub use schedule::Scheduled;
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,

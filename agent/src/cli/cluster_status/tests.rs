@@ -28,6 +28,8 @@ fn node(id: u64, agent_type: AgentType) -> NodeStatus {
         in_service: true,
         pid: Some(100),
         pending_restart: Vec::new(),
+        invited: false,
+        leaving: false,
         info: String::new(),
     }
 }

@@ -65,6 +65,7 @@ fn member(service: Service) -> Member {
         service,
         replaced: true,
         since: WallTime(0),
+        leaving: None,
     }
 }
 

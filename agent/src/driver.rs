@@ -357,7 +357,7 @@ impl Driver {
                 let _ = answer.send(self.node.plan_restart(node, end_transactions, now, RealClock.wall()));
             }
             Event::PlanRemove(wanted, answer) => {
-                let _ = answer.send(self.plan_removal(wanted, now));
+                let _ = answer.send(self.plan_removal(wanted.as_ref(), now));
             }
             Event::Restart(answer) => {
                 let _ = answer.send(self.node.order_restart(RealClock.wall()));

@@ -25,13 +25,13 @@ impl Driver {
     /// Of a node, by force or not; else of whoever is silent.
     pub(super) fn plan_removal(
         &self,
-        wanted: Option<(NodeName, bool)>,
+        wanted: Option<&(NodeName, bool)>,
         now: MonoTime,
     ) -> Result<Vec<Command>, RemoveRefused> {
         let wall = RealClock.wall();
         match wanted {
             Some((node, force)) => {
-                self.node.plan_remove(&node, force, now, wall).map(|command| vec![command])
+                self.node.plan_remove(node, *force, now, wall).map(|command| vec![command])
             }
             None => self.node.plan_reset(now, wall),
         }

@@ -33,7 +33,7 @@ impl Rig {
     /// Obeyed until nothing more is wanted.
     fn come_to_rest(&mut self, silent: &[u64]) {
         for _ in 0..200 {
-            self.go(silent);
+            let _ = self.go(silent);
         }
         assert_eq!(self.go(silent).action, None);
     }
@@ -61,7 +61,7 @@ impl Rig {
 /// So many seconds, obeyed.
 fn pass_seconds(rig: &mut Rig, seconds: usize, silent: &[u64]) {
     for _ in 0..seconds * 10 {
-        rig.go(silent);
+        let _ = rig.go(silent);
     }
 }
 
@@ -99,7 +99,7 @@ fn a_taken_back_invitation_leaves_nothing_in_raft_s_group() {
     rig.seen.insert(5, observation(5));
     rig.stuck.push(5);
     rig.invite(5);
-    rig.go(&[]);
+    let _ = rig.go(&[]);
     assert_eq!(rig.quorum.learners, ids(&[5]));
     rig.order(5, false);
     assert_eq!(rig.go(&[]).action, Some(Action::DropNode(NodeId(5))));
@@ -147,7 +147,7 @@ fn a_node_that_is_down_is_removed_at_once_and_never_together_with_another_silent
     pass_seconds(&mut rig, 3, &[3]);
     rig.order(3, false);
     for _ in 0..10 {
-        rig.go(&[3]);
+        let _ = rig.go(&[3]);
     }
     assert!(!rig.state.belongs(NodeId(3)), "nobody waited for node_lost_after");
     rig.come_to_rest(&[3]);
@@ -177,7 +177,7 @@ fn a_leader_that_leaves_hands_over_first() {
 #[test]
 fn what_cannot_be_removed_is_refused_with_the_reason() {
     let mut rig = Rig::formed();
-    rig.go(&[]);
+    let _ = rig.go(&[]);
     assert_eq!(rig.refusal(1, true), "server1 is the primary");
     assert!(rig.refusal(9, true).contains("the nodes are server1, server2, server3, server4"));
     // One of the others is silent.
@@ -207,14 +207,14 @@ fn what_cannot_be_removed_is_refused_with_the_reason() {
         let order = Command::Remove { node: NodeId(id), force: true, at: rig.wall };
         assert_eq!(rig.propose(&order), Applied::Changed);
     }
-    rig.look_at(&[]);
+    let _ = rig.look_at(&[]);
     assert!(rig.refusal(2, true).contains("one voter alone decides nothing"), "{}", rig.refusal(2, true));
 }
 
 #[test]
 fn whoever_is_silent_is_forgotten_if_the_rest_can_decide() {
     let mut rig = Rig::formed();
-    rig.go(&[]);
+    let _ = rig.go(&[]);
     assert_eq!(rig.view().plan_reset(), Err(RemoveRefused::NobodySilent));
     pass_seconds(&mut rig, 4, &[3]);
     let commands = rig.view().plan_reset().unwrap();

@@ -1,6 +1,7 @@
 //! The agent's port: what operators, proxies, other agents and monitoring ask of it.
 
 mod maintenance;
+mod members;
 mod metrics;
 mod operator;
 mod parameters;

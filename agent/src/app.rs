@@ -1,6 +1,5 @@
 //! Puts the agent together and runs it until it is told to stop.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,9 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::address::Keeper;
 use crate::api::{Api, router};
-use crate::config::{Config, Postgres};
-use crate::consensus::{Consensus, OpenError as StoreError, Options};
+use crate::cluster::{Contact, Contacts};
+use crate::config::{Config, MemberEntry, Postgres};
+use crate::consensus::{Consensus, OpenError as StoreError, Options, Stored};
 use crate::driver::{Broken, Driver, Parts, Tell};
 use crate::guardian::{Channel, GuardianLost, HandOver};
 use crate::join::{TurnedAway, form_when_complete, introduce};
@@ -25,6 +25,7 @@ use crate::parameters;
 use crate::peers::{Link, Peers};
 use crate::postgres::{Instance, OpenError, Settings};
 use crate::publish::Hub;
+use crate::roster::Introduced;
 use crate::sole::{Sole, SoleError};
 use crate::working::Working;
 
@@ -119,8 +120,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     let listener = listen(&config.node.listen).await?;
     let link = Link::new(config.cluster.clone(), config.timings.remote_timeout)?;
     let memory = Memory::open(&config.node.state_dir)?;
-    meet_the_others(&config, &link, database, memory.generation()).await?;
-    let consensus = Consensus::open(options(&config, &memory)).await?;
+    let consensus = take_part(&config, &link, database, &memory).await?;
     let (events, inbox) = mpsc::channel(INBOX);
     let hub = Hub::new(config.cluster.clone(), consensus.state(), config.timings.lease, events.clone());
     let stop = Arc::new(Notify::new());
@@ -141,7 +141,7 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
     };
     let listener = listener.tap_io(|connection| give_up_in_time(connection));
     let server = tokio::spawn(async move { axum::serve(listener, router(api)).await });
-    let peers = Peers::start(&link, &others(&config), &events);
+    let peers = Peers::start(&link, consensus.roster().clone(), config.node.id, &events);
     tracing::info!(
         cluster = %config.cluster, node = %config.node.name, id = %config.node.id, listen = %config.node.listen,
         "agent started"
@@ -227,21 +227,38 @@ fn asked_to_stop(by_operator: Arc<Notify>) -> Result<impl Future<Output = ()>, s
     })
 }
 
-/// Introduces this agent before it touches anything.
-async fn meet_the_others(
+/// Introduces this agent before it touches anything, and takes part then. Whom it knows tells the store, if there is one.
+async fn take_part(
     config: &Config,
     link: &Link,
     database: Option<(u64, u32)>,
+    memory: &Memory,
+) -> Result<Consensus, RunError> {
+    let stored = Stored::existing(options(config, memory)).await?;
+    let known = stored.as_ref().map_or_else(|| contacts(config), |stored| stored.roster().now());
+    let introduced = meet_the_others(config, known, link, database, memory.generation()).await?;
+    let stored = match stored {
+        Some(stored) => stored,
+        None => Stored::open(options(config, memory)).await?,
+    };
+    stored.roster().introduced(introduced);
+    Ok(stored.take_part().await?)
+}
+
+async fn meet_the_others(
+    config: &Config,
+    known: Contacts,
+    link: &Link,
+    database: Option<(u64, u32)>,
     remembered: Generation,
-) -> Result<(), TurnedAway> {
-    let introduction = introduce(config, link, database);
+) -> Result<Introduced, TurnedAway> {
+    let introduction = introduce(config, known, link, database);
     if remembered == Generation::ZERO {
-        introduction.await?;
-    } else if let Ok(answered) = tokio::time::timeout(config.timings.lease / 8, introduction).await {
-        // A primary may be running here, and there is a lease to win: nobody slow is waited for.
-        answered?;
+        return introduction.await.map(|(_, introduced)| introduced);
     }
-    Ok(())
+    // A primary may be running here, and there is a lease to win: nobody slow is waited for.
+    let answered = tokio::time::timeout(config.timings.lease / 8, introduction).await;
+    Ok(answered.ok().transpose()?.map(|(_, introduced)| introduced).unwrap_or_default())
 }
 
 async fn listen(address: &HostPort) -> Result<TcpListener, RunError> {
@@ -260,9 +277,9 @@ fn give_up_in_time(connection: &TcpStream) {
     }
 }
 
-fn others(config: &Config) -> BTreeMap<pgherd_common::NodeId, HostPort> {
-    let others = config.members.iter().filter(|member| member.id != config.node.id);
-    others.map(|member| (member.id, member.agent.clone())).collect()
+fn contacts(config: &Config) -> Contacts {
+    let contact = |member: &MemberEntry| Contact { name: member.name.clone(), agent: member.agent.clone() };
+    config.members.iter().map(|member| (member.id, contact(member))).collect()
 }
 
 fn options(config: &Config, memory: &Memory) -> Options {
@@ -271,7 +288,7 @@ fn options(config: &Config, memory: &Memory) -> Options {
         node: config.node.id,
         cluster: config.cluster.clone(),
         dir: config.node.state_dir.clone(),
-        members: config.members.iter().map(|member| (member.id, member.agent.clone())).collect(),
+        members: contacts(config),
         remembers: memory.generation() > Generation::ZERO,
         heartbeat: timings.heartbeat,
         election_timeout: (timings.election_timeout_min, timings.election_timeout_max),

@@ -14,6 +14,7 @@ mod confirm;
 mod create_standby;
 mod error;
 mod history;
+mod members;
 mod meter;
 mod node_status;
 mod notify_test;
@@ -108,6 +109,9 @@ async fn run(args: &Args) -> Result<Outcome, CliError> {
         Command::DisallowNode { node } => order(&agent()?, "/v1/disallow-node", node).await,
         Command::Detach { node } => order(&agent()?, "/v1/detach", node).await,
         Command::Attach { node } => order(&agent()?, "/v1/attach", node).await,
+        Command::AddNode(add) => members::add(&agent()?, add).await,
+        Command::RemoveNode(remove) => members::remove(&agent()?, remove).await,
+        Command::ResetMembers { yes } => members::reset(&agent()?, *yes).await,
         Command::SetPriority { node, priority } => {
             let request = PriorityRequest { node: node.clone(), priority: *priority };
             done(&agent()?.order("/v1/set-priority", &request).await?)

@@ -18,6 +18,6 @@ mod types;
 mod tests;
 
 pub use errors::{AdmissionError, FormError, OpenError, ProposeError, RegroupError, TransferError};
-pub use handle::Consensus;
+pub use handle::{Consensus, Stored};
 pub use options::Options;
 pub use standing::Standing;

@@ -5,10 +5,12 @@
 //! disk that remembers a generation: work runs in tasks that come back as events.
 
 mod actions;
+mod group;
 mod orders;
+mod plans;
 mod tell;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,7 +35,7 @@ use crate::beat::{Beat, BeatAnswer};
 use crate::cluster::{Applied, ClusterState, Command};
 use crate::config::{Config, Postgres, VirtualIp};
 use crate::consensus::{Consensus, ProposeError, RegroupError, Standing};
-use crate::coordinator::{Action, SwitchoverRefused};
+use crate::coordinator::{Action, RemoveRefused, SwitchoverRefused};
 use crate::guardian::{Channel, GuardianLost};
 use crate::memory::Memory;
 use crate::observation::{NodeObservation, PostgresObservation, RemoteDatabase};
@@ -107,7 +109,7 @@ pub enum Event {
     Knocked(NodeId, RemoteDatabase),
     /// A proposal of the coordinator has ended.
     Proposed(Command, Result<Applied, ProposeError>),
-    /// A change of raft's voters has ended.
+    /// A change of raft's group has ended.
     Regrouped(Result<(), RegroupError>),
     /// A proxy had its first write answered by the primary of this generation, so long after it knew it.
     Wrote(Generation, Duration),
@@ -115,6 +117,8 @@ pub enum Event {
     Plan(PromoteRequest, oneshot::Sender<Result<Command, SwitchoverRefused>>),
     /// An operator wants the primary restarted, and transactions ended that do not end: may that be proposed?
     PlanRestart(NodeId, bool, oneshot::Sender<Result<Command, SwitchoverRefused>>),
+    /// An operator wants a node removed, by force or not, or else whoever is silent: what would be proposed for that?
+    PlanRemove(Option<(NodeName, bool)>, oneshot::Sender<Result<Vec<Command>, RemoveRefused>>),
     /// An operator wants this node's standby restarted.
     Restart(oneshot::Sender<Result<(), RestartRefused>>),
     /// An operator wants to know what a switchover, to this node if one is named, would do.
@@ -258,8 +262,7 @@ impl Driver {
                 biased;
                 () = &mut stop => {
                     self.parts.tell.agent(Kind::AgentStopped, &self.node, &self.parts.config);
-                    self.parts.address.iter().for_each(Keeper::leave);
-                    return Ok(self.parts.guardian.leave()?);
+                    return self.leave();
                 }
                 changed = state.changed() => if changed.is_err() { return Err(stopped(standing).await) },
                 changed = standing.changed() => if changed.is_err() { return Err(stopped(standing).await) },
@@ -273,10 +276,23 @@ impl Driver {
                 return Err(stopped(standing).await);
             }
             self.turn(due)?;
+            if let Some(at) = self.node.has_left() {
+                tracing::info!(
+                    "this node was removed from the cluster at {at} (remove-node): its PostgreSQL is stopped, and its agent \
+                     ends; `pgherd add-node` on a member lets it join again"
+                );
+                return self.leave();
+            }
             // While the primary changes, positions decide, so they are looked at without pause.
             let changing = self.node.state().change.is_some();
             hurry.send_if_modified(|hurry| std::mem::replace(hurry, changing) != changing);
         }
+    }
+
+    /// Ends in order. PostgreSQL is left as it is.
+    fn leave(&mut self) -> Result<(), Broken> {
+        self.parts.address.iter().for_each(Keeper::leave);
+        Ok(self.parts.guardian.leave()?)
     }
 
     fn catch_up(&mut self, state: Arc<ClusterState>, standing: Standing) {
@@ -288,6 +304,7 @@ impl Driver {
             admission: standing.admission,
         };
         self.standing = standing;
+        self.node.welcomed(self.parts.consensus.roster().welcomed());
         self.node.committed(state, quorum, RealClock.now());
     }
 
@@ -329,20 +346,17 @@ impl Driver {
             Event::Regrouped(result) => {
                 self.node.regrouped();
                 if let Err(error) = result {
-                    tracing::warn!("raft's voters did not change: {error}");
+                    tracing::warn!("raft's group did not change: {error}");
                 }
             }
             Event::Plan(request, answer) => {
-                let (to, wall) = (request.to.as_ref(), RealClock.wall());
-                let plan = match (request.switchover, request.at) {
-                    (true, Some(at)) => self.node.plan_schedule(at, to, request.end_transactions, now, wall),
-                    (true, None) => self.node.plan_switchover(to, request.end_transactions, now, wall),
-                    (false, _) => self.node.plan_forced(to, request.allow_data_loss, now, wall),
-                };
-                let _ = answer.send(plan);
+                let _ = answer.send(self.plan_change(&request, now));
             }
             Event::PlanRestart(node, end_transactions, answer) => {
                 let _ = answer.send(self.node.plan_restart(node, end_transactions, now, RealClock.wall()));
+            }
+            Event::PlanRemove(wanted, answer) => {
+                let _ = answer.send(self.plan_removal(wanted.as_ref(), now));
             }
             Event::Restart(answer) => {
                 let _ = answer.send(self.node.order_restart(RealClock.wall()));
@@ -400,7 +414,7 @@ impl Driver {
         match lead {
             Some(Action::Propose(command)) => self.propose(command),
             Some(Action::TransferLeadership(to)) => self.transfer_leadership(to),
-            Some(Action::ChangeVoters(voters)) => self.change_voters(voters),
+            Some(regroup) => self.regroup(regroup),
             None => {}
         }
         if let Some((node, address)) = knock {
@@ -509,24 +523,6 @@ impl Driver {
                 Err(error) => tracing::error!("{}", Chain(&error)),
             }
         }));
-    }
-
-    fn change_voters(&self, voters: BTreeSet<NodeId>) {
-        let (consensus, events) = (self.parts.consensus.clone(), self.parts.events.clone());
-        tokio::spawn(async move {
-            let result = consensus.change_voters(&voters).await;
-            // The loop may have ended.
-            let _ = events.send(Event::Regrouped(result)).await;
-        });
-    }
-
-    fn transfer_leadership(&self, to: NodeId) {
-        let consensus = self.parts.consensus.clone();
-        tokio::spawn(async move {
-            if let Err(error) = consensus.transfer_leadership(to).await {
-                tracing::info!("could not hand the raft leadership to node {to}: {error}");
-            }
-        });
     }
 
     /// Looks at the primary's PostgreSQL over the network while its agent is silent.

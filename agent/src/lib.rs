@@ -25,6 +25,7 @@ pub mod peers;
 pub mod postgres;
 mod proof;
 pub mod publish;
+pub mod roster;
 mod scripts;
 mod sole;
 pub mod worker;

@@ -1,4 +1,5 @@
-//! Talks to the other agents: one task for each, that always sends the newest beat and never queues.
+//! Talks to the other agents: one task for each, that always sends the newest beat and never queues. They come and go
+//! with the roster.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -11,12 +12,14 @@ use pgherd_common::{Clock, ClusterName, HostPort, Lsn, NodeId, Timeline};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::beat::{Beat, BeatAnswer, Hello, Welcome};
 use crate::driver::Event;
 use crate::observation::RemoteDatabase;
 use crate::postgres::FetchError;
 use crate::proof;
+use crate::roster::Roster;
 
 /// Where an agent gives away the WAL that its dead PostgreSQL has left.
 pub(crate) const LEFT_WAL: &str = "/v1/left-wal";
@@ -30,19 +33,50 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts a task for each peer. Answers arrive as [`Event::BeatAnswered`].
-    pub fn start(link: &Link, others: &BTreeMap<NodeId, HostPort>, events: &mpsc::Sender<Event>) -> Self {
+    /// Beats to everybody on the roster but `me`. Answers arrive as [`Event::BeatAnswered`].
+    pub fn start(link: &Link, roster: Roster, me: NodeId, events: &mpsc::Sender<Event>) -> Self {
         let (latest, _) = watch::channel(None);
-        for (id, address) in others {
-            let task = beat_to(link.clone(), *id, address.clone(), latest.subscribe(), events.clone());
-            tokio::spawn(task);
-        }
+        tokio::spawn(follow(link.clone(), roster, me, latest.clone(), events.clone()));
         Self { latest }
     }
 
     /// Sends this beat to everybody, as soon as each one's previous beat was answered or given up.
     pub fn broadcast(&self, beat: Beat) {
         self.latest.send_replace(Some(Arc::new(beat)));
+    }
+}
+
+/// Keeps one task for each other agent at its present address. Ends with the log.
+async fn follow(
+    link: Link,
+    mut roster: Roster,
+    me: NodeId,
+    latest: watch::Sender<Option<Arc<Beat>>>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut introductions = roster.introductions();
+    // A task ends with its place in here.
+    let (mut tasks, mut known) = (JoinSet::new(), BTreeMap::<NodeId, (HostPort, AbortHandle)>::new());
+    loop {
+        let others = roster.others(me);
+        known.retain(|id, (address, task)| {
+            let stays = others.get(id).is_some_and(|contact| contact.agent == *address);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (id, contact) in others {
+            known.entry(id).or_insert_with(|| {
+                let (link, address) = (link.clone(), contact.agent.clone());
+                let task = beat_to(link, id, contact.agent, latest.subscribe(), events.clone());
+                (address, tasks.spawn(task))
+            });
+        }
+        if !roster.changed(&mut introductions).await || events.is_closed() {
+            return;
+        }
+        while tasks.try_join_next().is_some() {}
     }
 }
 

@@ -159,6 +159,12 @@ impl Builder {
         Self { netns, ..self }
     }
 
+    /// How many servers have a database; one more is a witness.
+    #[must_use]
+    pub fn databases(self, databases: usize) -> Self {
+        Self { databases, ..self }
+    }
+
     /// How many proxies there are, all beside the witness.
     #[must_use]
     pub fn proxies(self, proxies: usize) -> Self {
@@ -271,7 +277,7 @@ impl Builder {
         let mut nodes = Vec::new();
         for (place, id) in places.into_iter().zip(1u64..) {
             let database = usize::try_from(id).is_ok_and(|id| id <= self.databases);
-            nodes.push(self.node(id, place, database, &dir, &bin_dir, &binaries, &mut network)?);
+            nodes.push(node(id, place, database, &dir, &bin_dir, &binaries, &mut network)?);
         }
         let mut proxies = Vec::new();
         for number in 1..=self.proxies {
@@ -348,50 +354,18 @@ impl Builder {
         Ok(dir)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one node, each of another kind")]
-    fn node(
-        &self,
-        id: u64,
-        place: Place,
-        database: bool,
-        dir: &Path,
-        bin_dir: &Path,
-        binaries: &Binaries,
-        network: &mut Network,
-    ) -> Result<Node, StartError> {
-        let name = format!("server{id}");
-        let dir = dir.join(&name);
-        let offset = u16::try_from(id).unwrap_or(0);
-        let agent_port = network.port(7800, 7800 + offset)?;
-        let postgres = if database {
-            Some(PostgresServer::within(&dir, bin_dir, place.clone(), network.port(5432, 5600 + offset)?))
-        } else {
-            None
-        };
-        let arguments = vec!["--config".to_owned(), dir.join("agent.toml").display().to_string()];
-        let agent = Daemon::new("agent", &binaries.agent, arguments, place.clone(), &dir);
-        Ok(Node { id, name, place, dir, agent_port, agent, postgres })
-    }
-
     fn write_files(&self, cluster: &Cluster) -> Result<(), StartError> {
         let durability = if self.synchronous { "[failover]\ndurability = \"sync\"\n" } else { "" };
         let agent_settings = format!("{durability}{}", self.agent_settings);
         let virtual_ip = self.virtual_ip.as_ref().map(|lines| vip::section(cluster.nodes(), lines));
+        let members: Vec<&Node> = cluster.nodes().iter().collect();
         for node in cluster.nodes() {
-            make_dir_for_postgres(&node.dir)?;
-            if let Some(postgres) = &node.postgres {
-                make_dir_for_postgres(&postgres.conf_dir)?;
-                make_dir_for_postgres(&postgres.socket_dir)?;
-                let everywhere = if virtual_ip.is_some() { "listen_addresses = '*'\n" } else { "" };
-                let settings = postgres.config() + everywhere + &self.postgres_settings;
-                write(&postgres.config_file(), &settings)?;
-                write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
-                write(&postgres.conf_dir.join("pg_ident.conf"), "")?;
-            }
+            let everywhere = if virtual_ip.is_some() { "listen_addresses = '*'\n" } else { "" };
+            prepare_postgres(node, &format!("{everywhere}{}", self.postgres_settings))?;
             let state_dir = node.dir.join("state");
             let virtual_ip = virtual_ip.as_ref().filter(|_| node.postgres.is_some());
             let settings = format!("{agent_settings}\n{}", virtual_ip.map_or("", String::as_str));
-            let text = config_files::agent(&self.name, node, cluster.nodes(), &state_dir, &settings);
+            let text = config_files::agent(&self.name, node, &members, &state_dir, &settings);
             write(&node.dir.join("agent.toml"), &text)?;
         }
         for proxy in cluster.proxies() {
@@ -459,6 +433,41 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// A server, of which nothing is there yet.
+pub(crate) fn node(
+    id: u64,
+    place: Place,
+    database: bool,
+    dir: &Path,
+    bin_dir: &Path,
+    binaries: &Binaries,
+    network: &mut Network,
+) -> Result<Node, StartError> {
+    let name = format!("server{id}");
+    let dir = dir.join(&name);
+    let offset = u16::try_from(id).unwrap_or(0);
+    let agent_port = network.port(7800, 7800 + offset)?;
+    let postgres = if database {
+        Some(PostgresServer::within(&dir, bin_dir, place.clone(), network.port(5432, 5600 + offset)?))
+    } else {
+        None
+    };
+    let arguments = vec!["--config".to_owned(), dir.join("agent.toml").display().to_string()];
+    let agent = Daemon::new("agent", &binaries.agent, arguments, place.clone(), &dir);
+    Ok(Node { id, name, place, dir, agent_port, agent, postgres })
+}
+
+/// The directories of a server, and what its PostgreSQL is configured with: these lines besides.
+pub(crate) fn prepare_postgres(node: &Node, lines: &str) -> Result<(), StartError> {
+    make_dir_for_postgres(&node.dir)?;
+    let Some(postgres) = &node.postgres else { return Ok(()) };
+    make_dir_for_postgres(&postgres.conf_dir)?;
+    make_dir_for_postgres(&postgres.socket_dir)?;
+    write(&postgres.config_file(), &(postgres.config() + lines))?;
+    write(&postgres.conf_dir.join("pg_hba.conf"), &postgres.hba())?;
+    write(&postgres.conf_dir.join("pg_ident.conf"), "")
 }
 
 fn proxy(

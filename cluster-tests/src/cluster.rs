@@ -34,7 +34,6 @@ pub(crate) struct Parts {
     /// Where the logs go when nobody says that all went well.
     pub(crate) keep_logs: Option<PathBuf>,
     /// Holds the claims on its ports.
-    #[expect(dead_code, reason = "kept for its drop")]
     pub(crate) network: Network,
     /// Removes everything; dropped last, when nothing of ours holds a child process any more.
     #[expect(dead_code, reason = "kept for its drop")]
@@ -101,6 +100,10 @@ impl Cluster {
     /// All nodes in the order of their ids.
     pub fn nodes(&self) -> &[Node] {
         &self.parts.nodes
+    }
+
+    pub(crate) fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
     }
 
     pub(crate) fn nodes_mut(&mut self) -> &mut [Node] {

@@ -9,7 +9,7 @@ use crate::postgres::{
 };
 
 /// The text of a node's `agent.toml`. `extra` is appended as it is, for timings and the like.
-pub fn agent(cluster: &str, node: &Node, members: &[Node], state_dir: &Path, extra: &str) -> String {
+pub fn agent(cluster: &str, node: &Node, members: &[&Node], state_dir: &Path, extra: &str) -> String {
     let mut text = format!(
         "[cluster]\nname = \"{cluster}\"\n\n[node]\nid = {}\nname = \"{}\"\nkind = \"{}\"\nlisten = \"{}\"\n\
          state_dir = \"{}\"\n",

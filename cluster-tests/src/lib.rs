@@ -23,6 +23,7 @@ pub mod failure;
 pub mod install;
 pub mod logs;
 pub mod network;
+pub mod newcomer;
 pub mod node;
 pub mod postgres;
 pub mod process;

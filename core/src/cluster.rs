@@ -3,8 +3,10 @@
 
 mod apply;
 mod command;
+mod membership;
 mod parameters;
 mod pause;
+mod roster;
 mod schedule;
 mod state;
 #[cfg(test)]
@@ -13,8 +15,10 @@ mod voters;
 
 pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
+pub use membership::{Invited, Leaving, Removed};
 pub use parameters::{Parameter, Parameters};
 pub use pause::{Pause, Pauses};
+pub use roster::{Contact, Contacts, contact, roster};
 pub use schedule::Scheduled;
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,

@@ -9,6 +9,7 @@ mod cover;
 mod failover;
 mod forming;
 mod in_place;
+mod members;
 mod pause;
 mod report;
 mod schedule;
@@ -24,7 +25,7 @@ mod voters;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
+use pgherd_common::{Generation, HostPort, Lsn, MonoTime, NodeId, WallTime};
 
 use crate::cluster::{ChangePhase, ClusterState, Command, PrimaryPhase};
 use crate::cover::Durability;
@@ -32,6 +33,7 @@ use crate::observation::NodeObservation;
 use crate::quorum::Quorum;
 use crate::waterfall::{FirstWrite, Step, Waterfall};
 
+pub use members::RemoveRefused;
 pub use pause::PAUSE_MAX;
 pub use report::{NotYet, Report, VotersStay};
 pub use schedule::{SCHEDULE_AHEAD_MAX, SCHEDULE_PATIENCE};
@@ -78,6 +80,10 @@ pub enum Action {
     TransferLeadership(NodeId),
     /// Have raft vote by exactly these, as the log's plan says. To be asked for again until raft does.
     ChangeVoters(BTreeSet<NodeId>),
+    /// Have raft feed this node, which has no vote. To be asked for again until raft does.
+    AddLearner(NodeId, HostPort),
+    /// Have raft know this node no longer, which has no vote. To be asked for again until raft does.
+    DropNode(NodeId),
 }
 
 /// The outcome of one step.
@@ -165,6 +171,10 @@ impl Coordinator {
     pub fn committed(&mut self, state: &ClusterState, quorum: &Quorum, now: MonoTime) {
         self.state = state.clone();
         self.quorum.clone_from(quorum);
+        if self.state.identity.is_some() {
+            let (state, me) = (&self.state, self.me);
+            self.seen.retain(|id, _| *id == me || state.belongs(*id));
+        }
         let step = (self.state.generation, self.state.change.as_ref().map(|change| change.phase));
         if self.step_since.is_none_or(|(generation, phase, _)| (generation, phase) != step) {
             self.step_since = Some((step.0, step.1, now));
@@ -217,6 +227,7 @@ impl Coordinator {
                 .or_else(|| propose(view.tend_schedule(&mut report)))
                 .or_else(|| propose(view.tend_cover(&mut report)))
                 .or_else(|| propose(view.tell_published()))
+                .or_else(|| view.tend_members(self.me, &mut report))
                 .or_else(|| view.tend_voters(&mut report))
                 .or_else(|| propose(view.serve_services(&self.stalled, &mut report)));
         }
@@ -235,7 +246,7 @@ impl Coordinator {
     /// Who should lead if this node cannot: whoever has applied most of the log.
     pub fn heir(&self, now: MonoTime) -> Option<NodeId> {
         let view = self.view(now, WallTime::default());
-        let fit = |id: &&NodeId| **id != self.me && view.is_fresh(**id) && !view.has_forgotten(**id);
+        let fit = |id: &&NodeId| **id != self.me && view.could_lead(**id);
         let revision = |id: NodeId| self.seen.get(&id).map_or(0, |seen| seen.observation.revision);
         self.quorum.voters.iter().filter(fit).copied().max_by_key(|id| (revision(*id), *id))
     }
@@ -243,14 +254,15 @@ impl Coordinator {
     /// The loss of the primary's node should not need an election before it is even noticed.
     fn move_leadership(&self, now: MonoTime) -> Option<NodeId> {
         const PAUSE: Duration = Duration::from_secs(5);
-        if self.state.primary.map(|primary| primary.node) != Some(self.me) || self.state.change.is_some() {
+        let is_primary = self.state.primary.is_some_and(|primary| primary.node == self.me);
+        if !(is_primary || self.state.is_leaving(self.me)) || self.state.change.is_some() {
             return None;
         }
         if self.transferred.is_some_and(|at| now.since(at) < PAUSE) {
             return None;
         }
         let view = self.view(now, WallTime::default());
-        let fit = |id: NodeId| id != self.me && view.is_fresh(id) && !view.has_forgotten(id);
+        let fit = |id: NodeId| id != self.me && view.could_lead(id);
         let others = self.quorum.voters.iter().filter(|id| fit(**id));
         others.max_by_key(|id| (self.state.members.get(*id).is_some_and(|m| !m.is_database()), **id)).copied()
     }

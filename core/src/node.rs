@@ -9,6 +9,7 @@
 mod address;
 mod duty;
 mod knocks;
+mod leave;
 mod narrate;
 mod orders;
 mod plan;
@@ -46,6 +47,7 @@ pub use turn::{Begun, Guard, Proposed, Turn};
 use address::AddressDuty;
 use duty::Duty;
 use knocks::Knocks;
+use leave::Word;
 use proxies::Proxies;
 
 /// A proxy that does not answer delays a switchover by this much, no more: its sessions lose their
@@ -124,6 +126,8 @@ pub struct Node {
     regrouping: bool,
     /// The log has let this node in again with this number.
     readmitted: Option<u64>,
+    /// The newest word of another agent on whether this node belongs.
+    word: Option<Word>,
     knocks: Knocks,
     report: Vec<String>,
     waiting: Vec<NotYet>,
@@ -185,6 +189,7 @@ impl Node {
             serial: 0,
             regrouping: false,
             readmitted: None,
+            word: None,
             knocks: Knocks::default(),
             report: Vec::new(),
             waiting: Vec::new(),
@@ -308,6 +313,9 @@ impl Node {
     pub fn beaten(&mut self, beat: Beat, now: MonoTime) -> BeatAnswer {
         let from = beat.observation.descriptor.id;
         self.hear_of(beat.observation.generation);
+        if !self.takes_part(from) {
+            return self.answer(from);
+        }
         let granted = beat
             .wants_lease
             .filter(|wanted| *wanted >= self.highest && grants_lease(&self.state, from, *wanted))
@@ -317,7 +325,7 @@ impl Node {
             self.promise.renew(self.terms, now);
         }
         self.coordinator.observe(beat.observation, now);
-        BeatAnswer { lease: granted, readmitted: self.state.readmitted.get(&from).copied() }
+        BeatAnswer { lease: granted, ..self.answer(from) }
     }
 
     /// A voter has answered the beat that was sent at `sent`.
@@ -326,6 +334,7 @@ impl Node {
             self.lease.answered(voter, generation, sent);
         }
         self.readmitted = answer.readmitted.or(self.readmitted);
+        self.told(answer);
     }
 
     /// What another node's PostgreSQL looks like from here.
@@ -465,7 +474,10 @@ impl Node {
             stopped_here: self.duty.stopped_here,
             now,
         };
-        let Reconciliation { action, wake_at, note } = self.reconciler.decide(&situation);
+        let Reconciliation { action, wake_at, note } = match self.farewell() {
+            Some(why) => self.reconciler.leave(&situation, why),
+            None => self.reconciler.decide(&situation),
+        };
         let mut before = Before {
             primary_of: self.is_primary().then_some(self.state.generation),
             ran: own.stopped().is_none(),
@@ -553,11 +565,10 @@ impl Node {
                 turn.doing = decision.report.doing;
                 Some(Action::Propose(command))
             }
-            Some(Action::ChangeVoters(_)) if self.regrouping => None,
-            Some(Action::ChangeVoters(voters)) => {
-                self.regrouping = true;
-                turn.doing = decision.report.doing;
-                Some(Action::ChangeVoters(voters))
+            Some(regroup @ (Action::ChangeVoters(_) | Action::AddLearner(..) | Action::DropNode(_))) => {
+                let asked = std::mem::replace(&mut self.regrouping, true);
+                turn.doing = if asked { Vec::new() } else { decision.report.doing };
+                (!asked).then_some(regroup)
             }
             other @ (Some(Action::TransferLeadership(_)) | None) => other,
         };

@@ -10,6 +10,8 @@ mod comeback;
 mod cover;
 mod fence_script;
 pub mod lease;
+mod leave;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -29,6 +31,7 @@ use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
 use cover::{commits, cover_action, may_let_in};
+use slots::Aligned;
 use upstream::{divergence, serving_upstream};
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
@@ -102,7 +105,7 @@ pub struct Reconciler {
     /// How many starts as primary in a row did not last, and when the last one succeeded.
     starts: Option<(u32, MonoTime)>,
     /// For whom the slots were last aligned.
-    slots: Option<(bool, BTreeSet<NodeName>)>,
+    slots: Option<Aligned>,
     comeback: Comeback,
     /// The generation before whose promotion the operators' script has succeeded.
     fenced_for: Option<Generation>,
@@ -165,7 +168,7 @@ impl Reconciler {
         if succeeded {
             match action {
                 LocalAction::AlignSlots { members, in_recovery } => {
-                    self.slots = Some((*in_recovery, members.clone()));
+                    self.slots = Some(Aligned::new(*in_recovery, members, self.slots.take(), now));
                 }
                 LocalAction::FenceScript { generation, .. } => self.fenced_for = Some(*generation),
                 LocalAction::StartPrimary(..) => {
@@ -190,7 +193,11 @@ impl Reconciler {
 
     /// What to do next.
     pub fn decide(&self, s: &Situation<'_>) -> Reconciliation {
-        let wanted = self.wanted(s);
+        self.paced(self.wanted(s), s)
+    }
+
+    /// What failed or did not last is not tried in a tight loop.
+    fn paced(&self, wanted: Reconciliation, s: &Situation<'_>) -> Reconciliation {
         let urgent = matches!(wanted.action, Some(LocalAction::Fence { .. }));
         let rests_until = wanted.action.as_ref().and_then(|action| self.rests_until(action, s.now));
         if let Some((times, until)) = wanted.action.as_ref().and_then(|a| self.storm_rest(a, s.now)) {
@@ -507,8 +514,7 @@ impl Reconciler {
     fn slots_action(&self, s: &Situation<'_>, in_recovery: bool) -> Option<LocalAction> {
         let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.allowed);
         let members: BTreeSet<NodeName> = others.map(|member| member.descriptor.name.clone()).collect();
-        let aligned =
-            self.slots.as_ref().is_some_and(|(role, done)| *role == in_recovery && *done == members);
+        let aligned = self.slots.as_ref().is_some_and(|slots| slots.holds(s, in_recovery, &members));
         (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
     }
 }

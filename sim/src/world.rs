@@ -12,13 +12,14 @@ mod consensus;
 mod faults;
 mod guardian;
 mod machine;
+mod members;
 mod probe;
 mod proxies;
 mod replication;
 mod worker;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use pgherd_common::{ClusterName, Generation, HostPort, NodeId, NodeName, WallTime};
@@ -60,6 +61,8 @@ pub(crate) enum Event {
     AddressEnds(usize, Time),
     /// A client writes straight to a server.
     Direct(usize),
+    /// An operator adds a machine again.
+    Welcome(usize),
     /// A fault begins or ends.
     Fault(faults::Step),
 }
@@ -237,6 +240,10 @@ pub struct World {
     pub(crate) with_address: bool,
     /// Commands that an operator has proposed.
     operators: Vec<pgherd_core::cluster::Command>,
+    /// Machines that raft feeds no longer.
+    unfed: BTreeSet<usize>,
+    /// Machines that an operator has had removed, and has yet to add again.
+    banished: BTreeSet<usize>,
     /// Which server began which timeline, by its number and where it left the one before.
     timelines: BTreeMap<(u32, pgherd_common::Lsn), usize>,
     /// Two servers have begun timelines that PostgreSQL cannot tell apart.
@@ -290,6 +297,8 @@ impl World {
             kill: plan.kill,
             with_address: plan.address,
             operators: Vec::new(),
+            unfed: BTreeSet::new(),
+            banished: BTreeSet::new(),
             timelines: BTreeMap::new(),
             twins: false,
             events: 0,
@@ -380,6 +389,7 @@ impl World {
             Event::Proxy(proxy, happens) => self.proxy(proxy, happens),
             Event::AddressEnds(index, ends) => self.address_ends(index, ends),
             Event::Direct(index) => self.write_directly(index),
+            Event::Welcome(index) => self.welcome(index),
             Event::Fault(step) => self.fault(step),
         }
     }
@@ -390,7 +400,7 @@ impl World {
             Event::Work(index, _, _) | Event::Guard(index, _, _) | Event::Server(index, _, _) => *index,
             Event::AddressEnds(index, _) => *index,
             Event::Pump { standby, .. } | Event::Keepalive { standby, .. } => *standby,
-            Event::Proxy(..) | Event::Direct(_) | Event::Fault(_) => return Some(event),
+            Event::Proxy(..) | Event::Direct(_) | Event::Welcome(_) | Event::Fault(_) => return Some(event),
         };
         let machine = &mut self.machines[index];
         if !machine.up {

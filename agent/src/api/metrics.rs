@@ -64,6 +64,7 @@ fn measure(api: &Api, picture: &Picture) -> Registry {
 fn nodes(registry: &mut Registry, picture: &Picture) {
     let (primary, service, lag, paused) =
         (Gauges::default(), Gauges::default(), Gauges::default(), Gauges::default());
+    let leaving = Gauges::default();
     let state = &picture.state;
     let running = |id| picture.seen.get(&id).and_then(|(said, _)| said.postgres.as_ref()?.running());
     let end = state.serving().and_then(running).filter(|up| !up.in_recovery).map(|up| up.position);
@@ -72,6 +73,7 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
         let labels = || vec![("node", member.descriptor.name.to_string())];
         primary.get_or_create(&labels()).set(flag(state.serving() == Some(id)));
         service.get_or_create(&labels()).set(flag(member.service == Service::Up));
+        leaving.get_or_create(&labels()).set(flag(member.leaving.is_some()));
         paused.get_or_create(&labels()).set(flag(state.pauses.of(id).is_some()));
         if let Some((up, end)) = running(id).filter(|up| up.in_recovery).zip(end) {
             lag.get_or_create(&labels()).set(number(end.bytes_since(up.position)));
@@ -88,6 +90,7 @@ fn nodes(registry: &mut Registry, picture: &Picture) {
     registry.register("vip_held", "Whether it has the virtual IP", held);
     registry.register("node_is_primary", "Whether it serves as the primary", primary);
     registry.register("node_in_service", "Whether it is in service", service);
+    registry.register("node_leaving", "Whether it is being removed from the cluster", leaving);
     registry.register("node_paused", "Whether its PostgreSQL is left alone for now", paused);
     registry.register_with_unit("node_lag", "WAL that a standby has yet to replay", Unit::Bytes, lag);
 }

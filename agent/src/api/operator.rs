@@ -96,9 +96,7 @@ pub(super) async fn cancel_scheduled(State(api): State<Api>, headers: HeaderMap)
 
 /// A scheduled switchover, for people.
 fn spell(api: &Api, due: WallTime, from: NodeId, to: Option<NodeId>) -> String {
-    let members = api.config.members.iter();
-    let name =
-        |id: NodeId| members.clone().find(|member| member.id == id).map(|member| member.name.to_string());
+    let name = |id: NodeId| api.consensus.roster().get(id).map(|member| member.name.to_string());
     let from = name(from).unwrap_or_default();
     let to = to.and_then(name).unwrap_or_else(|| "the best standby".to_owned());
     format!("a switchover from {from} to {to} at {due}")
@@ -251,7 +249,7 @@ pub(super) async fn set_priority(State(api): State<Api>, headers: HeaderMap, byt
 /// Stops all agents that can be reached, this one last. No database is touched.
 pub(super) async fn stop_cluster(State(api): State<Api>) -> Answer {
     let mut missed = Vec::new();
-    for member in api.config.members.iter().filter(|member| member.id != api.config.node.id) {
+    for member in api.consensus.roster().others(api.config.node.id).into_values() {
         let stopped: Result<Accepted, CallError> = api.link.post(&member.agent, "/v1/stop", &()).await;
         if let Err(error) = stopped {
             tracing::warn!("could not stop the agent of {}: {error}", member.name);
@@ -320,9 +318,9 @@ pub(super) async fn propose(api: &Api, command: Command) -> Result<Applied, Refu
 
 /// The log knows members by number, operators by name.
 fn in_names(api: &Api, rejected: &Rejected) -> String {
-    let members = api.config.members.iter();
-    members.fold(rejected.to_string(), |text, member| {
-        text.replace(&format!("node {} ", member.id), &format!("{} ", member.name))
+    let members = api.consensus.roster().now().into_iter();
+    members.fold(rejected.to_string(), |text, (id, member)| {
+        text.replace(&format!("node {id} "), &format!("{} ", member.name))
     })
 }
 
@@ -330,6 +328,10 @@ fn hint(rejected: &Rejected) -> &'static str {
     match rejected {
         Rejected::NotFormed => "pgherd cluster-status says what the cluster is waiting for",
         Rejected::IsPrimary(_) => "pgherd promote --switchover",
+        Rejected::Taken(_) => "pgherd cluster-status lists the nodes",
+        Rejected::TooManyMembers | Rejected::Leaving(_) => "pgherd remove-node NODE takes one away for good",
+        Rejected::ScheduledTo(_) => "`pgherd promote --cancel-scheduled` takes it away",
+        Rejected::TooFewVoters(_) => "add another node or a witness first: pgherd add-node",
         Rejected::NotAllowed(_) => "pgherd allow-node NODE",
         Rejected::NotFailed(_) => "nothing has to be done",
         Rejected::Paused { .. } => "`pgherd unpause`, or `pgherd unpause --node NODE`, ends that",
@@ -352,6 +354,8 @@ fn hint(rejected: &Rejected) -> &'static str {
         | Rejected::UnfitVoters
         | Rejected::CoverChanged(_)
         | Rejected::NotAVoter(_)
+        | Rejected::NotInvited(_)
+        | Rejected::NotLeft(_)
         | Rejected::IsVoter(_) => "see pgherd cluster-status",
     }
 }
@@ -360,25 +364,29 @@ fn hint(rejected: &Rejected) -> &'static str {
 /// do not send it back and forth.
 const PASSED_ON: &str = "x-pgherd-passed-on";
 
+/// Whether another agent has passed this request on.
+pub(super) fn is_passed_on(headers: &HeaderMap) -> bool {
+    headers.contains_key(PASSED_ON)
+}
+
 /// Has the leader answer, unless this agent leads. `None`: answer here.
-pub(super) async fn pass_on<T: Serialize + Sync>(
+pub(super) async fn pass_on<T: Serialize + Sync, A: DeserializeOwned>(
     api: &Api,
     headers: &HeaderMap,
     path: &'static str,
     request: &T,
-) -> Option<Answer> {
+) -> Option<Result<Json<A>, Refused>> {
     let standing = api.consensus.standing().borrow().clone();
-    if standing.is_leader || headers.contains_key(PASSED_ON) {
+    if standing.is_leader || is_passed_on(headers) {
         return None;
     }
-    let leader =
-        standing.leader.and_then(|leader| api.config.members.iter().find(|member| member.id == leader));
+    let leader = standing.leader.and_then(|leader| api.consensus.roster().agent(leader));
     let Some(leader) = leader else {
         let error = "the agents have no leader now: fewer than a majority of them can be reached, or an election runs";
         let hint = "start the missing agents, or try again in a few seconds";
         return Some(Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error, hint)));
     };
-    Some(ask_agent(api, &leader.agent, path, request).await)
+    Some(ask_agent(api, &leader, path, request).await)
 }
 
 /// Has another agent answer.

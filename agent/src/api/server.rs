@@ -16,8 +16,8 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::types::{Refusal, Tried};
-use super::{maintenance, metrics, operator, parameters, rebuild, restart, status, versions};
-use crate::beat::{Beat, BeatAnswer, Hello, Welcome, refuse_hello};
+use super::{maintenance, members, metrics, operator, parameters, rebuild, restart, status, versions};
+use crate::beat::{Beat, BeatAnswer, Hello, HelloRefused, Welcome, refuse_hello};
 use crate::config::Config;
 use crate::consensus::Consensus;
 use crate::driver::{Event, Picture};
@@ -84,6 +84,9 @@ pub fn router(api: Api) -> Router {
         .route(versions::HERE, get(versions::here))
         .route("/v1/pause", post(maintenance::pause))
         .route("/v1/unpause", post(maintenance::unpause))
+        .route("/v1/add-node", post(members::add))
+        .route("/v1/remove-node", post(members::remove))
+        .route("/v1/reset-members", post(members::reset))
         .route("/v1/set-priority", post(operator::set_priority))
         .route("/v1/rebuild", post(rebuild::order).get(rebuild::status))
         .route("/v1/stop-rebuild", post(rebuild::stop))
@@ -150,17 +153,37 @@ async fn beat(State(api): State<Api>, Json(beat): Json<Beat>) -> Result<Json<Bea
     api.ask(|answer| Event::Beat(beat, answer)).await.map(Json)
 }
 
-async fn hello(State(api): State<Api>, Json(hello): Json<Hello>) -> Result<Json<Welcome>, Refused> {
-    let configured = api.config.members.iter().find(|member| member.id == hello.descriptor.id);
-    let configured = configured.map(|member| (&member.name, &member.agent));
+async fn hello(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    Json(hello): Json<Hello>,
+) -> Result<Json<Welcome>, Refused> {
+    let id = hello.descriptor.id;
+    let standing = api.consensus.standing().borrow().clone();
     let state = api.consensus.state().borrow().clone();
-    if let Some(reason) = refuse_hello(&hello, &api.config.cluster, configured, &state) {
-        tracing::warn!("turned away node {} ({}): {reason}", hello.descriptor.id, hello.descriptor.name);
+    let roster = api.consensus.roster();
+    let refused = refuse_hello(&hello, &api.config.cluster, roster.get(id).as_ref(), &state);
+    // Who was added a moment ago the leader knows.
+    let leader = standing.leader.filter(|leader| *leader != api.config.node.id);
+    let leader = leader.filter(|_| !operator::is_passed_on(&headers)).and_then(|leader| roster.agent(leader));
+    if let (Some(HelloRefused::Stranger(_)), Some(leader)) = (&refused, leader) {
+        match operator::ask_agent(&api, &leader, "/v1/hello", &hello).await {
+            Err(Refused(StatusCode::SERVICE_UNAVAILABLE, _)) => {}
+            answered => return answered,
+        }
+    }
+    if let Some(HelloRefused::Stranger(reason) | HelloRefused::Unfit(reason)) = refused {
+        tracing::warn!("turned away node {id} ({}): {reason}", hello.descriptor.name);
         let hint = "correct the newcomer's configuration; nothing of it was touched";
         return Err(Refused::new(StatusCode::CONFLICT, reason, hint));
     }
-    let standing = api.consensus.standing().borrow().clone();
-    Ok(Json(Welcome { initialized: standing.initialized, ready: standing.admission == Admission::Full }))
+    Ok(Json(Welcome {
+        initialized: standing.initialized,
+        ready: standing.admission == Admission::Full,
+        invited: state.invited.contains_key(&id),
+        revision: state.revision,
+        roster: roster.now(),
+    }))
 }
 
 /// What `GET /v1/observe` is asked for.

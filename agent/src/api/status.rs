@@ -16,7 +16,9 @@ use super::types::{
     AgentType, ChangeStatus, ClusterStatus, DatabaseState, DurabilityStatus, LeaseStatus, NodeStatus,
     PausedStatus, Pending, ProxyStatus, ScheduledStatus, WithoutVote,
 };
-use crate::cluster::{ChangePhase, HistoryEntry, Member, NodeKind, Pause, PrimaryPhase, Service};
+use crate::cluster::{
+    ChangePhase, Contact, Contacts, HistoryEntry, Member, NodeKind, Pause, PrimaryPhase, Service,
+};
 use crate::driver::Picture;
 use crate::observation::{PostgresObservation, PostgresState};
 
@@ -62,7 +64,7 @@ pub(super) async fn history(State(api): State<Api>) -> Json<Vec<HistoryEntry>> {
 
 fn leader_elsewhere(api: &Api, picture: &Picture) -> Option<HostPort> {
     let leader = picture.standing.leader.filter(|leader| *leader != api.config.node.id)?;
-    api.config.members.iter().find(|member| member.id == leader).map(|member| member.agent.clone())
+    api.consensus.roster().agent(leader)
 }
 
 /// Positions that can be compared: the primary's is read first, then each standby is given a moment
@@ -77,7 +79,7 @@ async fn snapshot(api: &Api, picture: &Picture) -> Databases {
         reach = seen.running().filter(|running| !running.in_recovery).map(|running| running.position);
         databases.insert(id, seen);
     }
-    let others = api.config.members.iter().map(|member| member.id).filter(|id| Some(*id) != primary);
+    let others = api.consensus.roster().now().into_keys().filter(|id| Some(*id) != primary);
     let looks = others.map(|id| async move { Some((id, look(api, picture, id, reach).await?)) });
     databases.extend(futures_util::future::join_all(looks).await.into_iter().flatten());
     databases
@@ -96,7 +98,7 @@ async fn pending(api: &Api, picture: &Picture) -> Pendings {
 }
 
 async fn look(api: &Api, picture: &Picture, id: NodeId, reach: Option<Lsn>) -> Option<PostgresObservation> {
-    let member = api.config.members.iter().find(|member| member.id == id)?;
+    let member = api.consensus.roster().get(id)?;
     let silent = picture.seen.get(&id).is_none_or(|(_, age)| *age >= api.config.timings.node_timeout);
     if silent {
         return None;
@@ -118,7 +120,7 @@ fn compose(api: &Api, picture: &Picture, databases: &Databases, pending: &Pendin
     let composer = Composer::new(api, picture, databases, pending);
     let state = &picture.state;
     let name = |id: NodeId| composer.name(id);
-    let nodes: Vec<NodeStatus> = api.config.members.iter().map(|member| composer.node(member.id)).collect();
+    let nodes: Vec<NodeStatus> = composer.roster.keys().map(|id| composer.node(*id)).collect();
     let (healthy, verdict) = composer.verdict(&nodes);
     let newest = version(state);
     let proxies = api.hub.proxies().into_iter().map(|(name, proxy)| ProxyStatus {
@@ -179,6 +181,8 @@ struct Composer<'a> {
     picture: &'a Picture,
     databases: &'a Databases,
     pending: &'a Pendings,
+    /// Everybody, and this node in any case.
+    roster: Contacts,
     /// The primary's position in this snapshot.
     position: Option<Lsn>,
 }
@@ -187,11 +191,15 @@ impl<'a> Composer<'a> {
     fn new(api: &'a Api, picture: &'a Picture, databases: &'a Databases, pending: &'a Pendings) -> Self {
         let primary = picture.state.primary.and_then(|primary| databases.get(&primary.node));
         let running = primary.and_then(PostgresObservation::running).filter(|running| !running.in_recovery);
-        Self { api, picture, databases, pending, position: running.map(|running| running.position) }
+        let mut roster = api.consensus.roster().now();
+        let own = api.config.descriptor();
+        roster.entry(own.id).or_insert(Contact { name: own.name, agent: own.agent });
+        let position = running.map(|running| running.position);
+        Self { api, picture, databases, pending, roster, position }
     }
 
     fn name(&self, id: NodeId) -> Option<pgherd_common::NodeName> {
-        self.api.config.members.iter().find(|member| member.id == id).map(|member| member.name.clone())
+        self.roster.get(&id).map(|contact| contact.name.clone())
     }
 
     fn age(&self, id: NodeId) -> Option<Duration> {
@@ -228,6 +236,7 @@ impl<'a> Composer<'a> {
         let reason = |id: NodeId| match (voters.contains(id), self.is_heard(id)) {
             (_, true) if self.has_forgotten(id) => Some("its raft store was lost: on probation".to_owned()),
             (true, _) => None,
+            (false, _) if self.picture.state.is_leaving(id) => Some("it is being removed".to_owned()),
             (false, true) if voters.current.contains(&id) => Some("it is leaving".to_owned()),
             (false, true) => Some("it is returning".to_owned()),
             (false, false) => Some(match self.age(id) {
@@ -286,8 +295,8 @@ impl<'a> Composer<'a> {
     }
 
     fn node(&self, id: NodeId) -> NodeStatus {
-        let entry = self.api.config.members.iter().find(|member| member.id == id);
-        let entry = entry.unwrap_or_else(|| unreachable!("only configured members are asked for, not {id}"));
+        let entry = self.roster.get(&id);
+        let entry = entry.unwrap_or_else(|| unreachable!("only who is on the roster is asked for, not {id}"));
         let seen = self.picture.seen.get(&id).map(|(observation, _)| observation);
         let member = self.picture.state.members.get(&id);
         let descriptor = member.map(|member| &member.descriptor).or(seen.map(|seen| &seen.descriptor));
@@ -317,7 +326,9 @@ impl<'a> Composer<'a> {
             received: standby.map(|running| running.received),
             replayed: running.map(|running| running.position),
             lag_bytes: lag,
-            in_service: member.is_some_and(|member| member.allowed && member.service == Service::Up),
+            in_service: member.is_some_and(|member| member.may_serve() && member.service == Service::Up),
+            invited: self.picture.state.invited.contains_key(&id),
+            leaving: self.picture.state.is_leaving(id),
             pid: postgres.and_then(|postgres| postgres.pid),
             pending_restart: pending.settings,
             pending_lowered: pending.lowered,
@@ -357,7 +368,13 @@ impl<'a> Composer<'a> {
         heard: bool,
     ) -> String {
         let mut info = Vec::new();
-        if !heard {
+        if self.picture.state.invited.contains_key(&id) {
+            info.push(if heard {
+                "invited; it is being let in".to_owned()
+            } else {
+                "invited; its agent has not come yet: start it with this cluster's configuration".to_owned()
+            });
+        } else if !heard {
             info.push(match self.age(id) {
                 Some(age) => format!("agent silent for {} s", age.as_secs()),
                 None => "agent not heard yet".to_owned(),
@@ -450,7 +467,9 @@ impl<'a> Composer<'a> {
         if !nodes.iter().any(|node| node.agent_type == AgentType::Primary) {
             verdict.push("There is no primary database in service.".to_owned());
         }
-        for node in nodes.iter().filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
+        // Whoever was invited is missed by nobody.
+        let members = nodes.iter().filter(|node| !node.invited);
+        for node in members.filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
             verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
         }
         for node in nodes.iter().filter(|node| node.agent_type == AgentType::Primary) {

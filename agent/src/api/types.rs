@@ -12,6 +12,9 @@
 //! | `POST /v1/rebuild` | [`RebuildRequest`] | [`Ordered`]; only the agent of the node itself takes it |
 //! | `GET /v1/rebuild` | | [`WorkStatus`](crate::working::WorkStatus) of the agent asked |
 //! | `POST /v1/stop-rebuild` | | [`Accepted`] |
+//! | `POST /v1/add-node` | [`AddRequest`] | [`Accepted`] |
+//! | `POST /v1/remove-node` | [`RemoveRequest`] | [`Accepted`] |
+//! | `POST /v1/reset-members` | [`ResetRequest`] | [`Reset`] |
 //! | `POST /v1/set-priority` | [`PriorityRequest`] | [`Accepted`] |
 //! | `GET /v1/pending` | | [`Pending`], what a restart of the PostgreSQL of the agent asked would change |
 //! | `GET /v1/capacity` | | [`Capacity`], what a restart of it would give it of what standbys need as much of |
@@ -272,6 +275,12 @@ pub struct NodeStatus {
     /// Whether it is in service.
     #[serde(default)]
     pub in_service: bool,
+    /// It was invited by `add-node` and is no member yet.
+    #[serde(default)]
+    pub invited: bool,
+    /// It is being removed.
+    #[serde(default)]
+    pub leaving: bool,
     /// Its postmaster, while there is one.
     #[serde(default)]
     pub pid: Option<u32>,
@@ -358,6 +367,42 @@ pub struct Ordered {
     pub message: String,
     /// Tells the order from others.
     pub number: u64,
+}
+
+/// Body of `POST /v1/add-node`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Where its agent is reached.
+    pub agent: HostPort,
+}
+
+/// Body of `POST /v1/remove-node`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveRequest {
+    /// Which node.
+    pub node: NodeName,
+    /// Also while other voters are silent, and though nobody sees its PostgreSQL stop.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Body of `POST /v1/reset-members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetRequest {
+    /// Whom to forget: exactly those that an answer named before; when absent, they are only named.
+    #[serde(default)]
+    pub nodes: Option<Vec<NodeName>>,
+}
+
+/// Answer to `POST /v1/reset-members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// Members whose agents are silent, and that are forgotten if that was asked for.
+    pub nodes: Vec<NodeName>,
 }
 
 /// Body of `POST /v1/set-priority`.

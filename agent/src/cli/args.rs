@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use pgherd_common::NodeName;
+use pgherd_common::{HostPort, NodeId, NodeName};
 
 use super::at::{At, Span};
 use super::pg_set::Assignment;
@@ -115,6 +115,35 @@ Examples:
   pgherd create-standby
   pgherd --config /etc/pgherd/agent.toml create-standby --rate 50MB")]
     CreateStandby(CreateArgs),
+    /// Lets a new node join the cluster
+    ///
+    /// Its agent is started afterwards, with this cluster's name and at least one member besides itself in [[members]]; a
+    /// database without data is made by `pgherd create-standby` on the new machine before that.
+    #[command(after_help = "\
+Examples:
+  pgherd add-node server4 --id 4 --address 10.0.0.4:7800
+  pgherd remove-node server4        # takes the invitation back, as long as it has not come")]
+    AddNode(AddArgs),
+    /// Removes a node from the cluster: its PostgreSQL is stopped and its agent ends
+    ///
+    /// No commit waits for it any more, then it loses its vote, then its slots on the other nodes are dropped. Its data
+    /// stays where it is. The primary cannot be removed, nor can a node without which the rest could decide nothing.
+    #[command(after_help = "\
+Examples:
+  pgherd remove-node server3
+  pgherd remove-node server3 --yes      # from a script
+  pgherd remove-node server3 --force    # while other voters are silent, too")]
+    RemoveNode(RemoveArgs),
+    /// Removes every node whose agent is silent now
+    #[command(after_help = "\
+Examples:
+  pgherd reset-members
+  pgherd reset-members --yes    # from a script")]
+    ResetMembers {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Sets a node's place in the promotion order
     #[command(after_help = "\
 Examples:
@@ -399,6 +428,35 @@ impl RebuildArgs {
             (false, false) => Means::Best,
         }
     }
+}
+
+/// The options of `add-node`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct AddArgs {
+    /// The new node's name
+    pub(super) node: NodeName,
+    /// Its number: one that no other node has
+    #[arg(long, value_name = "N")]
+    pub(super) id: NodeId,
+    /// Where the others reach its agent
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) address: HostPort,
+}
+
+/// The options of `remove-node`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct RemoveArgs {
+    /// The node's name
+    pub(super) node: NodeName,
+    /// Also while other voters are silent, and though nobody sees its PostgreSQL stop
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Do not wait until it is gone
+    #[arg(long)]
+    pub(super) no_wait: bool,
 }
 
 /// The options of `create-standby`.

@@ -12,7 +12,7 @@ use crate::cluster::NodeKind;
 
 /// The whole report.
 pub(super) fn render(status: &ClusterStatus) -> String {
-    let mut sections = vec![title(status), members(status)];
+    let mut sections = vec![title(status), members(status), coming_and_going(status)];
     sections.push(format!("Allowed node host list:\n{}", names(&status.allowed)));
     sections.push(match &status.leader {
         Some(leader) => format!("Membership coordinator: {leader}\n"),
@@ -59,6 +59,19 @@ fn members(status: &ClusterStatus) -> String {
         ]);
     }
     table.render()
+}
+
+/// Nodes that are not members yet, or not for much longer.
+fn coming_and_going(status: &ClusterStatus) -> String {
+    let line = |node: &NodeStatus| match (node.invited, node.leaving) {
+        (true, _) => Some(format!("{}: {}", node.name, node.info)),
+        (false, true) => {
+            Some(format!("{}: it is being removed; the last decision says what it waits for", node.name))
+        }
+        (false, false) => None,
+    };
+    let lines: Vec<String> = status.nodes.iter().filter_map(line).collect();
+    indented(&lines, "")
 }
 
 /// How a node takes part in the comparison of WAL positions.

@@ -70,6 +70,8 @@ pub(super) enum CliError {
     NoSuchNode { node: NodeName },
     #[error("the change of primary is not over after {within:?}")]
     NotOver { within: Duration },
+    #[error("{nodes} still being removed after {within:?}")]
+    NotGone { nodes: String, within: Duration },
     #[error("{why}")]
     NotRebuilt { why: String },
     #[error("the agent was restarted and knows nothing of this rebuild any more: it had come to its end")]
@@ -121,6 +123,9 @@ impl CliError {
             )),
             Self::Time { .. } => Some("with its offset a time means the same everywhere: 2026-12-01T03:00:00+01:00".to_owned()),
             Self::NoTerminal => Some("--yes confirms in advance".to_owned()),
+            Self::NotGone { .. } => Some(
+                "it goes on without this command; `pgherd cluster-status` says at the end what it waits for".to_owned(),
+            ),
             Self::NotOver { .. } => {
                 Some("it goes on without this command; follow it with `pgherd cluster-status`".to_owned())
             }

@@ -1,9 +1,12 @@
-//! `[[members]]`: every voter, in the same words on every node.
+//! `[[members]]`: every voter of a cluster that is yet to form, in the same words on every node; of one that has formed, the
+//! members that this node can ask for the others.
 
 use std::collections::BTreeMap;
 
 use pgherd_common::config::{Reader, Section};
 use pgherd_common::{HostPort, NodeId, NodeName};
+
+use crate::cluster::ClusterState;
 
 /// A voter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +19,7 @@ pub struct MemberEntry {
     pub agent: HostPort,
 }
 
-/// Raft's traffic grows with the square of the voters, and every one of them is asked for the lease.
-const VOTERS_MAX: usize = 15;
+const VOTERS_MAX: usize = ClusterState::MEMBERS_MAX;
 
 /// The entries that could be read, in the order of their ids.
 pub(super) fn read(r: &mut Reader, root: &mut Section) -> Vec<MemberEntry> {

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
-use openraft::{BasicNode, Instant as _, TokioInstant};
+use openraft::{BasicNode, ChangeMembers, Instant as _, TokioInstant};
 use pgherd_common::time::RealClock;
-use pgherd_common::{Clock, MonoTime, NodeId};
+use pgherd_common::{Clock, HostPort, MonoTime, NodeId};
 use pgherd_core::quorum::Admission;
 use tokio::sync::watch;
 
@@ -21,11 +22,13 @@ use super::standing::Standing;
 use super::store::{Store, Writer};
 use super::types::{Group, Proposal, Raft};
 use crate::cluster::{Applied, ClusterState, Command};
+use crate::roster::Roster;
 
 /// This node's part in the group. Clones are the same part.
 #[derive(Clone)]
 pub struct Consensus {
     options: Arc<Options>,
+    roster: Roster,
     pub(super) raft: Raft,
     state: watch::Receiver<Arc<ClusterState>>,
     standing: watch::Receiver<Standing>,
@@ -38,20 +41,14 @@ impl Consensus {
     /// Opens the store, or creates it, and takes part in the group if there is one. Does not form one.
     /// The other agents' messages must arrive at [`routes`](Self::routes).
     pub async fn open(options: Options) -> Result<Self, OpenError> {
+        Stored::open(options).await?.take_part().await
+    }
+
+    async fn start(stored: Stored) -> Result<Self, OpenError> {
+        let Stored { options, store, roster } = stored;
         let mut config = options.config()?;
-        if !options.members.contains_key(&options.node) {
-            return Err(OpenError::NotAMember(options.node));
-        }
-        let peers = Peers::new(&options)?;
-        let new = if options.remembers { Admission::Probation(rand::random()) } else { Admission::Undecided };
-        let options = Arc::new(options);
+        let peers = Peers::new(&options, roster.clone())?;
         let start = |reason: String| OpenError::Start { dir: options.dir.clone(), reason };
-        let opening = Arc::clone(&options);
-        let opened = tokio::task::spawn_blocking(move || {
-            Store::open(&opening.dir, &opening.cluster, opening.node, new)
-        })
-        .await;
-        let store = opened.map_err(|error| start(error.to_string()))??;
         // In the past that a lost store is filled with, this node is a voter: it must not stand for
         // election on the strength of that.
         config.enable_elect = store.admission == Admission::Full;
@@ -62,7 +59,12 @@ impl Consensus {
         let admission = Keeper::new(cluster, options.node, store.admission, writer.clone());
         let (standing, acked) = follow(&raft, &admission);
         tokio::spawn(await_return(raft.clone(), options.node, admission.clone(), store.state.clone()));
-        Ok(Self { options, raft, state: store.state, standing, acked, admission, writer })
+        Ok(Self { options, roster, raft, state: store.state, standing, acked, admission, writer })
+    }
+
+    /// Who takes part.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// The applied state; changes whenever a command changed it.
@@ -103,8 +105,9 @@ impl Consensus {
     /// Forms the group of all configured members, unless there is one. Every member may call it, as
     /// long as all have the same list.
     pub async fn form(&self) -> Result<(), FormError> {
+        let members = self.options.members.iter();
         let members: BTreeMap<u64, BasicNode> =
-            self.options.members.iter().map(|(node, address)| (node.0, BasicNode::new(address))).collect();
+            members.map(|(node, contact)| (node.0, BasicNode::new(&contact.agent))).collect();
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotInMembers(_))) => {
@@ -151,18 +154,23 @@ impl Consensus {
         let wanted: BTreeSet<u64> = voters.iter().map(|node| node.0).collect();
         // Two entries: the old and the new voters together, then the new ones alone.
         let change = tokio::time::timeout(bound * 2, self.raft.change_membership(wanted, true)).await;
-        match change {
-            Err(_) => Err(RegroupError::Timeout(bound * 2)),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(RegroupError::Stopped(fatal.to_string())),
-            Ok(Err(RaftError::APIError(
-                ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward),
-            ))) => Err(RegroupError::NotLeader { leader: forward.leader_id.map(NodeId) }),
-            Ok(Err(RaftError::APIError(
-                refused @ (ClientWriteError::ChangeMembershipError(_)
-                | ClientWriteError::PreconditionFailed(_)),
-            ))) => Err(RegroupError::Refused(refused.to_string())),
-        }
+        regrouped(change.map(|change| change.map(drop)), bound * 2)
+    }
+
+    /// Has a node without a vote be fed the log; that it has anything of it is not waited for. Safe to call again. Bounded
+    /// in time.
+    pub async fn add_learner(&self, node: NodeId, agent: &HostPort) -> Result<(), RegroupError> {
+        let bound = self.options.propose_timeout();
+        let added = self.raft.add_learner(node.0, BasicNode::new(agent), false);
+        regrouped(tokio::time::timeout(bound, added).await.map(|added| added.map(drop)), bound)
+    }
+
+    /// Has a node without a vote be fed no longer. Safe to call again. Bounded in time.
+    pub async fn drop_node(&self, node: NodeId) -> Result<(), RegroupError> {
+        let bound = self.options.propose_timeout();
+        let gone = ChangeMembers::RemoveNodes([node.0].into());
+        let dropped = self.raft.change_membership(gone, false);
+        regrouped(tokio::time::timeout(bound, dropped).await.map(|dropped| dropped.map(drop)), bound)
     }
 
     /// Asks another voter to take over the leadership. Returns when it has been asked; whether it took
@@ -197,6 +205,71 @@ impl Consensus {
             tracing::warn!("raft did not stop in order: {error}");
         }
         self.writer.close().await;
+    }
+}
+
+/// A store that was opened, of a node that does not take part yet.
+pub struct Stored {
+    options: Arc<Options>,
+    store: Store,
+    roster: Roster,
+}
+
+impl Stored {
+    /// Opens the store, or creates it.
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        // What would be refused leaves nothing behind.
+        options.config()?;
+        if !options.members.contains_key(&options.node) {
+            return Err(OpenError::NotAMember(options.node));
+        }
+        let new = if options.remembers { Admission::Probation(rand::random()) } else { Admission::Undecided };
+        let options = Arc::new(options);
+        let opening = Arc::clone(&options);
+        let opened = tokio::task::spawn_blocking(move || {
+            Store::open(&opening.dir, &opening.cluster, opening.node, new)
+        })
+        .await;
+        let start = |error: tokio::task::JoinError| OpenError::Start {
+            dir: options.dir.clone(),
+            reason: error.to_string(),
+        };
+        let store = opened.map_err(start)??;
+        let roster = Roster::new(options.members.clone(), store.state.clone());
+        Ok(Self { options, store, roster })
+    }
+
+    /// Opens the store if there is one.
+    pub async fn existing(options: Options) -> Result<Option<Self>, OpenError> {
+        if Store::exists(&options.dir) { Self::open(options).await.map(Some) } else { Ok(None) }
+    }
+
+    /// Who takes part, as far as the store tells.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Takes part in the group if there is one.
+    pub async fn take_part(self) -> Result<Consensus, OpenError> {
+        Consensus::start(self).await
+    }
+}
+
+/// What became of a change of the group.
+fn regrouped<E>(
+    ended: Result<Result<(), RaftError<Group, ClientWriteError<Group>>>, E>,
+    bound: Duration,
+) -> Result<(), RegroupError> {
+    match ended {
+        Err(_) => Err(RegroupError::Timeout(bound)),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(RaftError::Fatal(fatal))) => Err(RegroupError::Stopped(fatal.to_string())),
+        Ok(Err(RaftError::APIError(
+            ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward),
+        ))) => Err(RegroupError::NotLeader { leader: forward.leader_id.map(NodeId) }),
+        Ok(Err(RaftError::APIError(
+            refused @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+        ))) => Err(RegroupError::Refused(refused.to_string())),
     }
 }
 

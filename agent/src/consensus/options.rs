@@ -1,13 +1,13 @@
 //! What a node needs to know to take part, and the timings that follow from it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
-use pgherd_common::{ClusterName, HostPort, NodeId};
+use pgherd_common::{ClusterName, NodeId};
 
 use super::errors::OpenError;
+use crate::cluster::Contacts;
 
 /// How this node takes part in the group.
 #[derive(Debug, Clone)]
@@ -18,8 +18,8 @@ pub struct Options {
     pub cluster: ClusterName,
     /// Where `raft.redb` lives. Created if missing.
     pub dir: PathBuf,
-    /// Every voter and its agent's address, this node included.
-    pub members: BTreeMap<NodeId, HostPort>,
+    /// Every configured member, this node included: the voters of a group that is yet to be formed.
+    pub members: Contacts,
     /// Whether something else than the store remembers that this node has been part of a group.
     pub remembers: bool,
     /// How often a leader tells the others that it is there.

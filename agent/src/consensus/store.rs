@@ -37,6 +37,11 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// Whether there is one in `dir`.
+    pub(super) fn exists(dir: &Path) -> bool {
+        dir.join(file::FILE_NAME).exists()
+    }
+
     /// Opens or creates the store in `dir`; a new one is marked with `admission`. Blocks on the disk.
     pub(super) fn open(
         dir: &Path,

@@ -1,5 +1,6 @@
 //! Real groups over loopback: real stores, real HTTP, and a wire that can be cut.
 
+mod members;
 mod voters;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind};
+use crate::cluster::{Applied, ClusterState, Command, Contact, Descriptor, Identity, NodeKind};
 
 const HEARTBEAT: Duration = Duration::from_millis(75);
 const ELECTION: (Duration, Duration) = (Duration::from_millis(400), Duration::from_millis(800));
@@ -101,7 +102,7 @@ impl Group {
             node,
             cluster: cluster.parse().unwrap(),
             dir: dir.to_owned(),
-            members: self.members.clone(),
+            members: self.members.iter().map(|(id, agent)| (*id, contact(*id, agent))).collect(),
             remembers: self.remember.contains(&node),
             heartbeat: HEARTBEAT,
             election_timeout: ELECTION,
@@ -179,6 +180,10 @@ impl Group {
         })
         .await;
     }
+}
+
+fn contact(id: NodeId, agent: &HostPort) -> Contact {
+    Contact { name: format!("server{id}").parse().unwrap(), agent: agent.clone() }
 }
 
 fn form(size: u64) -> Command {

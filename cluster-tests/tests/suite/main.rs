@@ -11,6 +11,7 @@ mod failover;
 mod guardian;
 mod harness;
 mod lag;
+mod membership;
 mod notify;
 mod parameters;
 mod pause;

@@ -6,6 +6,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
+use super::membership;
 use super::parameters::{self, Setter};
 use super::pause;
 use super::schedule::{self, Scheduled};
@@ -35,8 +36,12 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
     match command {
         Command::Form { identity, primary, members, at } => form(state, identity, *primary, members, *at),
         Command::Register { descriptor, at } => register(state, descriptor, *at),
+        Command::Invite { .. } | Command::Remove { .. } | Command::Removed { .. } => {
+            membership::change(state, command, revision)
+        }
         Command::SetService { generation, node, service, at } => {
             same_generation(state, *generation)?;
+            staying(state, *node)?;
             set_service(state, *node, service.clone(), *at)
         }
         Command::Begin { generation, scheduled, .. } => {
@@ -150,6 +155,7 @@ fn member(descriptor: &Descriptor, at: WallTime) -> Member {
         service: Service::Joining,
         replaced: false,
         since: at,
+        leaving: None,
     }
 }
 
@@ -164,7 +170,12 @@ fn register(state: &mut ClusterState, descriptor: &Descriptor, at: WallTime) -> 
             Ok(true)
         }
         None => {
-            state.members.insert(descriptor.id, member(descriptor, at));
+            let id = descriptor.id;
+            if state.invited.get(&id).is_none_or(|invited| invited.name != descriptor.name) {
+                return Err(Rejected::NotInvited(id));
+            }
+            state.invited.remove(&id);
+            state.members.insert(id, member(descriptor, at));
             Ok(true)
         }
     }
@@ -185,6 +196,11 @@ fn known(state: &mut ClusterState, node: NodeId) -> Result<&mut Member, Rejected
 fn database(state: &mut ClusterState, node: NodeId) -> Result<&mut Member, Rejected> {
     let member = known(state, node)?;
     if member.is_database() { Ok(member) } else { Err(Rejected::Witness(node)) }
+}
+
+/// Whoever is on its way out is nothing else any more.
+fn staying(state: &ClusterState, node: NodeId) -> Result<(), Rejected> {
+    if state.is_leaving(node) { Err(Rejected::Leaving(node)) } else { Ok(()) }
 }
 
 fn set_service(
@@ -225,6 +241,7 @@ fn begin(state: &mut ClusterState, mut change: Change, scheduled: Option<u64>) -
     }
     if let Some(to) = change.to {
         database(state, to)?;
+        staying(state, to)?;
     }
     pause::check(state, &change)?;
     if let Some(number) = scheduled {
@@ -267,6 +284,7 @@ fn grant(
     at: WallTime,
 ) -> Result<(), Rejected> {
     let to = database(state, node)?.descriptor.name.clone();
+    staying(state, node)?;
     if !state.voters.contains(node) {
         return Err(Rejected::NotAVoter(node));
     }
@@ -420,6 +438,7 @@ fn set_allowed(
     at: WallTime,
 ) -> Result<bool, Rejected> {
     let is_primary = state.primary.is_some_and(|primary| primary.node == node);
+    staying(state, node)?;
     let member = known(state, node)?;
     if member.allowed == allowed {
         return Ok(false);
@@ -435,6 +454,7 @@ fn set_allowed(
 }
 
 fn resume(state: &mut ClusterState, node: NodeId, at: WallTime) -> Result<bool, Rejected> {
+    staying(state, node)?;
     let member = database(state, node)?;
     if !member.allowed {
         return Err(Rejected::NotAllowed(node));
@@ -467,7 +487,8 @@ fn plan_voters(
         return Err(Rejected::VotersChanging);
     }
     let one_moves = state.voters.current.symmetric_difference(next).count() == 1;
-    let all_known = next.iter().all(|node| state.members.contains_key(node));
+    let fit = |node: &NodeId| state.voters.current.contains(node) || !state.is_leaving(*node);
+    let all_known = next.iter().all(|node| state.members.contains_key(node) && fit(node));
     if !one_moves || !all_known || next.len() < ClusterState::VOTERS_MIN || !next.contains(&primary) {
         return Err(Rejected::UnfitVoters);
     }
@@ -516,7 +537,9 @@ fn settle_voters(state: &mut ClusterState, decided: Generation, planned: u64) ->
 }
 
 fn readmit(state: &mut ClusterState, node: NodeId, token: u64) -> Result<bool, Rejected> {
-    known(state, node)?;
+    if !state.belongs(node) {
+        return Err(Rejected::UnknownMember(node));
+    }
     if state.voters.mentions(node) {
         return Err(Rejected::IsVoter(node));
     }

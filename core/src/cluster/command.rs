@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
+use pgherd_common::{Generation, HostPort, Lsn, NodeId, NodeName, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Change, ChangePhase, Descriptor, Identity, OldEnd, Service};
@@ -30,6 +30,35 @@ pub enum Command {
     Register {
         /// What it says of itself.
         descriptor: Descriptor,
+        /// Now.
+        at: WallTime,
+    },
+    /// `add-node`: a node may introduce itself and become a member.
+    Invite {
+        /// Its number.
+        id: NodeId,
+        /// Its name.
+        name: NodeName,
+        /// Where its agent is reached.
+        agent: HostPort,
+        /// Now.
+        at: WallTime,
+    },
+    /// `remove-node`: a member is to leave.
+    Remove {
+        /// Which.
+        node: NodeId,
+        /// Also while other voters are silent, and though nobody sees its PostgreSQL stop.
+        force: bool,
+        /// Now.
+        at: WallTime,
+    },
+    /// Nothing rests on a member that leaves any more.
+    Removed {
+        /// Which.
+        node: NodeId,
+        /// Where the log has the beginning of its end.
+        number: u64,
         /// Now.
         at: WallTime,
     },
@@ -391,6 +420,30 @@ pub enum Rejected {
     /// Something else is wanted by now.
     #[error("another set of standbys is to be waited for by now than at revision {0}")]
     CoverChanged(u64),
+    /// A node that was not invited registers.
+    #[error("node {0} was not invited: run `pgherd add-node` first")]
+    NotInvited(NodeId),
+    /// Something that each node has to itself.
+    #[error("{0}")]
+    Taken(String),
+    /// Enough is enough.
+    #[error(
+        "a cluster has at most {} nodes, those that are invited included",
+        super::ClusterState::MEMBERS_MAX
+    )]
+    TooManyMembers,
+    /// It is on its way out.
+    #[error("node {0} is being removed from the cluster")]
+    Leaving(NodeId),
+    /// Who is wanted as the next primary does not leave.
+    #[error("a switchover to node {0} is scheduled")]
+    ScheduledTo(NodeId),
+    /// One voter alone decides nothing.
+    #[error("without node {0} too few nodes would have a vote: nobody could replace a failed primary")]
+    TooFewVoters(NodeId),
+    /// It still has a vote, commits may still wait for it, or it is not to leave at all.
+    #[error("node {0} has not left yet")]
+    NotLeft(NodeId),
     /// Whoever votes is not let in again: it never left.
     #[error("node {0} has a vote")]
     IsVoter(NodeId),

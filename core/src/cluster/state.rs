@@ -11,6 +11,7 @@ use pgherd_common::{
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
+use super::membership::{Invited, Leaving, Removed};
 use super::parameters::Parameters;
 use super::pause::Pauses;
 use super::schedule::Scheduled;
@@ -40,6 +41,12 @@ pub struct ClusterState {
     pub parameters: Parameters,
     /// All members, witnesses included.
     pub members: BTreeMap<NodeId, Member>,
+    /// Nodes that may become members.
+    #[serde(default)]
+    pub invited: BTreeMap<NodeId, Invited>,
+    /// Nodes that do not belong any more, the last [`ClusterState::REMOVED_MAX`], oldest first.
+    #[serde(default)]
+    pub removed: Vec<Removed>,
     /// The members whose word counts for the lease.
     pub voters: LeaseVoters,
     /// The number of the newest raft store with which each node was let in again after it had lost the
@@ -128,6 +135,11 @@ pub struct Change {
 }
 
 impl Change {
+    /// Whether it has to do with a node.
+    pub fn mentions(&self, node: NodeId) -> bool {
+        self.from == node || self.to == Some(node) || self.before == Some(node)
+    }
+
     /// Whether the primary is only to be restarted, while new work is held.
     pub fn is_restart(&self) -> bool {
         self.kind == ChangeKind::Switchover && self.to == Some(self.from)
@@ -207,12 +219,20 @@ pub struct Member {
     pub replaced: bool,
     /// When `service` last changed.
     pub since: WallTime,
+    /// It is on its way out of the cluster.
+    #[serde(default)]
+    pub leaving: Option<Leaving>,
 }
 
 impl Member {
     /// Its place in the promotion order: 1 first, 0 never.
     pub fn priority(&self) -> u32 {
         self.priority_override.unwrap_or(self.descriptor.priority)
+    }
+
+    /// Whether it may be in service, and be promoted.
+    pub fn may_serve(&self) -> bool {
+        self.allowed && self.leaving.is_none()
     }
 
     /// Whether it has a PostgreSQL.
@@ -401,7 +421,9 @@ impl ClusterState {
         let primary = self.primary.map(|primary| primary.node);
         let mut order: Vec<_> = self
             .databases()
-            .filter(|member| Some(member.descriptor.id) != primary && member.priority() > 0 && member.allowed)
+            .filter(|member| {
+                Some(member.descriptor.id) != primary && member.priority() > 0 && member.may_serve()
+            })
             .collect();
         order.sort_by_key(|member| (member.priority(), member.descriptor.id));
         order
@@ -413,7 +435,8 @@ impl ClusterState {
         // From the moment a change stops or gives up the old primary, nobody is to be written to.
         let held = self.change.as_ref().filter(|change| change.phase != ChangePhase::Preparing);
         let primary = if held.is_some() { None } else { self.serving() };
-        let backends = self.databases().filter_map(|member| self.backend(member)).collect();
+        let staying = self.databases().filter(|member| member.leaving.is_none());
+        let backends = staying.filter_map(|member| self.backend(member)).collect();
         let first_xid = primary.and(self.primary).and_then(|primary| primary.first_xid);
         Some(Topology::new(Parts {
             cluster: identity.cluster.clone(),

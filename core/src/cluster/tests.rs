@@ -1,5 +1,7 @@
 //! Every command against every kind of state.
 
+mod membership;
+
 use pgherd_common::topology::{Availability, ChangeKind};
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
@@ -32,6 +34,10 @@ fn commands() -> Vec<Command> {
         let members: Vec<_> = (1..=4).map(descriptor).collect();
         commands.push(Command::Form { identity: identity.clone(), primary: node, members, at });
         commands.push(Command::Register { descriptor: Descriptor { weight: 7, ..descriptor(node.0) }, at });
+        let (name, agent) = (descriptor(node.0).name, descriptor(node.0).agent);
+        commands.push(Command::Invite { id: node, name, agent, at });
+        commands.push(Command::Remove { node, force: false, at });
+        (1..6).for_each(|number| commands.push(Command::Removed { node, number, at }));
         commands.push(Command::SetAttached { node, attached: false });
         commands.push(Command::SetPriority { node, priority: 0 });
         commands.push(Command::SetAllowed { node, allowed: false, at });
@@ -129,7 +135,7 @@ fn check(before: &ClusterState, after: &ClusterState, command: &Command, applied
     }
     if let Some(topology) = after.topology() {
         let topology = topology.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let databases = after.databases().count();
+        let databases = after.databases().filter(|member| member.leaving.is_none()).count();
         assert_eq!(topology.backends().len(), databases, "{command:?}");
     }
 }
@@ -150,7 +156,9 @@ fn every_command_has_a_defined_outcome_in_every_state() {
                 // States that differ in nothing that a precondition looks at are alike.
                 let shape = |s: &ClusterState| {
                     let change = s.change.as_ref().map(|c| (c.kind, c.phase, c.from));
-                    (s.generation, s.primary, change, s.voters.clone(), s.scheduled.is_some())
+                    let leaving = |node: u64| s.is_leaving(NodeId(node));
+                    let members = (s.members.len(), s.invited.len(), leaving(2), leaving(4));
+                    (s.generation, s.primary, change, s.voters.clone(), s.scheduled.is_some(), members)
                 };
                 if applied == Applied::Changed && next.iter().all(|known| shape(known) != shape(&after)) {
                     next.push(after);

@@ -56,6 +56,9 @@ impl View<'_> {
         if !member.allowed {
             return Err(format!("{name} is not allowed (allow-node)"));
         }
+        if member.leaving.is_some() {
+            return Err(format!("{name} is being removed (remove-node)"));
+        }
         if self.state.pauses.nodes.contains_key(&id) {
             return Err(format!("{name} is paused (unpause)"));
         }

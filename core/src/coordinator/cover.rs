@@ -16,12 +16,12 @@ const NEAR: u64 = 16 << 20;
 impl View<'_> {
     /// What is asked of commits: the most that any agent's configuration asks for, so that a file which was forgotten
     /// on one node takes nothing away.
-    fn durability(&self) -> Durability {
+    pub(super) fn durability(&self) -> Durability {
         self.all_fresh().map(|said| said.durability).fold(self.policy.durability, Durability::and)
     }
 
     /// For how many standbys commits are to wait. Whoever asks for it may only be silent.
-    fn asked(&self, durability: Durability) -> u32 {
+    pub(super) fn asked(&self, durability: Durability) -> u32 {
         let all_fresh = self.state.members.keys().all(|id| self.is_fresh(*id));
         if durability.standbys == 0 && !all_fresh {
             self.state.cover.wanted.standbys
@@ -31,10 +31,10 @@ impl View<'_> {
     }
 
     /// Members that commits on this primary may wait for: those that could be promoted.
-    fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
-        self.state
-            .databases()
-            .filter(move |member| member.descriptor.id != primary && member.allowed && member.priority() > 0)
+    pub(super) fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
+        self.state.databases().filter(move |member| {
+            member.descriptor.id != primary && member.may_serve() && member.priority() > 0
+        })
     }
 
     /// Those of them that do their work.

@@ -101,7 +101,7 @@ impl View<'_> {
         let up = |id: NodeId| self.running(id).is_some_and(|running| running.in_recovery);
         let standbys = self.state.databases().filter(|member| {
             let id = member.descriptor.id;
-            id != primary && member.allowed && member.service == Service::Up && up(id)
+            id != primary && member.may_serve() && member.service == Service::Up && up(id)
         });
         u32::try_from(standbys.count()).unwrap_or(u32::MAX).saturating_sub(1)
     }
@@ -138,7 +138,7 @@ impl View<'_> {
     /// Whether a former primary whose successor never served can be primary again: stopped, with all it
     /// had, under the eyes of its agent.
     fn can_return(&self, id: NodeId) -> bool {
-        let allowed = self.state.members.get(&id).is_some_and(|member| member.allowed);
+        let allowed = self.state.members.get(&id).is_some_and(|member| member.may_serve());
         allowed
             && !self.has_forgotten(id)
             && self
@@ -362,7 +362,7 @@ impl View<'_> {
         let candidates = self.state.databases().filter(|member| {
             let id = member.descriptor.id;
             id != from
-                && member.allowed
+                && member.may_serve()
                 && member.priority() > 0
                 && member.service == Service::Up
                 && !self.state.pauses.nodes.contains_key(&id)

@@ -169,6 +169,13 @@ pub enum NotYet {
         /// After that time it is given up.
         left: Duration,
     },
+    /// A node that is to be removed is still there.
+    Leaving {
+        /// Which.
+        node: NodeName,
+        /// What it waits for.
+        what: String,
+    },
     /// The voters stay as they are.
     Voters(VotersStay),
     /// A step of a change takes its time.
@@ -246,6 +253,7 @@ impl fmt::Display for NotYet {
             Self::Covering { node, by, since } => covering(f, node, by, *since),
             Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
             Self::Scheduled { due, refused, left } => scheduled(f, *due, refused, *left),
+            Self::Leaving { node, what } => write!(f, "{node} is being removed: waiting for {what}"),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
                 write!(f, "{kind}: waiting for {node} to {what} ({} ms so far)", since.as_millis())

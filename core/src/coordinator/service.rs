@@ -24,7 +24,7 @@ impl View<'_> {
         let primary = self.state.primary.map(|primary| primary.node);
         for member in self.state.members.values() {
             let id = member.descriptor.id;
-            if Some(id) == primary {
+            if Some(id) == primary || member.leaving.is_some() {
                 continue;
             }
             let since = stalled.get(&id).map(|since| self.now.since(*since));

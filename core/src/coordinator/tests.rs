@@ -2,6 +2,7 @@
 
 mod cover;
 mod in_place;
+mod members;
 mod pause;
 mod schedule;
 mod voters;

@@ -118,21 +118,29 @@ impl<'a> View<'a> {
     }
 
     /// Whether raft feeds a node, with a vote or without.
-    fn is_in_group(&self, id: NodeId) -> bool {
+    pub(super) fn is_in_group(&self, id: NodeId) -> bool {
         self.quorum.voters.contains(&id) || self.quorum.learners.contains(&id)
+    }
+
+    /// Whether an invited node has applied its invitation: it is fed, and knows whom it has to do with.
+    fn has_followed(&self, said: &NodeObservation) -> bool {
+        self.state.invited.get(&said.descriptor.id).is_some_and(|invited| {
+            let applied = said.probation.is_none() && said.revision >= invited.number;
+            applied && invited.name == said.descriptor.name
+        })
     }
 
     /// Brings the members' own descriptions into the log.
     pub fn register(&self) -> Option<Command> {
         self.state.identity.as_ref()?;
-        let changed = self.all_fresh().map(|observation| &observation.descriptor).find(|descriptor| {
+        let changed = self.all_fresh().find(|said| {
+            let descriptor = &said.descriptor;
             self.is_in_group(descriptor.id)
-                && self
-                    .state
-                    .members
-                    .get(&descriptor.id)
-                    .is_none_or(|member| member.descriptor != **descriptor)
+                && match self.state.members.get(&descriptor.id) {
+                    Some(member) => member.descriptor != *descriptor,
+                    None => self.has_followed(said),
+                }
         })?;
-        Some(Command::Register { descriptor: changed.clone(), at: self.wall })
+        Some(Command::Register { descriptor: changed.descriptor.clone(), at: self.wall })
     }
 }

@@ -105,7 +105,7 @@ impl View<'_> {
 
     /// Whether a change of primary has yet to bring up the new one. One that only waits for standbys may have to wait for
     /// one that has lost its vote.
-    fn changes_primary(&self) -> bool {
+    pub(super) fn changes_primary(&self) -> bool {
         self.state.change.is_some() && self.state.upstream().is_none()
     }
 
@@ -139,7 +139,11 @@ impl View<'_> {
     /// The first member without a vote that can have it (back).
     fn let_in(&self, report: &mut Report) -> Option<Command> {
         let current = &self.state.voters.current;
-        let outside = self.state.members.values().filter(|m| !current.contains(&m.descriptor.id));
+        let outside = self
+            .state
+            .members
+            .values()
+            .filter(|m| m.leaving.is_none() && !current.contains(&m.descriptor.id));
         for member in outside {
             let id = member.descriptor.id;
             let Some(said) = self.fresh(id).filter(|_| self.quorum.learners.contains(&id)) else { continue };
@@ -167,12 +171,12 @@ impl View<'_> {
     }
 
     /// Whether a majority of these voters is there.
-    fn can_decide(&self, voters: &BTreeSet<NodeId>) -> bool {
+    pub(super) fn can_decide(&self, voters: &BTreeSet<NodeId>) -> bool {
         voters.iter().filter(|id| self.is_sound(**id)).count() >= majority(voters.len())
     }
 
     /// Heard, with its memory, and following the log.
-    fn is_sound(&self, id: NodeId) -> bool {
+    pub(super) fn is_sound(&self, id: NodeId) -> bool {
         self.fresh(id).is_some_and(|said| said.probation.is_none())
             && self.hearing.stuck(id) < self.policy.lease
     }
@@ -214,6 +218,11 @@ impl View<'_> {
     fn is_lost(&self, id: NodeId) -> bool {
         let useless = self.hearing.silence(id, self.now).max(self.hearing.stuck(id));
         self.has_forgotten(id) || useless >= self.policy.node_lost_after
+    }
+
+    /// Whether the lead could be handed to this node.
+    pub(super) fn could_lead(&self, id: NodeId) -> bool {
+        self.is_fresh(id) && !self.has_forgotten(id) && !self.state.is_leaving(id)
     }
 
     /// Whether an agent says that it has lost its raft store.

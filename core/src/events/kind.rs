@@ -48,7 +48,10 @@ macro_rules! kinds {
 
 kinds! {
     ClusterFormed "cluster_formed" Info Cluster "The agents have agreed on a primary for the first time."
+    MemberInvited "member_invited" Info Cluster "An operator lets a new node join."
     MemberJoined "member_joined" Info Cluster "A node is a member from now on."
+    MemberLeaving "member_leaving" Info Cluster "An operator has a node removed."
+    MemberRemoved "member_removed" Info Cluster "A node is not a member any more."
     FailoverBegun "failover_begun" Warning Cluster "The primary has failed and is being replaced."
     FailoverCompleted "failover_completed" Warning Cluster "The new primary serves."
     SwitchoverBegun "switchover_begun" Info Cluster "A switchover has begun."

@@ -29,6 +29,7 @@ pub(super) fn of(why: &NotYet, generation: Generation) -> Option<Event> {
         }
         NotYet::Voters(VotersStay::SeveralLost(_)) => Some((Kind::VotesAtRisk, None)),
         NotYet::Voters(VotersStay::Returning { .. } | VotersStay::PlanUnknown(_))
+        | NotYet::Leaving { .. }
         | NotYet::MembersUnseen(_)
         | NotYet::Unsettled(_)
         | NotYet::NoPrimaryToForm(_)

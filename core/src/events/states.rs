@@ -68,6 +68,17 @@ impl Found<'_> {
                 Some(was) => self.member(was, member, before),
             }
         }
+        for (id, invited) in self.after.invited.iter().filter(|(id, _)| !before.belongs(**id)) {
+            let (name, agent) = (&invited.name, &invited.agent);
+            let text = format!("{name} (id {id}, {agent}) may join the cluster: start its agent (add-node)");
+            self.add(Kind::MemberInvited, Some(name.clone()), text);
+        }
+        let invited = before.invited.iter().map(|(id, invited)| (*id, &invited.name));
+        let was = before.members.iter().map(|(id, member)| (*id, &member.descriptor.name)).chain(invited);
+        for (_, name) in was.filter(|(id, _)| !self.after.belongs(*id)) {
+            let text = format!("{name} does not belong to the cluster any more (remove-node)");
+            self.add(Kind::MemberRemoved, Some(name.clone()), text);
+        }
     }
 
     fn member(&mut self, was: &Member, is: &Member, before: &ClusterState) {
@@ -75,7 +86,10 @@ impl Found<'_> {
         let some = || Some(name.clone());
         let primary =
             [before, self.after].iter().any(|s| s.primary.is_some_and(|p| p.node == is.descriptor.id));
-        if was.service != is.service && !primary {
+        if was.leaving.is_none() && is.leaving.is_some() {
+            let text = format!("{name} is being removed from the cluster (remove-node)");
+            self.add(Kind::MemberLeaving, some(), text);
+        } else if was.service != is.service && !primary {
             self.service(was, is);
         }
         if was.attached != is.attached {
@@ -260,7 +274,9 @@ impl Found<'_> {
 
     fn voters(&mut self, before: &ClusterState) {
         let (was, is) = (&before.voters.current, &self.after.voters.current);
-        let gone: BTreeSet<NodeId> = was.difference(is).copied().collect();
+        // That of a node which is removed is not missed.
+        let lost = |id: &NodeId| self.after.members.get(id).is_some_and(|member| member.leaving.is_none());
+        let gone: BTreeSet<NodeId> = was.difference(is).copied().filter(lost).collect();
         let back: BTreeSet<NodeId> = is.difference(was).copied().collect();
         if !gone.is_empty() {
             let risk =

@@ -401,12 +401,32 @@ fn members_come_and_go() {
         ),
         (Command::SetAllowed { node: NodeId(3), allowed: true, at: WallTime(0) }, vec!["node_allowed"]),
         (
+            Command::Invite {
+                id: NodeId(5),
+                name: "server5".parse().unwrap(),
+                agent: "10.0.0.5:7800".parse().unwrap(),
+                at: WallTime(0),
+            },
+            vec!["member_invited"],
+        ),
+        (
             Command::Register {
                 descriptor: Descriptor { name: "server5".parse().unwrap(), ..descriptor(5) },
                 at: WallTime(0),
             },
             vec!["member_joined"],
         ),
+        (Command::Remove { node: NodeId(5), force: false, at: WallTime(0) }, vec!["member_leaving"]),
+        (
+            Command::Invite {
+                id: NodeId(6),
+                name: "server6".parse().unwrap(),
+                agent: "10.0.0.6:7800".parse().unwrap(),
+                at: WallTime(0),
+            },
+            vec!["member_invited"],
+        ),
+        (Command::Remove { node: NodeId(6), force: false, at: WallTime(0) }, vec!["member_removed"]),
     ] {
         rig.apply(&command);
         let expected: Vec<String> = told.into_iter().map(|line| format!("1 {line}")).collect();

@@ -4,7 +4,7 @@ use pgherd_common::{MonoTime, NodeId, NodeName, WallTime};
 
 use super::Node;
 use crate::cluster::Command;
-use crate::coordinator::SwitchoverRefused;
+use crate::coordinator::{RemoveRefused, SwitchoverRefused};
 
 impl Node {
     /// An operator wants a switchover: what would be proposed for it.
@@ -58,6 +58,22 @@ impl Node {
         wall: WallTime,
     ) -> Result<Vec<String>, SwitchoverRefused> {
         self.coordinator.view(now, wall).explain_switchover(to)
+    }
+
+    /// An operator wants a node removed: what would be proposed for it.
+    pub fn plan_remove(
+        &self,
+        node: &NodeName,
+        force: bool,
+        now: MonoTime,
+        wall: WallTime,
+    ) -> Result<Command, RemoveRefused> {
+        self.coordinator.view(now, wall).plan_remove(node, force)
+    }
+
+    /// An operator wants forgotten whoever is silent now: what would be proposed for it.
+    pub fn plan_reset(&self, now: MonoTime, wall: WallTime) -> Result<Vec<Command>, RemoveRefused> {
+        self.coordinator.view(now, wall).plan_reset()
     }
 
     /// An operator wants a promotion come what may: what would be proposed for it.

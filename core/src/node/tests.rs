@@ -103,7 +103,11 @@ impl Rig {
     /// Server 2 has answered a beat.
     fn answered(&mut self, sent: MonoTime) {
         let lease = Some(self.state.generation);
-        self.node.answered(NodeId(2), sent, &BeatAnswer { lease, readmitted: None });
+        self.node.answered(
+            NodeId(2),
+            sent,
+            &BeatAnswer { lease, readmitted: None, revision: 0, removed: None },
+        );
     }
 
     fn beat_of(&self, id: u64, generation: Generation, wants_lease: Option<Generation>) -> Beat {
@@ -410,7 +414,7 @@ fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
 fn an_agent_rejoins_with_the_store_that_the_log_names_and_no_other() {
     let mut rig = Rig::serving();
     forgotten(&mut rig, Admission::Probation(5));
-    let answer = |readmitted| BeatAnswer { lease: None, readmitted };
+    let answer = |readmitted| BeatAnswer { lease: None, readmitted, revision: 0, removed: None };
     rig.node.answered(NodeId(2), rig.now, &answer(None));
     rig.node.answered(NodeId(2), rig.now, &answer(Some(4)));
     assert_eq!(rig.turn().rejoin, None, "that was the store before");
@@ -650,4 +654,93 @@ fn a_standby_says_that_it_is_to_be_restarted_until_that_postmaster_is_gone() {
     let (node, until) = (Some(NodeId(1)), WallTime(9));
     rig.commit(&Command::Pause { node, until, at: WallTime(5) });
     assert!(matches!(rig.node.order_restart(WallTime(5)), Err(RestartRefused::Paused { .. })));
+}
+
+#[test]
+fn a_node_that_is_removed_stops_its_standby_and_has_left_once_the_others_say_so() {
+    let mut rig = Rig::serving();
+    let generation = rig.state.generation;
+    let begin = Command::Begin {
+        generation,
+        kind: ChangeKind::Switchover,
+        from: NodeId(1),
+        to: Some(NodeId(2)),
+        reason: "test".to_owned(),
+        allow_data_loss: false,
+        end_transactions: false,
+        noticed_ms: 0,
+        scheduled: None,
+        at: WallTime(0),
+    };
+    let grant = Command::Grant {
+        generation: generation.next(),
+        node: NodeId(2),
+        received: Lsn(1),
+        old_end: None,
+        cover: SyncSet::default(),
+        rolled_back: None,
+        at: WallTime(0),
+    };
+    for command in [begin, Command::Stop { generation: generation.next() }, grant] {
+        rig.commit(&command);
+    }
+    let generation = rig.state.generation;
+    rig.commit(&Command::Serve {
+        generation,
+        timeline: Timeline(2),
+        first_xid: None,
+        took: Vec::new(),
+        at: WallTime(0),
+    });
+    rig.node.look(postgres(true));
+    let answer = |revision, removed| BeatAnswer { lease: None, readmitted: None, revision, removed };
+    let newer = rig.state.revision + 2;
+    rig.node.answered(NodeId(3), rig.now, &answer(rig.state.revision - 1, Some(WallTime(7))));
+    assert_eq!(rig.node.has_left(), None, "it knows better");
+
+    rig.commit(&Command::Remove { node: NodeId(1), force: false, at: WallTime(6) });
+    let begun = rig.turn().act.map(|begun| begun.action);
+    assert!(matches!(begun, Some(LocalAction::StopFast { .. })), "{begun:?}");
+    let before = Before { primary_of: None, ran: true };
+    let observation = PostgresObservation { state: down_as_standby(), ..postgres(true) };
+    let action = LocalAction::StopFast { reason: String::new() };
+    rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation }, rig.now);
+    assert_eq!(rig.turn().act, None, "it stays down");
+    assert_eq!(rig.node.has_left(), None, "it is still a member");
+    rig.node.answered(NodeId(2), rig.now, &answer(newer, Some(WallTime(7))));
+    rig.node.answered(NodeId(3), rig.now, &answer(newer - 1, None));
+    assert_eq!(rig.node.has_left(), Some(WallTime(7)), "who is further in the log is right");
+    rig.node.answered(NodeId(3), rig.now, &answer(newer + 1, None));
+    assert_eq!(rig.node.has_left(), None, "it was added again");
+}
+
+fn down_as_standby() -> PostgresState {
+    PostgresState::Down(Stopped {
+        clean: true,
+        standby: true,
+        timeline: Timeline(1),
+        checkpoint: Lsn(1000),
+        redo: Lsn::default(),
+        found_down: false,
+        for_ms: 0,
+        left: None,
+    })
+}
+
+#[test]
+fn whoever_does_not_belong_is_not_listened_to_and_told_when_it_was_removed() {
+    let mut rig = Rig::serving();
+    rig.commit(&Command::Remove { node: NodeId(3), force: true, at: WallTime(6) });
+    let generation = rig.state.generation;
+    rig.commit(&Command::PlanVoters { generation, next: [1, 2].map(NodeId).into() });
+    let planned = rig.state.revision;
+    rig.commit(&Command::SettleVoters { generation, planned });
+    let number = rig.state.members[&NodeId(3)].leaving.unwrap().number;
+    let beat = rig.beat_of(3, generation, None);
+    assert_eq!(rig.node.beaten(beat.clone(), rig.now).removed, None);
+    rig.commit(&Command::Removed { node: NodeId(3), number, at: WallTime(7) });
+    assert!(!rig.node.coordinator().seen().contains_key(&NodeId(3)));
+    let answer = rig.node.beaten(beat, rig.now);
+    assert_eq!((answer.lease, answer.removed), (None, Some(WallTime(7))));
+    assert!(answer.revision == rig.state.revision && !rig.node.coordinator().seen().contains_key(&NodeId(3)));
 }

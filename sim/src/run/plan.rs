@@ -107,6 +107,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     }
     schedule(seed, &mut faults);
     pauses(seed, options.faults_for, databases, &mut faults);
+    leavings(seed, options.faults_for, databases + witnesses, &mut faults);
     Misfortunes { plan, faults, databases, witnesses }
 }
 
@@ -136,6 +137,25 @@ fn pauses(seed: u64, faults_for: Micros, databases: usize, faults: &mut Vec<(Mic
         let node = usize::try_from(node).ok().filter(|node| *node < databases);
         let fault = Fault::Pause(node, rng.between(2 * SECOND, 30 * SECOND));
         faults.push((rng.below(faults_for.max(1)), fault, 0));
+    }
+    faults.sort_by_key(|(at, ..)| *at);
+}
+
+/// Every sixth operator removes nodes and adds them again, in the middle of it all. Drawn apart for the same reason, and for
+/// no seed that has found something once.
+fn leavings(seed: u64, faults_for: Micros, machines: usize, faults: &mut Vec<(Micros, Fault, Micros)>) {
+    let mut rng = Rng::new(seed ^ 0x1EA_7E50);
+    if seed % 6 != 5 {
+        return;
+    }
+    for _ in 0..rng.between(1, 3) {
+        let node = usize::try_from(rng.below(u64::try_from(machines).unwrap_or(1))).unwrap_or(0);
+        let at = rng.below(faults_for.max(1));
+        faults.push((at, Fault::Leave(node), rng.between(SECOND, 20 * SECOND)));
+        // It may come back with nothing.
+        if rng.chance(300) {
+            faults.push((at + rng.between(SECOND, 6 * SECOND), Fault::Wipe(node), 0));
+        }
     }
     faults.sort_by_key(|(at, ..)| *at);
 }

@@ -74,6 +74,25 @@ impl World {
         self.flush_raft(index);
     }
 
+    /// Whether raft feeds a node that has no vote. That is nothing a decision rests on, so it is no entry of the log here.
+    pub(super) fn feed(&mut self, index: usize, node: NodeId, fed: bool) {
+        if let Some(other) = self.index_of(node) {
+            if fed {
+                self.unfed.remove(&other)
+            } else {
+                self.unfed.insert(other)
+            };
+        }
+        // It is to hear of the group anew.
+        if let Some(worker) = self.worker(index) {
+            worker.changes.0 = usize::MAX;
+        }
+        if let Some(node) = self.node_mut(index) {
+            node.regrouped();
+        }
+        self.turn_soon(index);
+    }
+
     fn send_raft(&mut self, from: usize, to: usize, message: Message) {
         if from == to {
             let now = self.now;

@@ -60,6 +60,8 @@ pub enum Fault {
     Schedule(Option<usize>, Micros),
     /// An operator has PostgreSQL left alone, on this machine or everywhere, for so long.
     Pause(Option<usize>, Micros),
+    /// An operator has a node removed, and adds it again afterwards.
+    Leave(usize),
     /// An operator forces a promotion.
     Force,
     /// The next checkpoint of the machine's PostgreSQL is not the agent's doing.
@@ -116,6 +118,7 @@ impl fmt::Display for Fault {
                 let what = node.as_ref().map_or("the cluster".to_owned(), server);
                 write!(f, "an operator pauses {what} for {} ms", span / MS)
             }
+            Self::Leave(index) => write!(f, "an operator removes {}", server(index)),
             Self::Force => f.write_str("an operator forces a promotion"),
             Self::Switchover(None) => f.write_str("an operator switches over"),
             Self::Checkpoint(index) => write!(f, "a checkpoint on {}", server(index)),
@@ -236,6 +239,7 @@ impl World {
             Fault::Switchover(to) => self.switch_over(*to, false),
             Fault::Schedule(to, ahead) => self.schedule(*to, *ahead),
             Fault::Pause(node, span) => self.pause(*node, *span),
+            Fault::Leave(index) => self.remove_node(*index),
             Fault::Force => self.switch_over(None, true),
             Fault::Checkpoint(index) => {
                 if let Some(server) = &mut self.machines[*index].server {
@@ -264,6 +268,7 @@ impl World {
                 self.start_agent(*index);
             }
             Fault::HangPostmaster(index) => self.hang(*index, false),
+            Fault::Leave(index) => self.welcome(*index),
             Fault::Flapping(..)
             | Fault::KillWorker(_)
             | Fault::KillPostmaster(_)
@@ -397,6 +402,7 @@ impl World {
             self.hang(index, false);
             self.machines[index].disk.stalled_until = self.now;
             self.start_agent(index);
+            self.welcome(index);
         }
         let keeps = |event: &Event| !matches!(event, Event::Fault(_));
         self.queue.retain(|std::cmp::Reverse(scheduled)| keeps(&scheduled.event));

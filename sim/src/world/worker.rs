@@ -59,7 +59,7 @@ pub(crate) struct Worker {
     /// Since when it knows that the primary is to be stopped.
     pub(crate) stopping_since: Option<Time>,
     told: Quorum,
-    changes: (usize, bool),
+    pub(super) changes: (usize, bool),
     /// A turn that waits for the disk, and the clock when it began.
     pub(crate) blocked: Option<(Box<Turn>, MonoTime)>,
     pub(crate) backlog: Vec<Event>,
@@ -246,7 +246,8 @@ impl World {
                 indices.into_iter().map(|index| NodeId(u64::try_from(index).unwrap_or(0) + 1)).collect()
             };
             let voters = raft.voters();
-            let learners = raft.everybody().difference(&voters).copied().collect();
+            let fed = |other: &usize| !voters.contains(other) && !self.unfed.contains(other);
+            let learners = raft.everybody().iter().copied().filter(fed).collect();
             worker.changes = raft.changes();
             worker.told = Quorum {
                 voters: ids(voters),
@@ -334,6 +335,8 @@ impl World {
             }
             Some(Action::TransferLeadership(to)) => self.transfer(index, to),
             Some(Action::ChangeVoters(voters)) => self.change_voters(index, &voters),
+            Some(Action::AddLearner(node, _)) => self.feed(index, node, true),
+            Some(Action::DropNode(node)) => self.feed(index, node, false),
             None => {}
         }
         if let Some((node, address)) = turn.knock {
@@ -353,6 +356,7 @@ impl World {
                 }
             }
         }
+        self.let_go(index);
     }
 
     fn broadcast(&mut self, index: usize, beat: Beat) {

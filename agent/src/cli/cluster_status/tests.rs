@@ -30,6 +30,8 @@ fn node(id: u64, agent_type: AgentType) -> NodeStatus {
         pending_restart: Vec::new(),
         pending_lowered: Vec::new(),
         refused: Vec::new(),
+        invited: false,
+        leaving: false,
         info: String::new(),
     }
 }

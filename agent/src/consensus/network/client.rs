@@ -1,6 +1,5 @@
 //! Sending raft's messages.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use super::{
     TRANSFER_PATH, VOTE_PATH,
 };
 use crate::cluster::ClusterState;
+use crate::roster::Roster;
 
 /// All that is common to the ways to the other agents.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Shared {
     http: reqwest::Client,
     node: NodeId,
     cluster: ClusterName,
-    members: BTreeMap<NodeId, HostPort>,
+    roster: Roster,
     heartbeat: Duration,
     append_timeout: Duration,
     rpc_timeout: Duration,
@@ -49,7 +49,7 @@ impl Peers {
     /// A connection idle for so long is as likely dead as alive.
     const IDLE_MAX: Duration = Duration::from_secs(10);
 
-    pub(in super::super) fn new(options: &Options) -> Result<Self, OpenError> {
+    pub(in super::super) fn new(options: &Options, roster: Roster) -> Result<Self, OpenError> {
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -62,7 +62,7 @@ impl Peers {
             http,
             node: options.node,
             cluster: options.cluster.clone(),
-            members: options.members.clone(),
+            roster,
             heartbeat: options.heartbeat,
             append_timeout: options.append_timeout(),
             rpc_timeout: options.rpc_timeout,
@@ -74,11 +74,10 @@ impl Peers {
 impl RaftNetworkFactory<Group> for Peers {
     type Network = Peer;
 
-    /// The address in the configuration wins over the one in the log: it is what an operator changes.
+    /// The address in raft's own group is the last resort: it is never changed.
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
         let target = NodeId(target);
-        let address = self.0.members.get(&target).cloned().or_else(|| node.addr.parse().ok());
-        Peer { shared: Arc::clone(&self.0), target, address }
+        Peer { shared: Arc::clone(&self.0), target, last_resort: node.addr.parse().ok() }
     }
 }
 
@@ -87,13 +86,13 @@ impl RaftNetworkFactory<Group> for Peers {
 pub(in super::super) struct Peer {
     shared: Arc<Shared>,
     target: NodeId,
-    address: Option<HostPort>,
+    last_resort: Option<HostPort>,
 }
 
 /// Why there is no usable answer.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
-    #[error("the agent of node {0} has no known address: add it to [[members]]")]
+    #[error("the agent of node {0} has no known address: run `pgherd add-node`, or add it to [[members]]")]
     NoAddress(NodeId),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -128,7 +127,8 @@ impl Peer {
         message: &impl Serialize,
         timeout: Duration,
     ) -> Result<A, RPCError<Group>> {
-        let Some(address) = &self.address else {
+        let known = self.shared.roster.agent(self.target);
+        let Some(address) = &known.or_else(|| self.last_resort.clone()) else {
             return Err(RPCError::Unreachable(Unreachable::new(&CallError::NoAddress(self.target))));
         };
         let result = self.request(address, path, message, timeout).await;

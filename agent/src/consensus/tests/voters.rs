@@ -12,19 +12,19 @@ fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
 
 impl Group {
     /// The established leader, and everybody else.
-    async fn leader_and_others(&self) -> (NodeId, Vec<NodeId>) {
+    pub(super) async fn leader_and_others(&self) -> (NodeId, Vec<NodeId>) {
         let leader = self.leader().await;
         (leader, self.nodes.keys().copied().filter(|node| *node != leader).collect())
     }
 
-    async fn change_voters(&self, voters: &[NodeId]) {
+    pub(super) async fn change_voters(&self, voters: &[NodeId]) {
         let leader = self.leader().await;
         self.consensus(leader).change_voters(&ids(voters)).await.unwrap();
         let standing = self.consensus(leader).standing().borrow().clone();
         assert!(standing.settled && standing.voters == ids(voters), "{standing:?}");
     }
 
-    async fn command(&self, command: Command) {
+    pub(super) async fn command(&self, command: Command) {
         let leader = self.leader().await;
         assert_eq!(
             self.consensus(leader).propose(command.clone()).await.unwrap(),
@@ -34,7 +34,7 @@ impl Group {
     }
 
     /// The way of one voter more or less, as the coordinator goes it.
-    async fn regroup(&self, voters: &[NodeId]) {
+    pub(super) async fn regroup(&self, voters: &[NodeId]) {
         let generation = Generation::ZERO.next();
         self.command(Command::PlanVoters { generation, next: ids(voters) }).await;
         self.change_voters(voters).await;
@@ -44,7 +44,7 @@ impl Group {
     }
 
     /// The store is gone, and the node knows from elsewhere that there was one.
-    async fn wipe(&mut self, node: NodeId) -> u64 {
+    pub(super) async fn wipe(&mut self, node: NodeId) -> u64 {
         self.stop(node).await;
         self.dirs.insert(node, tempfile::tempdir().unwrap());
         self.remember.insert(node);
@@ -56,7 +56,7 @@ impl Group {
     }
 
     /// Whether anybody among these leads before all have stood for election several times over.
-    async fn somebody_leads(&self, among: &[NodeId]) -> bool {
+    pub(super) async fn somebody_leads(&self, among: &[NodeId]) -> bool {
         let waiting = among.iter().map(|node| {
             let mut standing = self.consensus(*node).standing();
             Box::pin(async move { standing.wait_for(|standing| standing.is_established).await.is_ok() })

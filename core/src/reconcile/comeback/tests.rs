@@ -66,6 +66,7 @@ fn member(service: Service) -> Member {
         service,
         replaced: true,
         since: WallTime(0),
+        leaving: None,
     }
 }
 

@@ -55,6 +55,8 @@ const fn expected(kind: Kind) -> &'static [&'static str] {
             "cannot rewind this node: pg_rewind failed",
             "cannot fetch the WAL that the old primary has left",
         ],
+        // The network goes while pg_rewind asks the new primary.
+        Kind::Flapping => &["cannot rewind this node: pg_rewind failed"],
         Kind::WipeStore => &["the raft store of this node is new, but the cluster is not"],
         _ => &[],
     }

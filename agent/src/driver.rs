@@ -95,7 +95,7 @@ pub enum Event {
         gave_up: bool,
     },
     /// Another agent's beat.
-    Beat(Beat, oneshot::Sender<BeatAnswer>),
+    Beat(Box<Beat>, oneshot::Sender<BeatAnswer>),
     /// A voter answered the beat that was sent then.
     BeatAnswered {
         /// Who.
@@ -336,7 +336,7 @@ impl Driver {
             Event::ProxyLeft { proxy, gave_up } => self.node.proxy_left(&proxy, gave_up),
             Event::Beat(beat, answer) => {
                 // The other agent may have given up waiting.
-                let _ = answer.send(self.node.beaten(beat, now));
+                let _ = answer.send(self.node.beaten(*beat, now));
             }
             Event::BeatAnswered { voter, sent, answer } => self.node.answered(voter, sent, &answer),
             Event::Knocked(node, result) => self.node.knocked(node, result),

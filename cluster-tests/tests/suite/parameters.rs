@@ -206,7 +206,9 @@ fn renamed(bin_dir: &Path, to: &Path, from: &str, version: &str) -> std::io::Res
         let places: Vec<usize> =
             parts.filter(|(_, part)| *part == from.as_bytes()).map(|(at, _)| at).collect();
         for at in places {
-            bytes[at..at + from.len()].copy_from_slice(version.as_bytes());
+            if let Some(place) = bytes.get_mut(at..at + from.len()) {
+                place.copy_from_slice(version.as_bytes());
+            }
         }
         let copy = to.join(path.file_name().unwrap_or_default());
         std::fs::write(&copy, bytes)?;

@@ -42,7 +42,7 @@ impl Parameters {
     /// What differs from before, in one place, for people.
     pub fn changes_since(&self, before: &Self, place: Option<NodeId>) -> Vec<String> {
         let none = BTreeMap::new();
-        let at = |of: &'_ Self| match place {
+        let at = |of: &Self| match place {
             None => of.cluster.clone(),
             Some(node) => of.nodes.get(&node).unwrap_or(&none).clone(),
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pgherd_core::capacity::{Capacity, NAMES};
+use pgherd_core::capacity::NAMES;
 use serde::{Deserialize, Serialize};
 
 use super::file;
@@ -76,8 +76,7 @@ impl Instance {
             let refused: BTreeMap<String, String> =
                 parameters.refused().map(|(name, refused)| (name.clone(), refused.why.clone())).collect();
             let wanted = parameters.wanted.clone().unwrap_or_default();
-            let number = wanted.number;
-            (if parameters.applied == number { number } else { parameters.applied }, wanted.values, refused)
+            (parameters.applied, wanted.values, refused)
         };
         let names: Vec<&String> = wanted.keys().collect();
         let rows = if names.is_empty() { Ok(BTreeMap::new()) } else { self.rows_of(&names).await };
@@ -176,12 +175,6 @@ impl Instance {
     /// Whether pages have checksums.
     pub async fn has_checksums(&self) -> Result<bool, SessionError> {
         self.session().await?.value("SELECT current_setting('data_checksums') = 'on'").await
-    }
-
-    /// What the running server has of what standbys need.
-    pub async fn running_capacity(&self) -> Result<Option<Capacity>, SessionError> {
-        let session = self.session().await?;
-        Ok(self.facts(&session).await?.capacity)
     }
 
     /// The versions of the running server and of the programs that are installed now, as they call themselves.

@@ -52,7 +52,7 @@ pub(super) async fn remove(State(api): State<Api>, headers: HeaderMap, bytes: By
     let RemoveRequest { node, force } = request;
     let planned = api.ask(|answer| Event::PlanRemove(Some((node.clone(), force)), answer)).await?;
     let mut again = true;
-    for command in planned.map_err(refuse)? {
+    for command in planned.map_err(|refused| refuse(&refused))? {
         again &= propose(&api, command).await? == Applied::Unchanged;
     }
     let message = if again {
@@ -74,7 +74,8 @@ pub(super) async fn reset(
     if let Some(answer) = pass_on(&api, &headers, "/v1/reset-members", &request).await {
         return answer;
     }
-    let commands = api.ask(|answer| Event::PlanRemove(None, answer)).await?.map_err(refuse)?;
+    let commands = api.ask(|answer| Event::PlanRemove(None, answer)).await?;
+    let commands = commands.map_err(|refused| refuse(&refused))?;
     let name = |command: &Command| match command {
         Command::Remove { node, .. } => api.consensus.roster().get(*node).map(|contact| contact.name),
         _ => None,
@@ -93,6 +94,6 @@ pub(super) async fn reset(
     Ok(Json(Reset { nodes: silent }))
 }
 
-fn refuse(refused: RemoveRefused) -> Refused {
-    Refused::new(StatusCode::CONFLICT, &refused, refused.hint())
+fn refuse(refused: &RemoveRefused) -> Refused {
+    Refused::new(StatusCode::CONFLICT, refused, refused.hint())
 }

@@ -37,6 +37,9 @@ pub(super) fn schedule(state: &mut ClusterState, scheduled: Scheduled) -> Result
     }
     if let Some(to) = scheduled.to {
         let member = state.members.get(&to).ok_or(Rejected::UnknownMember(to))?;
+        if member.leaving.is_some() {
+            return Err(Rejected::Leaving(to));
+        }
         if !member.is_database() {
             return Err(Rejected::Witness(to));
         }

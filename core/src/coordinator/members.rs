@@ -13,6 +13,7 @@ use super::Action;
 use super::report::{NotYet, Report, VotersStay};
 use super::view::View;
 use crate::cluster::{ClusterState, Command, Leaving};
+use crate::observation::PostgresState;
 
 /// Why a node cannot be removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,7 +162,9 @@ impl View<'_> {
         if cover.wanted.of.contains(&id) || cover.promised.of.contains(&id) {
             return wait(report, "commits to rest on other standbys".to_owned());
         }
-        let runs = self.postgres(id).is_some_and(|postgres| postgres.stopped().is_none());
+        let rests =
+            |state: &PostgresState| matches!(state, PostgresState::Down(_) | PostgresState::Unusable(_));
+        let runs = self.postgres(id).is_some_and(|postgres| !rests(&postgres.state));
         if runs && !leaving.force {
             return wait(report, "its agent to stop PostgreSQL there".to_owned());
         }

@@ -835,3 +835,27 @@ fn a_standby_with_less_than_its_primary_needs_is_restarted_before_it_follows() {
         }
     }
 }
+
+#[test]
+fn a_slot_that_was_in_use_is_dropped_once_it_is_free() {
+    let mut state = running(false);
+    state.slots = vec!["pgherd_gone".to_owned(), "pgherd_server2".to_owned()];
+    let mut rig = Rig::new(PostgresState::Running(state)).aligned(1);
+    rig.fence_at = Some(at(10_000));
+    let mut rests = Vec::new();
+    for _ in 0..8 {
+        let done = rig.now;
+        while rig.decide(1).action.is_none() {
+            rig.now = rig.now + Duration::from_secs(1);
+        }
+        let action = rig.decide(1).action.unwrap();
+        assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
+        rests.push(rig.now.since(done).as_secs());
+        rig.reconciler.finished(&action, true, rig.now);
+    }
+    assert_eq!(rests, [5, 10, 20, 40, 80, 160, 160, 160]);
+    let PostgresState::Running(state) = &mut rig.own.state else { panic!() };
+    state.slots.remove(0);
+    rig.now = rig.now + Duration::from_secs(1000);
+    assert_eq!(rig.decide(1).action, None);
+}

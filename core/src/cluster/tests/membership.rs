@@ -193,7 +193,10 @@ fn whoever_is_wanted_or_needed_does_not_leave() {
         end_transactions: false,
         at: WallTime(3),
     };
-    assert_eq!(refused(&[schedule], 2), Applied::Rejected(Rejected::ScheduledTo(NodeId(2))));
+    assert_eq!(
+        refused(std::slice::from_ref(&schedule), 2),
+        Applied::Rejected(Rejected::ScheduledTo(NodeId(2)))
+    );
     let pause = |node| Command::Pause { node, until: WallTime(9), at: WallTime(3) };
     let paused = |node| Applied::Rejected(Rejected::Paused { node, until: WallTime(9) });
     assert_eq!(refused(&[pause(Some(NodeId(2)))], 2), paused(Some(NodeId(2))));
@@ -203,7 +206,9 @@ fn whoever_is_wanted_or_needed_does_not_leave() {
     // Nor is it chosen by what was decided before.
     let mut state = state.clone();
     assert_eq!(act(&mut state, &remove(2)), Applied::Changed);
-    assert_eq!(act(&mut state, &begin), Applied::Rejected(Rejected::Leaving(NodeId(2))));
+    for command in [begin, schedule] {
+        assert_eq!(act(&mut state, &command), Applied::Rejected(Rejected::Leaving(NodeId(2))));
+    }
 }
 
 #[test]

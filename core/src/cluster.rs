@@ -4,8 +4,11 @@
 mod apply;
 mod command;
 mod pause;
+mod relay;
 mod schedule;
+mod slot_sync;
 mod state;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod voters;
@@ -14,8 +17,10 @@ pub use apply::apply;
 pub use command::{Applied, Command, Rejected};
 pub use pause::{Pause, Pauses};
 pub use schedule::Scheduled;
+pub use slot_sync::{SLOT_SYNC_SINCE, SlotSync};
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,
     Primary, PrimaryPhase, Service,
 };
+pub use tags::Tags;
 pub use voters::{LeaseVoters, VoterPlan, majority};

@@ -6,13 +6,13 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
-use super::pause;
 use super::schedule::{self, Scheduled};
 use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
     PrimaryPhase, Service,
 };
 use super::voters::{LeaseVoters, VoterPlan};
+use super::{pause, relay, slot_sync};
 use crate::cover::SyncSet;
 use crate::waterfall::Took;
 
@@ -93,6 +93,14 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         Command::SettleVoters { generation, planned } => settle_voters(state, *generation, *planned),
         Command::WantCover { generation, set } => want_cover(state, *generation, set, revision),
         Command::SettleCover { generation, number } => settle_cover(state, *generation, *number),
+        Command::SetRelay { generation, node, relay } => {
+            same_generation(state, *generation)?;
+            relay::set_relay(state, *node, *relay)
+        }
+        Command::SyncSlots { generation, sync } => {
+            same_generation(state, *generation)?;
+            slot_sync::sync_slots(state, sync.as_ref())
+        }
         Command::Readmit { node, token } => readmit(state, *node, *token),
     }
 }
@@ -193,8 +201,12 @@ fn set_service(
         return Ok(false);
     }
     member.replaced &= service != Service::Up;
+    let up = service == Service::Up;
     member.service = service;
     member.since = at;
+    if !up {
+        relay::left_service(state, node);
+    }
     Ok(true)
 }
 
@@ -275,6 +287,8 @@ fn grant(
     schedule::carry_over(state, node, generation);
     state.generation = generation;
     state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting, first_xid: None });
+    state.relays.clear();
+    slot_sync::changed_primary(state);
     if change.from != node && change.kind == ChangeKind::Switchover {
         set_service(state, change.from, Service::Joining, at)?;
     }

@@ -30,11 +30,28 @@ impl View<'_> {
         }
     }
 
-    /// Members that commits on this primary may wait for: those that could be promoted.
+    /// Members that commits on this primary may wait for: those that could be promoted and are not kept out of it. What
+    /// streams from another standby acknowledges nothing to the primary.
     fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
+        let counts = |member: &Member| member.priority() > 0 && self.kept_out(member).is_none();
         self.state
             .databases()
-            .filter(move |member| member.descriptor.id != primary && member.allowed && member.priority() > 0)
+            .filter(move |member| member.descriptor.id != primary && member.allowed && counts(member))
+    }
+
+    /// What its configuration has to say against waiting for it.
+    fn kept_out(&self, member: &Member) -> Option<&'static str> {
+        match member.descriptor.tags.sync {
+            false => Some("sync = false"),
+            true => (!self.state.is_direct(member)).then_some("node.upstream"),
+        }
+    }
+
+    /// Standbys in service that no commit waits for though they might be promoted, and why.
+    fn never_waited_for(&self, primary: NodeId) -> Vec<String> {
+        let up = self.state.databases().filter(|member| member.descriptor.id != primary && member.allowed);
+        up.filter_map(|member| Some(format!("{} ({})", member.descriptor.name, self.kept_out(member)?)))
+            .collect()
     }
 
     /// Those of them that do their work.
@@ -118,7 +135,8 @@ impl View<'_> {
             _ => "commits wait until there are more",
         };
         let up = self.sync_standbys(primary).into_iter().map(|id| self.name(id)).collect();
-        report.waiting.push(NotYet::TooFewStandbys { asked, up, so });
+        let never = self.never_waited_for(primary);
+        report.waiting.push(NotYet::TooFewStandbys { asked, up, never, so });
     }
 
     /// Whether the primary waits for what is wanted, and all that came before is on as many standbys.

@@ -157,8 +157,17 @@ pub enum NotYet {
         asked: u32,
         /// Those in service.
         up: Vec<NodeName>,
+        /// Those that are never waited for, and why.
+        never: Vec<String>,
         /// What that means for commits.
         so: &'static str,
+    },
+    /// A standby streams from the primary though another source is configured.
+    Cascade {
+        /// The standby.
+        node: NodeName,
+        /// Why not from there.
+        why: String,
     },
     /// A switchover should have begun, and cannot.
     Scheduled {
@@ -244,7 +253,13 @@ impl fmt::Display for NotYet {
             }
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
             Self::Covering { node, by, since } => covering(f, node, by, *since),
-            Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
+            Self::TooFewStandbys { asked, up, never, so } => {
+                too_few_standbys(f, *asked, &join(up), so)?;
+                if never.is_empty() { Ok(()) } else { write!(f, "; never waited for: {}", never.join(", ")) }
+            }
+            Self::Cascade { node, why } => {
+                write!(f, "{node} streams from the primary, not as its node.upstream says: {why}")
+            }
             Self::Scheduled { due, refused, left } => scheduled(f, *due, refused, *left),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {

@@ -3,6 +3,7 @@
 mod cover;
 mod in_place;
 mod pause;
+mod relay;
 mod schedule;
 mod voters;
 
@@ -196,6 +197,8 @@ fn observation(id: u64) -> NodeObservation {
             postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
             priority: 100,
             weight: 1,
+            tags: Default::default(),
+            upstream: None,
         },
         cluster: "demo".parse().unwrap(),
         incarnation: id,
@@ -245,7 +248,9 @@ pub(super) fn running(in_recovery: bool) -> Running {
         first_xid: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }
 }
 

@@ -20,15 +20,17 @@ const RULES: Rules = Rules {
 };
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
-struct Rig {
-    state: ClusterState,
-    own: PostgresObservation,
+pub(super) struct Rig {
+    pub(super) state: ClusterState,
+    pub(super) own: PostgresObservation,
     own_age: Duration,
-    primary: Option<Running>,
+    pub(super) primary: Option<Running>,
+    pub(super) unheard_for: Duration,
+    pub(super) cascaded: BTreeMap<NodeId, Lsn>,
     offer: Option<Offer>,
     donors: Vec<Upstream>,
-    fence_at: Option<MonoTime>,
-    now: MonoTime,
+    pub(super) fence_at: Option<MonoTime>,
+    pub(super) now: MonoTime,
     adopted_until: MonoTime,
     highest: Generation,
     work_is_held: bool,
@@ -49,10 +51,12 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }
 
-fn running(in_recovery: bool) -> Running {
+pub(super) fn running(in_recovery: bool) -> Running {
     Running {
         in_recovery,
         timeline: Timeline(1),
@@ -67,7 +71,9 @@ fn running(in_recovery: bool) -> Running {
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }
 }
 
@@ -85,7 +91,7 @@ fn stopped(clean: bool, standby: bool) -> Stopped {
 }
 
 impl Rig {
-    fn new(own: PostgresState) -> Self {
+    pub(super) fn new(own: PostgresState) -> Self {
         let mut rig = Self {
             state: ClusterState::default(),
             own: PostgresObservation {
@@ -105,6 +111,8 @@ impl Rig {
             },
             own_age: Duration::ZERO,
             primary: Some(running(false)),
+            unheard_for: Duration::ZERO,
+            cascaded: BTreeMap::new(),
             offer: None,
             donors: vec![upstream(3), upstream(2)],
             fence_at: Some(at(102)),
@@ -128,9 +136,15 @@ impl Rig {
         rig
     }
 
-    fn commit(&mut self, command: &Command) {
+    pub(super) fn commit(&mut self, command: &Command) {
         let revision = self.state.revision + 1;
         assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
+    }
+
+    /// A standby comes into service.
+    pub(super) fn up(&mut self, node: u64) {
+        let (generation, node, service) = (self.state.generation, NodeId(node), Service::Up);
+        self.commit(&Command::SetService { generation, node, service, at: WallTime(0) });
     }
 
     fn begin(&mut self, kind: ChangeKind) {
@@ -171,13 +185,15 @@ impl Rig {
         });
     }
 
-    fn decide(&self, me: u64) -> Reconciliation {
+    pub(super) fn decide(&self, me: u64) -> Reconciliation {
         self.reconciler.decide(&Situation {
             me: NodeId(me),
             state: &self.state,
             own: &self.own,
             own_age: self.own_age,
             primary: self.primary.as_ref(),
+            unheard_for: self.unheard_for,
+            cascaded: &self.cascaded,
             offer: self.offer.as_ref(),
             donors: &self.donors,
             fence_at: self.fence_at,
@@ -189,7 +205,7 @@ impl Rig {
         })
     }
 
-    fn aligned(mut self, me: u64) -> Self {
+    pub(super) fn aligned(mut self, me: u64) -> Self {
         let Some(action @ LocalAction::AlignSlots { .. }) = self.decide(me).action else {
             panic!("slots come first")
         };
@@ -198,11 +214,12 @@ impl Rig {
     }
 }
 
-fn upstream(id: u64) -> Upstream {
+pub(super) fn upstream(id: u64) -> Upstream {
     Upstream {
         node: format!("server{id}").parse().unwrap(),
         address: format!("10.0.0.{id}:5432").parse().unwrap(),
         generation: None,
+        copy_slots: false,
     }
 }
 
@@ -797,4 +814,53 @@ fn a_pause_holds_back_what_was_ordered_before_and_what_was_stopped_is_started_ag
     assert_eq!(rig.decide(2).action, None);
     rig.stopped_here = true;
     assert!(matches!(rig.decide(2).action, Some(LocalAction::Rejoin { .. })));
+}
+
+#[test]
+fn a_standby_streams_from_another_one_as_the_log_says_and_from_the_primary_again() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.up(2);
+    let generation = rig.state.generation;
+    assert_eq!(rig.decide(3).action, None);
+    rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    rig.own.state = PostgresState::Running(cascaded);
+    assert_eq!(rig.decide(3).action, None);
+    // Its histories are compared with the primary's, whomever it streams from.
+    let fork = TimelineHistory(vec![(Timeline(1), Lsn(900))]);
+    rig.primary = Some(Running { timeline: Timeline(2), history: fork, ..running(false) });
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })), "{:?}", rig.decide(3));
+    rig.primary = Some(running(false));
+    // Without the other one, by a reload.
+    let service = Service::Failed("down".to_owned());
+    rig.commit(&Command::SetService { generation, node: NodeId(2), service, at: WallTime(0) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(1))));
+}
+
+#[test]
+fn a_standby_that_streams_from_another_one_is_recruited_and_then_follows_the_new_primary() {
+    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.own.state = PostgresState::Running(cascaded);
+    rig.up(2);
+    let generation = rig.state.generation;
+    rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
+    rig.begin(ChangeKind::Failover);
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Recruit(generation.next())));
+    rig.own.recruited = Some(generation.next());
+    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    rig.grant(2);
+    rig.serve();
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(1000))]);
+    rig.primary = Some(Running { timeline: Timeline(2), history: history.clone(), ..running(false) });
+    assert_eq!(
+        rig.decide(3).action,
+        Some(LocalAction::Follow(upstream(2))),
+        "its upstream is the primary now"
+    );
+    // It had received more than the new primary has: it cannot follow as it is.
+    let ahead = Running { follows: None, position: Lsn(1100), received: Lsn(1100), ..running(true) };
+    rig.own.state = PostgresState::Running(ahead);
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
 }

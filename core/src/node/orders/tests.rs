@@ -11,7 +11,7 @@ use super::*;
 use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind, apply};
 use crate::cover::{Durability, SyncSet};
 use crate::node::{Done, Quorum, Setup};
-use crate::observation::{Health, NodeObservation, PostgresState, Running, Stopped};
+use crate::observation::{Health, NodeObservation, PostgresState, Running, SlotSeen, Stopped};
 use crate::rebuild::Means;
 use crate::reconcile::RejoinRules;
 use crate::timings::Timings;
@@ -25,7 +25,14 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
+}
+
+fn slot(name: &str) -> SlotSeen {
+    let restart = Some(Lsn(1));
+    SlotSeen { name: name.to_owned(), active: false, restart, lost: false, pinned: false }
 }
 
 fn postgres(in_recovery: bool, position: u64) -> PostgresObservation {
@@ -47,7 +54,9 @@ fn postgres(in_recovery: bool, position: u64) -> PostgresObservation {
             first_xid: None,
             receiver: in_recovery.then(|| "streaming".to_owned()),
             standbys: Vec::new(),
-            slots: vec!["pgherd_server1".into(), "pgherd_server3".into(), "pgherd_server4".into()],
+            redo: Lsn::default(),
+            slots: ["pgherd_server1", "pgherd_server3", "pgherd_server4"].map(slot).into(),
+            logical: Default::default(),
         }),
         recruited: None,
         salvaged: None,

@@ -39,12 +39,12 @@ async fn feeds(cluster: &Cluster, node: &str, followers: &str) -> TestResult {
     until(cluster, node, FOLLOWERS, |said| said == followers).await
 }
 
-async fn restart_lsn(cluster: &Cluster, node: &str, of: &str) -> Result<u64, Failure> {
+async fn restart_lsn(cluster: &Cluster, node: &str, of: &str) -> Result<u64, String> {
     let sql = format!(
         "SELECT (restart_lsn - '0/0')::bigint::text FROM pg_replication_slots WHERE slot_name = 'pgherd_{of}'"
     );
-    let said = ask(cluster, node, &sql).await.map_err(Failure::new)?;
-    said.parse().map_err(|_| Failure::new(format!("the slot of {of} on {node} is at {said:?}")))
+    let said = ask(cluster, node, &sql).await?;
+    said.parse().map_err(|_| format!("the slot of {of} on {node} is at {said:?}"))
 }
 
 /// Every slot keeps WAL, and moves on with what is written.
@@ -53,11 +53,11 @@ async fn slots_move_on(cluster: &Cluster) -> TestResult {
         [("server1", "server3"), ("server2", "server3"), ("server3", "server2"), ("server1", "server2")];
     let mut before = Vec::new();
     for (node, of) in all {
-        before.push(restart_lsn(cluster, node, of).await?);
+        before.push(restart_lsn(cluster, node, of).await.map_err(Failure::new)?);
     }
     for ((node, of), before) in all.into_iter().zip(before) {
         wait_until(&format!("the slot of {of} on {node} moves on"), SOON, async || {
-            let now = restart_lsn(cluster, node, of).await.map_err(|error| error.to_string())?;
+            let now = restart_lsn(cluster, node, of).await?;
             if now > before { Ok(()) } else { Err(format!("it is at {now}")) }
         })
         .await?;

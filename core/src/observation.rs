@@ -208,7 +208,7 @@ pub struct Running {
     pub slots: Vec<SlotSeen>,
     /// Logical slots, and what is done for them.
     #[serde(default)]
-    pub logical: LogicalSeen,
+    pub logical: Box<LogicalSeen>,
     /// For which standbys commits wait here, if this agent has seen to it.
     pub cover: Option<CoverSeen>,
     /// Only agents and standbys are let in: it was started in place, and what it has is not yet on as many standbys as

@@ -393,12 +393,12 @@ impl Instance {
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
             redo: lsn(session.take(&row, 13)?),
             slots: slots.iter().filter_map(|text| slot_seen(text)).collect(),
-            logical: LogicalSeen {
+            logical: Box::new(LogicalSeen {
                 slots: marked(&logical, '+'),
                 leftover: marked(&logical, '-'),
                 copies: in_recovery && conninfo::names_database(conninfo),
                 waits_for: waits_for.filter(|names| !names.is_empty()).filter(ours),
-            },
+            }),
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
             gated: self.is_gated(session.take(&row, 12)?),
             first_xid,

@@ -114,7 +114,8 @@ impl Instance {
     }
 }
 
-/// A stop waits until every subscriber has confirmed what it was sent, and so for ever for one that does not read.
+/// A stop waits until every subscriber has confirmed what it was sent, and so for ever for one that confirms nothing. One
+/// whose buffers are full besides cannot be ended in order: its walsender waits until it has told it why.
 impl Instance {
     /// Walsenders of logical slots; none where the server does not say.
     pub(super) async fn subscribers(&self) -> Vec<u32> {

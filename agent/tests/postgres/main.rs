@@ -18,7 +18,6 @@ mod salvage;
 mod server;
 mod slots;
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use pgherd_agent::postgres::{
     FollowError, Instance, PromoteError, RejoinError, Rejoined, RewindError, StartError, StopError, Upstream,
 };
 use pgherd_agent::reconcile::Commits;
-use pgherd_common::{NodeName, Timeline};
+use pgherd_common::Timeline;
 use rustix::process::{Pid, Signal, kill_process};
 use server::{Server, now, pg};
 
@@ -342,6 +341,7 @@ async fn comes_back_as_it_was(old: &Server, new: &Server) {
     new.instance.recruit().await.unwrap();
     assert_eq!(new.instance.promote().await.unwrap(), Timeline(3));
     new.sql("INSERT INTO t VALUES (3000)").await;
+    new.instance.align_slots(&["n1".parse().unwrap(), "n2".parse().unwrap()].into(), false).await.unwrap();
     // No wait for a checkpoint: nothing is rewound.
     let begun = now();
     let rejoined = old.instance.rejoin(&new.upstream(), &new.running().await).await.unwrap();
@@ -562,6 +562,7 @@ async fn a_rewind_killed_at_any_moment_is_repeated_or_refused() {
     n1.instance.fence().await.unwrap();
     n2.instance.promote().await.unwrap();
     n2.sql("INSERT INTO t VALUES (1)").await;
+    n2.instance.align_slots(&["n1".parse().unwrap()].into(), false).await.unwrap();
     n2.instance.checkpoint().await.unwrap();
     let running = n2.running().await;
     let mut patience_ms = 60;

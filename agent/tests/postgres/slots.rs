@@ -190,12 +190,13 @@ impl Drop for Child {
 }
 
 #[tokio::test]
-async fn a_subscriber_that_does_not_read_does_not_keep_a_primary_from_stopping_in_order() {
+async fn a_subscriber_that_confirms_nothing_does_not_keep_a_primary_from_stopping_in_order() {
     const DEADLINE: Duration = Duration::from_secs(9);
     let n1 = Server::initialised("n1").await;
     n1.configure_more("wal_level = logical\n");
     n1.instance.start_primary(&Commits::Free).await.unwrap();
-    n1.sql("CREATE TABLE t (i int); SELECT pg_create_logical_replication_slot('s', 'test_decoding')").await;
+    n1.sql("CREATE TABLE t (i int)").await;
+    n1.sql("SELECT pg_create_logical_replication_slot('s', 'test_decoding')").await;
     let mut subscriber = Command::new(bin_dir().join("pg_recvlogical"));
     subscriber.args(["--start", "--slot=s", "--file=-", "-U", "postgres", "-d", "postgres", "-h"]);
     subscriber.arg(n1.root()).args(["-p", &n1.settings.address.port.to_string()]);
@@ -206,7 +207,7 @@ async fn a_subscriber_that_does_not_read_does_not_keep_a_primary_from_stopping_i
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     signal(subscriber.0.id(), Signal::STOP);
-    n1.sql("INSERT INTO t SELECT generate_series(1, 1000)").await;
+    n1.sql("INSERT INTO t VALUES (1)").await;
     let begun = now();
     n1.instance.stop_fast(DEADLINE).await.unwrap();
     assert!(now().since(begun) < DEADLINE, "and it was not killed for it");

@@ -7,6 +7,7 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 
 use super::command::{Applied, Command, Rejected};
 use super::schedule::{self, Scheduled};
+use super::slot_sync::SlotSync;
 use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
     PrimaryPhase, Service,
@@ -93,14 +94,8 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         Command::SettleVoters { generation, planned } => settle_voters(state, *generation, *planned),
         Command::WantCover { generation, set } => want_cover(state, *generation, set, revision),
         Command::SettleCover { generation, number } => settle_cover(state, *generation, *number),
-        Command::SetRelay { generation, node, relay } => {
-            same_generation(state, *generation)?;
-            relay::set_relay(state, *node, *relay)
-        }
-        Command::SyncSlots { generation, sync } => {
-            same_generation(state, *generation)?;
-            slot_sync::sync_slots(state, sync.as_ref())
-        }
+        Command::SetRelay { generation, node, relay } => set_relay(state, *generation, *node, *relay),
+        Command::SyncSlots { generation, sync } => sync_slots(state, *generation, sync.as_ref()),
         Command::Readmit { node, token } => readmit(state, *node, *token),
     }
 }
@@ -508,6 +503,25 @@ fn settle_cover(state: &mut ClusterState, decided: Generation, number: u64) -> R
     }
     let wanted = state.cover.wanted.clone();
     Ok(std::mem::replace(&mut state.cover.promised, wanted) != state.cover.wanted)
+}
+
+fn set_relay(
+    state: &mut ClusterState,
+    decided: Generation,
+    node: NodeId,
+    relay: Option<NodeId>,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
+    relay::set_relay(state, node, relay)
+}
+
+fn sync_slots(
+    state: &mut ClusterState,
+    decided: Generation,
+    sync: Option<&SlotSync>,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
+    slot_sync::sync_slots(state, sync)
 }
 
 fn settle_voters(state: &mut ClusterState, decided: Generation, planned: u64) -> Result<bool, Rejected> {

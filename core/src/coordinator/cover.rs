@@ -41,16 +41,18 @@ impl View<'_> {
 
     /// What its configuration has to say against waiting for it.
     fn kept_out(&self, member: &Member) -> Option<&'static str> {
-        match member.descriptor.tags.sync {
-            false => Some("sync = false"),
-            true => (!self.state.is_direct(member)).then_some("node.upstream"),
+        if !member.descriptor.tags.sync {
+            return Some("sync = false");
         }
+        (!self.state.is_direct(member)).then_some("node.upstream")
     }
 
-    /// Standbys in service that no commit waits for though they might be promoted, and why.
+    /// Members that no commit on this primary waits for, by their own configuration, and what in it says so.
     fn never_waited_for(&self, primary: NodeId) -> Vec<String> {
-        let up = self.state.databases().filter(|member| member.descriptor.id != primary && member.allowed);
-        up.filter_map(|member| Some(format!("{} ({})", member.descriptor.name, self.kept_out(member)?)))
+        let others =
+            self.state.databases().filter(|member| member.descriptor.id != primary && member.allowed);
+        others
+            .filter_map(|member| Some(format!("{} ({})", member.descriptor.name, self.kept_out(member)?)))
             .collect()
     }
 

@@ -254,12 +254,9 @@ impl fmt::Display for NotYet {
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
             Self::Covering { node, by, since } => covering(f, node, by, *since),
             Self::TooFewStandbys { asked, up, never, so } => {
-                too_few_standbys(f, *asked, &join(up), so)?;
-                if never.is_empty() { Ok(()) } else { write!(f, "; never waited for: {}", never.join(", ")) }
+                too_few_standbys(f, *asked, &join(up), never, so)
             }
-            Self::Cascade { node, why } => {
-                write!(f, "{node} streams from the primary, not as its node.upstream says: {why}")
-            }
+            Self::Cascade { node, why } => cascade(f, node, why),
             Self::Scheduled { due, refused, left } => scheduled(f, *due, refused, *left),
             Self::Voters(why) => why.fmt(f),
             Self::Step { kind, node, what, since } => {
@@ -314,13 +311,24 @@ fn covering(f: &mut fmt::Formatter<'_>, node: &NodeName, by: &str, since: Durati
     write!(f, "{node} is up, and lets clients in once all it has is on {by} ({since} ms so far)")
 }
 
-fn too_few_standbys(f: &mut fmt::Formatter<'_>, asked: u32, up: &str, so: &str) -> fmt::Result {
+fn cascade(f: &mut fmt::Formatter<'_>, node: &NodeName, why: &str) -> fmt::Result {
+    write!(f, "{node} streams from the primary, not as its node.upstream says: {why}")
+}
+
+fn too_few_standbys(
+    f: &mut fmt::Formatter<'_>,
+    asked: u32,
+    up: &str,
+    never: &[String],
+    so: &str,
+) -> fmt::Result {
     let up = if up.is_empty() { "none" } else { up };
     write!(
         f,
         "commits are to wait for {asked} (failover.sync_standbys), and of the standbys that can be promoted {up} is in \
          service: {so}; bring the others back with `pgherd resume NODE`"
-    )
+    )?;
+    if never.is_empty() { Ok(()) } else { write!(f, "; never waited for: {}", never.join(", ")) }
 }
 
 fn scheduled(f: &mut fmt::Formatter<'_>, due: WallTime, refused: &str, left: Duration) -> fmt::Result {

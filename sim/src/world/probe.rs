@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgherd_common::{Generation, MonoTime, Timeline};
 use pgherd_core::cover::CoverSeen;
 use pgherd_core::observation::{
-    Downstream, Health, LogicalSeen, PostgresObservation, PostgresState, Running, SlotSeen, Stopped,
+    Downstream, Health, PostgresObservation, PostgresState, Running, SlotSeen, Stopped,
 };
 use pgherd_core::salvage::LeftWal;
 
@@ -203,7 +203,7 @@ impl World {
             standbys,
             redo: pgherd_common::Lsn::default(),
             slots: server.slots.iter().map(|name| slot(name)).collect(),
-            logical: LogicalSeen::default(),
+            logical: Box::default(),
             cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
             gated: server.gated && !in_recovery,
             first_xid: None,

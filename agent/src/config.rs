@@ -10,6 +10,7 @@ mod notifications;
 mod postgres;
 mod rejoin;
 mod scripts;
+mod tags;
 mod virtual_ip;
 mod watchdog;
 
@@ -30,7 +31,7 @@ pub use scripts::{Line, Monitor, Scripts};
 pub use virtual_ip::{Conflict, VirtualIp};
 pub use watchdog::{Mode as WatchdogMode, Watchdog};
 
-use crate::cluster::{Descriptor, NodeKind};
+use crate::cluster::{Descriptor, NodeKind, Tags};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,10 @@ pub struct Node {
     pub priority: u32,
     /// Share of reads, relative to the other nodes.
     pub weight: u32,
+    /// What it is good for.
+    pub tags: Tags,
+    /// The standby that this one streams from while that is in service.
+    pub upstream: Option<NodeName>,
 }
 
 /// What may happen without being asked.
@@ -146,6 +151,8 @@ impl Config {
             postgres: self.postgres.as_ref().map(|postgres| postgres.address.clone()),
             priority: self.node.priority,
             weight: self.node.weight,
+            tags: self.node.tags,
+            upstream: self.node.upstream.clone(),
         }
     }
 }
@@ -305,10 +312,14 @@ struct OwnNode {
     state_dir: Option<PathBuf>,
     priority: Option<u32>,
     weight: Option<u32>,
+    tags: Option<Tags>,
+    upstream: Option<NodeName>,
 }
 
 impl OwnNode {
     fn read(r: &mut Reader, mut section: Section) -> Self {
+        let tags = section.table(r, "tags");
+        let priority = section.or(r, "priority", "100");
         let node = Self {
             id: section.required(r, "id"),
             name: section.required(r, "name"),
@@ -316,9 +327,23 @@ impl OwnNode {
             listen: section.required(r, "listen"),
             advertise: section.optional(r, "advertise"),
             state_dir: section.or(r, "state_dir", "\"/var/lib/pgherd\""),
-            priority: section.or(r, "priority", "100"),
+            priority,
             weight: section.or(r, "weight", "1"),
+            tags: tags::read(r, tags, priority),
+            upstream: section.optional(r, "upstream"),
         };
+        if node.upstream.is_some() && node.upstream == node.name {
+            r.problem(
+                "node.upstream",
+                "names this node itself; name the standby to stream from, or leave it out",
+            );
+        }
+        if node.upstream.is_some() && node.kind == Some(NodeKind::Witness) {
+            r.problem(
+                "node.upstream",
+                "a witness streams from nobody; remove it, or set node.kind = \"database\"",
+            );
+        }
         section.finish(r);
         node
     }
@@ -336,6 +361,8 @@ impl OwnNode {
             state_dir: self.state_dir?,
             priority: self.priority?,
             weight: self.weight?,
+            tags: self.tags?,
+            upstream: self.upstream,
         })
     }
 }

@@ -470,7 +470,11 @@ impl Driver {
         {
             task.abort();
         }
-        tracing::info!("{}", actions::describe(&begun.action));
+        if begun.action.is_routine() {
+            tracing::debug!("{}", actions::describe(&begun.action));
+        } else {
+            tracing::info!("{}", actions::describe(&begun.action));
+        }
         let stop_timeout =
             self.parts.config.postgres.as_ref().map_or(Duration::ZERO, |postgres| postgres.stop_timeout);
         let secret = self.parts.config.postgres.as_ref().and_then(Postgres::shared_secret).cloned();

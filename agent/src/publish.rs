@@ -307,8 +307,8 @@ fn backend_status(state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: Mono
     let databases = state.databases().map(|member| {
         let (id, name) = (member.descriptor.id, member.descriptor.name.as_str());
         let own = running(id);
-        let downstream =
-            primary.and_then(|primary| primary.standbys.iter().find(|standby| standby.name == name));
+        let source = state.relay(id).and_then(running).or(primary);
+        let downstream = source.and_then(|up| up.standbys.iter().find(|standby| standby.name == name));
         let lag = own.filter(|own| own.in_recovery).zip(primary);
         BackendStatus {
             id,

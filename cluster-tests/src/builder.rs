@@ -1,5 +1,6 @@
 //! From nothing to a healthy cluster, one step after the other.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -104,6 +105,7 @@ pub struct Builder {
     small_state_disk: Option<(String, u64)>,
     postgres_settings: String,
     agent_settings: String,
+    node_settings: BTreeMap<String, String>,
     proxy_settings: String,
     proxy_clients_max: Option<usize>,
     keep_logs: Option<PathBuf>,
@@ -126,6 +128,7 @@ impl Default for Builder {
             small_state_disk: None,
             postgres_settings: String::new(),
             agent_settings: String::new(),
+            node_settings: BTreeMap::new(),
             proxy_settings: String::new(),
             proxy_clients_max: None,
             keep_logs: None,
@@ -211,6 +214,13 @@ impl Builder {
     #[must_use]
     pub fn agent_settings(self, lines: &str) -> Self {
         Self { agent_settings: lines.to_owned(), ..self }
+    }
+
+    /// Lines for the section `[node]` of one server's `agent.toml`, such as its tags.
+    #[must_use]
+    pub fn node_settings(mut self, node: &str, lines: &str) -> Self {
+        self.node_settings.insert(node.to_owned(), lines.to_owned());
+        self
     }
 
     /// Lines for the end of every `proxy.toml`.
@@ -365,7 +375,9 @@ impl Builder {
             let state_dir = node.dir.join("state");
             let virtual_ip = virtual_ip.as_ref().filter(|_| node.postgres.is_some());
             let settings = format!("{agent_settings}\n{}", virtual_ip.map_or("", String::as_str));
-            let text = config_files::agent(&self.name, node, &members, &state_dir, &settings);
+            let own = self.node_settings.get(&node.name).map_or("", String::as_str);
+            let lines = (own, settings.as_str());
+            let text = config_files::agent(&self.name, node, &members, &state_dir, lines);
             write(&node.dir.join("agent.toml"), &text)?;
         }
         for proxy in cluster.proxies() {
@@ -398,7 +410,10 @@ impl Builder {
         primary.initdb().await.map_err(failed("initdb server1"))?;
         primary.start().await.map_err(failed("start PostgreSQL on server1"))?;
         primary.create_roles().await.map_err(failed("create the roles on server1"))?;
-        self.say("copying server1 to the standbys with pg_basebackup");
+        if !primary.copies_running() {
+            primary.stop().await.map_err(failed("stop PostgreSQL on server1"))?;
+        }
+        self.say("copying server1 to the standbys");
         let mut copies = tokio::task::JoinSet::new();
         for (node, standby) in servers {
             let (name, standby, primary) = (node.name.clone(), standby.clone(), primary.clone());
@@ -408,6 +423,9 @@ impl Builder {
             let Ok((name, copied, standby)) = copy else { continue };
             copied.map_err(failed(&format!("copy server1 to {name}")))?;
             write(&standby.data_dir.join("standby.signal"), "")?;
+        }
+        if !primary.copies_running() {
+            primary.start().await.map_err(failed("start PostgreSQL on server1 again"))?;
         }
         Ok(())
     }

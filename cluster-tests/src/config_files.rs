@@ -8,8 +8,15 @@ use crate::postgres::{
     AGENT_PASSWORD, AGENT_USER, APP, AUTH_PASSWORD, AUTH_USER, REPLICATION_PASSWORD, REPLICATION_USER,
 };
 
-/// The text of a node's `agent.toml`. `extra` is appended as it is, for timings and the like.
-pub fn agent(cluster: &str, node: &Node, members: &[&Node], state_dir: &Path, extra: &str) -> String {
+/// The text of a node's `agent.toml`. `own` belongs to its section `[node]`; `extra` is appended as it is, for timings and
+/// the like.
+pub fn agent(
+    cluster: &str,
+    node: &Node,
+    members: &[&Node],
+    state_dir: &Path,
+    (own, extra): (&str, &str),
+) -> String {
     let mut text = format!(
         "[cluster]\nname = \"{cluster}\"\n\n[node]\nid = {}\nname = \"{}\"\nkind = \"{}\"\nlisten = \"{}\"\n\
          state_dir = \"{}\"\n",
@@ -22,6 +29,7 @@ pub fn agent(cluster: &str, node: &Node, members: &[&Node], state_dir: &Path, ex
     if node.postgres.is_some() {
         let _infallible = writeln!(text, "priority = {}", node.id);
     }
+    text += own;
     for member in members {
         let _infallible = write!(
             text,

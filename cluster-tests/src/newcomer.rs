@@ -40,7 +40,7 @@ impl Cluster {
         let listed: Vec<&Node> = parts.nodes.iter().filter(|node| known(node)).collect();
         if let Some(new) = parts.nodes.last() {
             let state_dir = new.dir.join("state");
-            write(&file, &config_files::agent(&name, new, &listed, &state_dir, settings))?;
+            write(&file, &config_files::agent(&name, new, &listed, &state_dir, ("", settings)))?;
         }
         Ok(self.node_mut(&format!("server{id}")))
     }

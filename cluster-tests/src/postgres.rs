@@ -79,12 +79,29 @@ impl PostgresServer {
         run(command, STEP_TIME_MAX).await.map(drop)
     }
 
-    /// A copy of a running server, to be started as its standby.
+    /// A copy of a server, to be started as its standby.
     pub async fn copy_of(&self, primary: &Self) -> Result<(), CommandError> {
+        if !self.copies_running() {
+            let mut copy = self.place.postgres_command("cp");
+            copy.arg("-a").arg(&primary.data_dir).arg(&self.data_dir);
+            return run(copy, STEP_TIME_MAX).await.map(drop);
+        }
         let mut command = self.command("pg_basebackup");
         command.args(["-h", &primary.place.host, "-p", &primary.port.to_string(), "-U", REPLICATION_USER]);
         command.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"]);
         command.arg("-D").arg(&self.data_dir).env("PGPASSWORD", REPLICATION_PASSWORD);
+        run(command, STEP_TIME_MAX).await.map(drop)
+    }
+
+    /// Whether there is a `pg_basebackup` of its version. Without one it is copied while it is stopped.
+    pub(crate) fn copies_running(&self) -> bool {
+        self.bin_dir.join("pg_basebackup").exists()
+    }
+
+    /// Stops it in order.
+    pub(crate) async fn stop(&self) -> Result<(), CommandError> {
+        let mut command = self.command("pg_ctl");
+        command.arg("-D").arg(&self.data_dir).args(["-m", "fast", "-w", "-t", "60", "stop"]);
         run(command, STEP_TIME_MAX).await.map(drop)
     }
 

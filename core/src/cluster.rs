@@ -6,9 +6,12 @@ mod command;
 mod membership;
 mod parameters;
 mod pause;
+mod relay;
 mod roster;
 mod schedule;
+mod slot_sync;
 mod state;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod voters;
@@ -20,8 +23,10 @@ pub use parameters::{Parameter, Parameters};
 pub use pause::{Pause, Pauses};
 pub use roster::{Contact, Contacts, contact, roster};
 pub use schedule::Scheduled;
+pub use slot_sync::{SLOT_SYNC_SINCE, SlotSync};
 pub use state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, NodeKind, OldEnd, Outcome,
     Primary, PrimaryPhase, Service,
 };
+pub use tags::Tags;
 pub use voters::{LeaseVoters, VoterPlan, majority};

@@ -11,9 +11,11 @@ mod forming;
 mod in_place;
 mod members;
 mod pause;
+mod relay;
 mod report;
 mod schedule;
 mod service;
+mod slot_sync;
 mod switchover;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ pub use schedule::{SCHEDULE_AHEAD_MAX, SCHEDULE_PATIENCE};
 pub use switchover::SwitchoverRefused;
 pub use view::{Seen, View};
 
+use relay::Trails;
 use voters::Hearing;
 
 /// What the coordinator needs to know of the configuration.
@@ -111,6 +114,8 @@ pub struct Coordinator {
     step_since: Option<(Generation, Option<ChangePhase>, MonoTime)>,
     /// Standbys that receive nothing, and since when.
     stalled: BTreeMap<NodeId, MonoTime>,
+    /// How standbys keep up.
+    trails: Trails,
     /// Since when there are too few standbys for commits to wait for.
     short_since: Option<MonoTime>,
     /// The last known end of each server's WAL, from when it was a primary.
@@ -137,6 +142,7 @@ impl Coordinator {
             seen: BTreeMap::new(),
             step_since: None,
             stalled: BTreeMap::new(),
+            trails: Trails::default(),
             short_since: None,
             ends: BTreeMap::new(),
             leading: None,
@@ -198,6 +204,7 @@ impl Coordinator {
             waterfall: &self.waterfall,
             first_write: self.first_write,
             ends: &self.ends,
+            trails: &self.trails,
             short_for: self.short_since.map_or(Duration::ZERO, |since| now.since(since)),
             step_age: self.step_since.map_or(Duration::ZERO, |(_, _, since)| now.since(since)),
             led_for: self.leading.map_or(Duration::ZERO, |(since, _)| now.since(since)),
@@ -212,6 +219,8 @@ impl Coordinator {
         self.hearing.listen(now, self.policy.lease);
         self.note_stalled(now);
         self.note_short(now);
+        let progress = self.view(now, wall).progress();
+        self.trails.note(&progress, now);
         let since = self.leading.filter(|(_, last)| now.since(*last) < self.policy.lease / 2);
         self.leading = Some((since.map_or(now, |(since, _)| since), now));
         let mut report = Report::default();
@@ -226,10 +235,15 @@ impl Coordinator {
                 .or_else(|| propose(view.tend_pauses(&mut report)))
                 .or_else(|| propose(view.tend_schedule(&mut report)))
                 .or_else(|| propose(view.tend_cover(&mut report)))
+                .or_else(|| propose(view.tend_slot_sync(&mut report)))
                 .or_else(|| propose(view.tell_published()))
                 .or_else(|| view.tend_members(self.me, &mut report))
                 .or_else(|| view.tend_voters(&mut report))
-                .or_else(|| propose(view.serve_services(&self.stalled, &mut report)));
+                .or_else(|| propose(view.serve_services(&self.stalled, &mut report)))
+                .or_else(|| propose(view.tend_relays(&mut report)));
+        }
+        if let Some(Action::Propose(command)) = &action {
+            self.trails.decided(command, now);
         }
         for step in &report.passed {
             self.waterfall.reach(*step, now);

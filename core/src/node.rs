@@ -7,6 +7,7 @@
 //! the simulator drive the same code; it knows neither sockets nor clocks.
 
 mod address;
+mod cascade;
 mod duty;
 mod knocks;
 mod leave;
@@ -453,6 +454,7 @@ impl Node {
         let own = observation.postgres.as_ref()?;
         let own_age = now.since(*self.own_at.get_or_insert(now));
         let primary = self.state.upstream().and_then(|id| self.heard(id, now));
+        let (unheard_for, cascaded) = (self.unheard_for(now), self.cascaded(now));
         let from = self.state.change.as_ref().and_then(|change| self.heard(change.from, now));
         let offer = from.and_then(|seen| salvage::offer(&self.state, &seen.observation));
         let asked = own.running().is_none() || self.ordered().is_some();
@@ -463,6 +465,8 @@ impl Node {
             own,
             own_age,
             primary: primary.and_then(|seen| seen.observation.postgres.as_ref()?.running()),
+            unheard_for,
+            cascaded: &cascaded,
             offer: offer.as_ref().filter(|_| !self.setup.salvage_wait.is_zero()),
             donors: &donors,
             fence_at: self.fence_at(now),

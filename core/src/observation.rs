@@ -202,8 +202,14 @@ pub struct Running {
     pub receiver: Option<String>,
     /// Servers streaming from here.
     pub standbys: Vec<Downstream>,
-    /// Physical slots this agent manages that exist here.
-    pub slots: Vec<String>,
+    /// Where a start would begin to replay: WAL from there on is kept in any case.
+    #[serde(default)]
+    pub redo: Lsn,
+    /// Physical slots of members that exist here.
+    pub slots: Vec<SlotSeen>,
+    /// Logical slots, and what is done for them.
+    #[serde(default)]
+    pub logical: Box<LogicalSeen>,
     /// For which standbys commits wait here, if this agent has seen to it.
     pub cover: Option<CoverSeen>,
     /// Only agents and standbys are let in: it was started in place, and what it has is not yet on as many standbys as
@@ -224,6 +230,35 @@ impl Running {
     pub fn is_streaming(&self) -> bool {
         self.receiver.as_deref() == Some("streaming")
     }
+}
+
+/// A physical slot of a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotSeen {
+    /// Its name.
+    pub name: String,
+    /// Somebody streams through it.
+    pub active: bool,
+    /// From where on it keeps WAL, if it keeps any.
+    pub restart: Option<Lsn>,
+    /// What it kept is gone: it had come to more than `max_slot_wal_keep_size`.
+    pub lost: bool,
+    /// It keeps old rows from being vacuumed away.
+    pub pinned: bool,
+}
+
+/// What there is of logical replication that is to survive a failover.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LogicalSeen {
+    /// Slots made with `failover`: a primary's own, or on a standby the copies that are ready for a promotion.
+    pub slots: Vec<String>,
+    /// On a standby: slots from when it was a primary, in the way of the copies.
+    #[serde(default)]
+    pub leftover: Vec<String>,
+    /// A standby is configured by its agent to keep such copies.
+    pub copies: bool,
+    /// `synchronized_standby_slots`, where the agent has set it.
+    pub waits_for: Option<String>,
 }
 
 /// A row of `pg_stat_replication` that is a member's.
@@ -256,6 +291,10 @@ impl NodeObservation {
                 PostgresState::Running(running) => {
                     running.position = Lsn::default();
                     running.received = Lsn::default();
+                    running.redo = Lsn::default();
+                    for slot in &mut running.slots {
+                        slot.restart = slot.restart.map(|_| Lsn::default());
+                    }
                 }
                 PostgresState::Unusable(_) => {}
             }

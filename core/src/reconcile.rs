@@ -16,12 +16,12 @@ mod slots;
 mod tests;
 mod upstream;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Generation, MonoTime, NodeId, NodeName};
+use pgherd_common::{Generation, Lsn, MonoTime, NodeId};
 
 use crate::cluster::{
     Change, ChangePhase, ClusterState, HistoryEntry, Member, Outcome, PrimaryPhase, Service,
@@ -31,11 +31,12 @@ use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
 use cover::{commits, cover_action, may_let_in};
-use slots::Aligned;
-use upstream::{divergence, serving_upstream};
+use slots::{Slots, hold_back};
+use upstream::{divergence, feeding, serving_upstream};
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
 pub use comeback::{Comeback, RejoinRules};
+pub use slots::held_back;
 
 /// What there is to decide from.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +51,10 @@ pub struct Situation<'a> {
     pub own_age: Duration,
     /// The serving primary's PostgreSQL, as its agent recently described it.
     pub primary: Option<&'a Running>,
+    /// For how long that agent has not been heard, while there is a primary.
+    pub unheard_for: Duration,
+    /// What members have received that stream from another standby.
+    pub cascaded: &'a BTreeMap<NodeId, Lsn>,
     /// What the primary that is being replaced has left on its disk.
     pub offer: Option<&'a Offer>,
     /// Whom this node can be copied from, the best one first.
@@ -104,8 +109,7 @@ pub struct Reconciler {
     failed: Vec<Failed>,
     /// How many starts as primary in a row did not last, and when the last one succeeded.
     starts: Option<(u32, MonoTime)>,
-    /// For whom the slots were last aligned.
-    slots: Option<Aligned>,
+    slots: Slots,
     comeback: Comeback,
     /// The generation before whose promotion the operators' script has succeeded.
     fenced_for: Option<Generation>,
@@ -144,7 +148,7 @@ impl Reconciler {
             rules,
             failed: Vec::new(),
             starts: None,
-            slots: None,
+            slots: Slots::default(),
             comeback: Comeback::default(),
             fenced_for: None,
         }
@@ -167,8 +171,8 @@ impl Reconciler {
         let before = before.map(|at| self.failed.swap_remove(at));
         if succeeded {
             match action {
-                LocalAction::AlignSlots { members, in_recovery } => {
-                    self.slots = Some(Aligned::new(*in_recovery, members, self.slots.take(), now));
+                LocalAction::AlignSlots { members, in_recovery, .. } => {
+                    self.slots.aligned(members, *in_recovery, now);
                 }
                 LocalAction::FenceScript { generation, .. } => self.fenced_for = Some(*generation),
                 LocalAction::StartPrimary(..) => {
@@ -305,9 +309,13 @@ impl Reconciler {
             return wake(Reconciliation::wait("PostgreSQL accepts writes; telling the cluster"));
         }
         // The checkpoint removes WAL, so the slots come first.
-        let slots = self.slots_action(s, false).filter(possible);
+        let slots = self.slots.action(s, running).filter(possible);
+        let hold_back = hold_back(s, running).filter(possible);
         let checkpoint = (running.checkpoint_timeline != running.timeline).then_some(LocalAction::Checkpoint);
-        wake(Reconciliation { action: cover.or(slots).or(checkpoint), ..Reconciliation::default() })
+        wake(Reconciliation {
+            action: cover.or(hold_back).or(slots).or(checkpoint),
+            ..Reconciliation::default()
+        })
     }
 
     /// It hangs: killed once it has done so for `local_timeout`, in either role. A server that refuses
@@ -403,7 +411,7 @@ impl Reconciler {
             }
             return Reconciliation::act(LocalAction::DrainAndStop { begun, end_transactions: true });
         }
-        let slots = Reconciliation { action: self.slots_action(s, true), ..Reconciliation::default() };
+        let slots = Reconciliation { action: self.slots.action(s, running), ..Reconciliation::default() };
         let Some(upstream) = serving_upstream(s) else { return slots };
         // It goes on as it is until there is something to make it anew from.
         if let (Some(primary), Some(_), None) = (s.primary, self.comeback.order(), paused) {
@@ -431,11 +439,12 @@ impl Reconciler {
         if let Some(held_up) = capacity::too_small(s, primary, running) {
             return held_up;
         }
-        let same = running.follows.as_ref() == Some(&upstream.address);
-        if same && running.follows_in == upstream.generation {
+        let source = feeding(s, upstream);
+        let same = running.follows.as_ref() == Some(&source.address);
+        if same && running.follows_in == source.generation && running.logical.copies == source.copy_slots {
             return slots;
         }
-        Reconciliation::act(LocalAction::Follow(upstream))
+        Reconciliation::act(LocalAction::Follow(source))
     }
 
     fn start_standby(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> Reconciliation {
@@ -510,13 +519,6 @@ impl Reconciler {
         }
         let left = self.rules.restart_standby_after.saturating_sub(Duration::from_millis(stopped.for_ms));
         Ok((!left.is_zero()).then(|| s.now + left))
-    }
-
-    fn slots_action(&self, s: &Situation<'_>, in_recovery: bool) -> Option<LocalAction> {
-        let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.allowed);
-        let members: BTreeSet<NodeName> = others.map(|member| member.descriptor.name.clone()).collect();
-        let aligned = self.slots.as_ref().is_some_and(|slots| slots.holds(s, in_recovery, &members));
-        (!aligned).then_some(LocalAction::AlignSlots { members, in_recovery })
     }
 }
 

@@ -183,6 +183,8 @@ pub struct Plan {
     pub direct_writers: bool,
     /// How long it typically takes to kill PostgreSQL.
     pub kill: Micros,
+    /// Whether the last database streams from the one before it.
+    pub cascade: bool,
     /// Whether the primary has a virtual IP.
     pub address: bool,
     /// Whether to keep a log.
@@ -204,9 +206,17 @@ impl Plan {
             fence_script: false,
             direct_writers: true,
             kill: 100_000,
+            cascade: false,
             address: false,
             log: false,
         }
+    }
+
+    fn upstream_of(&self, index: usize) -> Option<NodeName> {
+        let is_database = |(_, kind): &&(NodeName, NodeKind)| *kind == NodeKind::Database;
+        let last = self.machines.iter().rposition(|machine| is_database(&machine))?;
+        let before = self.machines.get(last.checked_sub(1)?)?;
+        (self.cascade && index == last).then(|| before.0.clone())
     }
 }
 
@@ -263,7 +273,8 @@ impl World {
         let everybody = (0..plan.machines.len()).collect();
         for (index, (name, kind)) in plan.machines.iter().enumerate() {
             let first = plan.machines.iter().position(|(_, kind)| *kind == NodeKind::Database);
-            let descriptor = descriptor(index, name, *kind);
+            let upstream = plan.upstream_of(index);
+            let descriptor = Descriptor { upstream, ..descriptor(index, name, *kind) };
             let drift = rng.between(0, plan.drift_ppm * 2).cast_signed() - plan.drift_ppm.cast_signed();
             let clock = Clock::new(Time(0), rng.between(60, 10_000) * SECOND, drift);
             let server = (*kind == NodeKind::Database).then(|| Server::new(first == Some(index)));
@@ -441,5 +452,7 @@ fn descriptor(index: usize, name: &NodeName, kind: NodeKind) -> Descriptor {
         postgres: (kind == NodeKind::Database).then(|| address(5432)),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }

@@ -237,7 +237,18 @@ pub(super) async fn set_priority(State(api): State<Api>, headers: HeaderMap, byt
         return answer;
     }
     let state = api.consensus.state().borrow().clone();
-    let node = member(&state, &request.node)?.descriptor.id;
+    let found = member(&state, &request.node)?;
+    if request.priority > 0 && !found.descriptor.tags.promotable {
+        let name = &request.node;
+        return Err(Refused::new(
+            StatusCode::CONFLICT,
+            format!(
+                "{name} is tagged promotable = false: with any priority it would never be promoted by itself"
+            ),
+            &format!("remove node.tags.promotable from the agent.toml of {name} and restart its agent first"),
+        ));
+    }
+    let node = found.descriptor.id;
     propose(&api, Command::SetPriority { node, priority: request.priority }).await?;
     let message = match request.priority {
         0 => format!("{} will not be promoted", request.node),
@@ -356,7 +367,9 @@ fn hint(rejected: &Rejected) -> &'static str {
         | Rejected::NotAVoter(_)
         | Rejected::NotInvited(_)
         | Rejected::NotLeft(_)
-        | Rejected::IsVoter(_) => "see pgherd cluster-status",
+        | Rejected::IsVoter(_)
+        | Rejected::NotARelay(_)
+        | Rejected::Circle(_) => "see pgherd cluster-status",
     }
 }
 

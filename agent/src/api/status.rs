@@ -320,6 +320,8 @@ impl<'a> Composer<'a> {
             vip_active: heard && address.is_some_and(|address| address.held),
             priority: member.map_or_else(|| descriptor.map_or(0, |d| d.priority), Member::priority),
             weight: descriptor.map_or(0, |descriptor| descriptor.weight),
+            tags: descriptor.map(|descriptor| descriptor.tags).unwrap_or_default(),
+            streams_from: self.picture.state.relay(id).and_then(|relay| self.name(relay)),
             attached: member.is_none_or(|member| member.attached),
             allowed: member.is_none_or(|member| member.allowed),
             timeline: running.map(|running| running.timeline),
@@ -426,14 +428,24 @@ impl<'a> Composer<'a> {
         }
         let complaint = postgres.filter(|_| heard).and_then(|postgres| postgres.health.complaint());
         info.extend(complaint.map(|complaint| format!("PostgreSQL {complaint}")));
+        info.extend(self.slots_missing(id, postgres.filter(|_| heard)));
         info.join("; ")
     }
 
+    /// Logical slots that a promotion of this standby would lose.
+    fn slots_missing(&self, id: NodeId, postgres: Option<&PostgresObservation>) -> Option<String> {
+        let state = &self.picture.state;
+        state.slot_sync.as_ref().filter(|_| state.serving().is_some_and(|primary| primary != id))?;
+        let primary = self.picture.seen.get(&state.serving()?)?.0.postgres.as_ref()?.running()?;
+        let own = postgres?.running()?;
+        let missing = primary.logical.slots.iter().filter(|slot| !own.logical.slots.contains(slot));
+        let names: Vec<&str> = missing.map(String::as_str).collect();
+        (!names.is_empty()).then(|| format!("has no copy yet of the logical slots {}", names.join(", ")))
+    }
+
     fn follows(&self, id: NodeId) -> bool {
-        let primary =
-            self.picture.state.primary_member().and_then(|member| member.descriptor.postgres.as_ref());
         let running = self.databases.get(&id).and_then(PostgresObservation::running);
-        running.is_some_and(|running| running.is_streaming() && running.follows.as_ref() == primary)
+        running.is_some_and(|running| self.picture.state.is_fed(id, running))
     }
 
     /// Nothing is replaced meanwhile, so all is not well.
@@ -482,7 +494,8 @@ impl<'a> Composer<'a> {
         for node in
             nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !self.follows(node.id))
         {
-            verdict.push(format!("{} does not stream from the primary.", node.name));
+            let source = node.streams_from.as_ref().map_or("the primary".to_owned(), ToString::to_string);
+            verdict.push(format!("{} does not stream from {source}.", node.name));
         }
         let DurabilityStatus { asked, standbys, settled, .. } = self.durability();
         if standbys < asked {

@@ -40,7 +40,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{ClusterName, Generation, HostPort, Lsn, NodeId, NodeName, Timeline, Version, WallTime};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::NodeKind;
+use crate::cluster::{NodeKind, Tags};
 
 pub use crate::postgres::{ParameterHere, Pending, Standing};
 pub use pgherd_core::capacity::Capacity;
@@ -260,6 +260,12 @@ pub struct NodeStatus {
     pub priority: u32,
     /// Share of reads.
     pub weight: u32,
+    /// What it is good for.
+    #[serde(default)]
+    pub tags: Tags,
+    /// The standby that it is to stream from, if it is not the primary.
+    #[serde(default)]
+    pub streams_from: Option<NodeName>,
     /// In the proxies' rotation unless detached.
     pub attached: bool,
     /// May be in service.

@@ -50,8 +50,16 @@ fn summary(file: &Path, config: &Config) -> String {
         NodeKind::Witness => "witness",
     };
     let members: Vec<&str> = config.members.iter().map(|member| member.name.as_str()).collect();
+    let tags = config.node.tags.spelled();
+    let tags = if tags.is_empty() { String::new() } else { format!("its tags: {}\n", tags.join(", ")) };
+    let upstream = config.node.upstream.as_ref();
+    let upstream = upstream.map_or(String::new(), |name| {
+        format!(
+            "it streams from {name} while that is a standby in service, and commits never wait for it then\n"
+        )
+    });
     format!(
-        "{} is valid: {kind} node {} (id {}) of cluster {}, whose {} {}: {}\n",
+        "{} is valid: {kind} node {} (id {}) of cluster {}, whose {} {}: {}\n{tags}{upstream}",
         file.display(),
         config.node.name,
         config.node.id,

@@ -118,6 +118,10 @@ fn positions(node: &NodeStatus) -> Vec<String> {
     if let Some(lag) = node.lag_bytes.filter(|lag| *lag > 0) {
         info.push(format!("{} behind", bytes(lag)));
     }
+    if let Some(source) = &node.streams_from {
+        info.push(format!("streams from {source}"));
+    }
+    info.extend(node.tags.spelled().into_iter().map(str::to_owned));
     if !node.attached {
         info.push("detached".to_owned());
     }

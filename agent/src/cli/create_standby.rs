@@ -131,7 +131,7 @@ fn sources(
     };
     let upstream = |node: &NodeStatus| {
         let address = node.postgres.clone()?;
-        Some(Upstream { node: node.name.clone(), address, generation: None })
+        Some(Upstream { node: node.name.clone(), address, generation: None, copy_slots: false })
     };
     let up = |kind: AgentType| {
         let nodes = status.nodes.iter().filter(move |node| node.agent_type == kind && node.name != *own);
@@ -140,10 +140,13 @@ fn sources(
     let primary = up(AgentType::Primary).find_map(upstream);
     let primary =
         primary.ok_or_else(|| refuse("no primary serves: there is nothing to follow".to_owned()))?;
-    // The primary has enough to do.
-    let mut standbys: Vec<&NodeStatus> = up(AgentType::Standby).collect();
-    standbys.sort_by_key(|node| node.lag_bytes.unwrap_or(u64::MAX));
-    let all = standbys.into_iter().filter_map(upstream).chain([primary.clone()]);
+    // Where nothing is tagged for it a standby: the primary has enough to do.
+    let mut all: Vec<&NodeStatus> = up(AgentType::Standby).chain(up(AgentType::Primary)).collect();
+    all.sort_by_key(|node| {
+        let is_primary = node.agent_type == AgentType::Primary;
+        (!node.tags.clone_from, is_primary, node.lag_bytes.unwrap_or(u64::MAX))
+    });
+    let all = all.into_iter().filter_map(upstream);
     let sources: Vec<Upstream> = all.filter(|node| named.is_none_or(|named| *named == node.node)).collect();
     match named {
         Some(named) if sources.is_empty() => {

@@ -32,11 +32,25 @@ pub(super) fn render(node: &NodeStatus) -> String {
         facts.push(("VIP", vip(node)));
     }
     if node.kind == NodeKind::Database {
-        let priority =
-            if node.priority == 0 { "0 (never promoted)".to_owned() } else { node.priority.to_string() };
+        let priority = match node.priority {
+            _ if !node.tags.promotable => "0 (promotable = false: never promoted)".to_owned(),
+            0 => "0 (never promoted)".to_owned(),
+            place => place.to_string(),
+        };
         facts.push(("Priority", priority));
-        let detached = if node.attached { "" } else { " (detached: takes no reads)" };
+        let detached = match (node.attached, node.tags.balance) {
+            (false, _) => " (detached: takes no reads)",
+            (true, false) => " (balance = false: takes no reads)",
+            (true, true) => "",
+        };
         facts.push(("Weight", format!("{}{detached}", node.weight)));
+    }
+    let tags = node.tags.spelled();
+    if !tags.is_empty() {
+        facts.push(("Tags", tags.join(", ")));
+    }
+    if let Some(source) = &node.streams_from {
+        facts.push(("Streams from", source.to_string()));
     }
     facts.push(("Allowed", if node.allowed { "yes" } else { "no" }.to_owned()));
     if let Some(timeline) = node.timeline {

@@ -165,7 +165,7 @@ fn every_key_is_known() {
     assert_eq!(defaults("members[].agent"), Some(None));
     assert_eq!(defaults("postgres.socket_dir"), Some(Some("")));
     assert_eq!(defaults("timings.lease"), Some(Some("\"2s\"")));
-    assert_eq!(keys.len(), 8 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3 + 16 + 18 + 5);
+    assert_eq!(keys.len(), 13 + 1 + 3 + 14 + 15 + 7 + 3 + 1 + 3 + 16 + 18 + 5);
 }
 
 #[test]
@@ -228,4 +228,28 @@ fn notifications_need_an_addressee() {
     ] {
         assert!(text.contains(part), "{part} not in {text}");
     }
+}
+
+#[test]
+fn tags_and_the_upstream_are_told_to_the_others() {
+    let tagged = |lines: &str| DATABASE.replacen("listen =", &format!("{lines}\nlisten ="), 1);
+    let descriptor = Config::parse(DATABASE).unwrap().descriptor();
+    assert_eq!((descriptor.tags, descriptor.upstream), (Tags::default(), None));
+    let text = tagged(
+        "upstream = 'server2'\ntags = { promotable = false, balance = false, sync = false, clone_from = true }",
+    );
+    let descriptor = Config::parse(&text).unwrap().descriptor();
+    assert_eq!(descriptor.upstream.unwrap().as_str(), "server2");
+    assert_eq!(descriptor.tags, Tags { promotable: false, balance: false, sync: false, clone_from: true });
+    assert!(Config::parse(&tagged("priority = 0\ntags.promotable = false")).is_ok());
+    assert!(Config::parse(&tagged("priority = 0")).unwrap().node.tags.promotable, "its priority says it");
+
+    let text = problems(&tagged("priority = 0\ntags.promotable = true"));
+    assert!(text.contains("node.tags.promotable: contradicts node.priority = 0"), "{text}");
+    let text = problems(&tagged("upstream = 'server1'"));
+    assert!(text.contains("node.upstream: names this node itself"), "{text}");
+    let text = problems(&tagged("tags.promoteable = false"));
+    assert!(text.contains("did you mean `promotable`?"), "{text}");
+    let text = problems(&WITNESS.replacen("listen =", "upstream = 'server1'\nlisten =", 1));
+    assert!(text.contains("node.upstream: a witness streams from nobody"), "{text}");
 }

@@ -196,6 +196,8 @@ fn form(size: u64) -> Command {
         postgres: Some("127.0.0.1:5432".parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     };
     Command::Form {
         identity: Identity { cluster, system_identifier: 7, major: 15 },

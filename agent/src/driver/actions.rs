@@ -102,9 +102,11 @@ impl Hands {
             LocalAction::Cover(wait) => text(instance.cover(wait).await),
             LocalAction::LetIn => text(instance.let_in().await),
             LocalAction::Follow(upstream) => text(instance.follow(upstream).await),
-            LocalAction::AlignSlots { members, in_recovery } => {
-                text(instance.align_slots(members, *in_recovery).await)
+            LocalAction::AlignSlots { members, in_recovery, upto } => {
+                text(instance.align_slots(members, *in_recovery).await)?;
+                text(instance.move_slots(upto).await)
             }
+            LocalAction::HoldBack(standbys) => text(instance.hold_back(standbys).await),
         }
     }
 
@@ -208,7 +210,14 @@ pub(super) fn describe(action: &LocalAction) -> String {
         }
         LocalAction::LetIn => "letting clients in: standbys have what this primary has".to_owned(),
         LocalAction::Follow(upstream) => format!("following {} at {}", upstream.node, upstream.address),
-        LocalAction::AlignSlots { .. } => "aligning replication slots with the members".to_owned(),
+        LocalAction::AlignSlots { upto, .. } if upto.is_empty() => {
+            "aligning replication slots with the members".to_owned()
+        }
+        LocalAction::AlignSlots { .. } => "aligning replication slots, and moving them on".to_owned(),
+        LocalAction::HoldBack(standbys) => {
+            let whom = pgherd_core::reconcile::held_back(standbys).unwrap_or("none".to_owned());
+            format!("having logical slots send nothing that these slots lack: {whom}")
+        }
     }
 }
 

@@ -73,7 +73,7 @@ fn directive(line: &str) -> Option<(Directive, String)> {
 }
 
 /// The text up to the closing quote.
-fn unquote(text: &str) -> Option<String> {
+pub(super) fn unquote(text: &str) -> Option<String> {
     let mut value = String::new();
     let mut chars = text.chars().peekable();
     loop {

@@ -63,6 +63,11 @@ pub(super) fn address(text: &str) -> Option<HostPort> {
     Some(HostPort { host, port })
 }
 
+/// Whether a connection string names a database. Only where slots are copied does ours.
+pub(super) fn names_database(text: &str) -> bool {
+    pairs(text).iter().any(|(key, _)| key == "dbname")
+}
+
 /// What a walreceiver with this `primary_conninfo` calls itself.
 pub(super) fn application_name(text: &str) -> Option<String> {
     pairs(text).into_iter().rev().find(|(key, _)| key == "application_name").map(|(_, name)| name)

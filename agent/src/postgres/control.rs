@@ -238,13 +238,22 @@ impl Instance {
         let Some(postmaster) = self.postmaster().map_err(StopError::Watch)? else {
             return Ok(self.fence().await?);
         };
+        // Afterwards nobody is let in who could tell.
+        let subscribers = self.subscribers().await;
         match postmaster.signal(Signal::INT) {
             Err(source) if postmaster.is_alive() => {
                 return Err(StopError::Refused { pid: postmaster.pid, source });
             }
             Ok(()) | Err(_) => {}
         }
-        let stopped = tokio::time::timeout(deadline, postmaster.ended()).await;
+        let ended = async {
+            let patient = tokio::time::timeout(deadline / 3, postmaster.ended()).await;
+            if patient.is_err() {
+                self.end_subscribers(&subscribers);
+                postmaster.ended().await;
+            }
+        };
+        let stopped = tokio::time::timeout(deadline, ended).await;
         // In order or not: nothing of it may be left.
         self.fence().await?;
         stopped.map_err(|_| StopError::Killed { after: deadline })
@@ -362,7 +371,7 @@ impl Instance {
         fenced: u64,
         besides: &Besides<'_>,
     ) -> Result<Vec<Told>, StartError> {
-        let told = if besides.standby { self.lift(besides.floor).await } else { self.hold_back().await };
+        let told = if besides.standby { self.lift(besides.floor).await } else { self.cap().await };
         // Backends of a postmaster that died hold its shared memory, and would block the start.
         self.clear().await?;
         self.clear_stale_locks()?;

@@ -163,7 +163,7 @@ impl Instance {
             return Err(CoverError::NotAPrimary);
         }
         let upto = if wait.standbys == 0 {
-            self.apply(&Following::nobody()).await?;
+            self.apply(&self.waiting(None)).await?;
             self.memory().waits.proven = false;
             Lsn::default()
         } else {
@@ -173,7 +173,7 @@ impl Instance {
                 return Err(CoverError::NotSynchronous(level));
             }
             let setting = setting(self.settings(), wait);
-            self.apply(&Following::nobody().waiting(Some(setting.clone()))).await?;
+            self.apply(&self.waiting(Some(setting.clone()))).await?;
             if self.memory().waits.proven {
                 self.mark(&setting).await?
             } else {
@@ -190,16 +190,21 @@ impl Instance {
         Ok(())
     }
 
+    /// What a primary is configured to, with commits that wait for these.
+    fn waiting(&self, names: Option<String>) -> Following {
+        Following::as_primary(self.data_dir()).waiting(names)
+    }
+
     /// Shows that commits wait, with this setting in effect. Returns a position behind which every process has been told.
     async fn prove(&self, session: &Session, setting: &str) -> Result<Lsn, CoverError> {
         let upto = match self.one_waits(session, setting).await? {
             Some(upto) => upto,
             None => {
                 let nobody = nobody(self.settings());
-                self.apply(&Following::nobody().waiting(Some(nobody.clone()))).await?;
+                self.apply(&self.waiting(Some(nobody.clone()))).await?;
                 let seen = self.one_waits_for_nobody(session, &nobody).await;
                 // Whatever came of it: commits are not to wait for nobody.
-                self.apply(&Following::nobody().waiting(Some(setting.to_owned()))).await?;
+                self.apply(&self.waiting(Some(setting.to_owned()))).await?;
                 seen?;
                 self.mark(setting).await?
             }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use super::command::OsUser;
-use super::configuration::quote;
+use super::configuration::{self, quote};
 use super::conninfo::Conninfo;
 use super::cover::standby_name;
 use super::parameters::INCLUDE;
@@ -46,12 +46,40 @@ pub(super) struct Following {
     pub(super) primary_slot_name: String,
     /// `synchronous_standby_names`, where it is not the DBA's.
     pub(super) waits_for: Option<String>,
+    /// Whether logical slots are copied from there.
+    pub(super) copies: bool,
+    /// On a primary: `synchronized_standby_slots`, where it is not the DBA's.
+    pub(super) held_back: Option<String>,
+}
+
+/// For whom commits wait, in `pgherd.conf`.
+const WAITS_FOR: &str = "synchronous_standby_names";
+/// For whom subscribers wait, there.
+pub(super) const HELD_BACK: &str = "synchronized_standby_slots";
+
+/// What `pgherd.conf` says now, if anything.
+pub(super) fn sets(data_dir: &Path, setting: &str) -> Option<String> {
+    let text = fs::read_to_string(own_file(data_dir)).ok()?;
+    let line = text.lines().rev().find_map(|line| line.strip_prefix(setting)?.strip_prefix(" = '"))?;
+    configuration::unquote(line)
 }
 
 impl Following {
     /// No walreceiver.
     pub(super) fn nobody() -> Self {
-        Self { primary_conninfo: String::new(), primary_slot_name: String::new(), waits_for: None }
+        Self {
+            primary_conninfo: String::new(),
+            primary_slot_name: String::new(),
+            waits_for: None,
+            copies: false,
+            held_back: None,
+        }
+    }
+
+    /// Of a primary, as `pgherd.conf` has it.
+    pub(super) fn as_primary(data_dir: &Path) -> Self {
+        let (waits_for, held_back) = (sets(data_dir, WAITS_FOR), sets(data_dir, HELD_BACK));
+        Self { waits_for, held_back, ..Self::nobody() }
     }
 
     /// The same, with commits that wait for these.
@@ -76,7 +104,10 @@ impl Following {
             .set("keepalives_interval", "2")
             .set("keepalives_count", "3")
             .set("tcp_user_timeout", "6000");
-        Self { primary_conninfo: conninfo.finish(), primary_slot_name: settings.node.slot(), waits_for: None }
+        let database = Some(&settings.database).filter(|_| upstream.copy_slots);
+        let conninfo = database.into_iter().fold(conninfo, |conninfo, name| conninfo.set("dbname", name));
+        let (primary_conninfo, primary_slot_name) = (conninfo.finish(), settings.node.slot());
+        Self { primary_conninfo, primary_slot_name, copies: upstream.copy_slots, ..Self::nobody() }
     }
 
     /// Then the archive is cut off too: what it brings is not wanted while the primary changes.
@@ -87,10 +118,12 @@ impl Following {
     fn text(&self) -> String {
         // Following somebody, the DBA's own setting applies.
         let restore = if self.is_of_nobody() { "restore_command = ''\n" } else { "" };
-        let waits = self
-            .waits_for
-            .as_ref()
-            .map_or(String::new(), |names| format!("synchronous_standby_names = {}\n", quote(names)));
+        let line = |setting: &str, names: &Option<String>| {
+            names.as_ref().map_or(String::new(), |names| format!("{setting} = {}\n", quote(names)))
+        };
+        let (waits, held_back) = (line(WAITS_FOR, &self.waits_for), line(HELD_BACK, &self.held_back));
+        let copies =
+            if self.copies { "sync_replication_slots = on\nhot_standby_feedback = on\n" } else { "" };
         format!(
             "# Owned and rewritten by pgherd-agent. Changes made by hand are lost.\n\
              {INCLUDE}\
@@ -100,7 +133,7 @@ impl Following {
              hot_standby = on\n\
              # Followers of a new primary reconnect in milliseconds; the default is 5 s.\n\
              wal_retrieve_retry_interval = '100ms'\n\
-             {restore}{waits}",
+             {restore}{waits}{held_back}{copies}",
             quote(&self.primary_conninfo),
             quote(&self.primary_slot_name)
         )
@@ -252,6 +285,28 @@ mod tests {
         let text = Following { primary_conninfo: info.clone(), ..Following::nobody() }.text();
         assert!(text.contains(&configuration::quote(&info)), "{text}");
         assert_eq!(conninfo::pairs(&info), [("password".to_owned(), nasty.to_owned())]);
+    }
+
+    #[test]
+    fn what_a_primary_is_configured_to_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Following::as_primary(dir.path()), Following::nobody());
+        let names = Some("ANY 1 (\"it's/1\")".to_owned());
+        let held_back = Some("pgherd_a, pgherd_b".to_owned());
+        let primary = Following { waits_for: names, held_back, ..Following::nobody() };
+        fs::write(own_file(dir.path()), primary.text()).unwrap();
+        assert_eq!(Following::as_primary(dir.path()), primary);
+    }
+
+    #[test]
+    fn slots_are_copied_only_where_that_is_asked_for() {
+        let text = Following { copies: true, ..Following::nobody() }.text();
+        assert!(text.ends_with("sync_replication_slots = on\nhot_standby_feedback = on\n"), "{text}");
+        let text = Following::nobody().text();
+        assert!(
+            !text.contains("slots") && !text.contains("feedback"),
+            "no server before 17 knows them: {text}"
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What a running standby does with its walreceiver: be recruited, follow, be promoted.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgherd_common::{Lsn, Timeline};
+use pgherd_common::{Lsn, NodeName, Timeline};
 use rustix::process::Signal;
 
 use super::cover::waits_for;
@@ -12,7 +13,7 @@ use super::instance::{Instance, Patience};
 use super::process::{self, Process};
 use super::session::{Session, SessionError};
 use super::settings::Upstream;
-use crate::reconcile::Commits;
+use crate::reconcile::{Commits, held_back};
 
 /// How long a reload and the end of a walreceiver may take; milliseconds on a healthy host.
 pub(super) const SETTLE: Duration = Duration::from_secs(2);
@@ -104,6 +105,15 @@ impl Instance {
     pub async fn follow(&self, upstream: &Upstream) -> Result<(), FollowError> {
         let _acting = self.shared.acting.lock().await;
         let done = self.apply(&Following::of(self.settings(), upstream)).await;
+        self.shared.stirred.notify_one();
+        done
+    }
+
+    /// Has a primary's logical slots send nothing that these standbys do not have.
+    pub async fn hold_back(&self, standbys: &BTreeSet<NodeName>) -> Result<(), FollowError> {
+        let _acting = self.shared.acting.lock().await;
+        let present = Following::as_primary(self.data_dir());
+        let done = self.apply(&Following { held_back: held_back(standbys), ..present }).await;
         self.shared.stirred.notify_one();
         done
     }
@@ -285,7 +295,8 @@ impl Instance {
     async fn effective(&self, session: &Session, wanted: &Following) -> Result<Effect, SessionError> {
         let sql = "SELECT name, setting, coalesce(sourcefile, '') FROM pg_settings \
                    WHERE name IN \
-                   ('primary_conninfo', 'primary_slot_name', 'restore_command', 'synchronous_standby_names')";
+                   ('primary_conninfo', 'primary_slot_name', 'restore_command', 'synchronous_standby_names', \
+                    'synchronized_standby_slots', 'sync_replication_slots', 'hot_standby_feedback')";
         let mut other = Vec::new();
         for row in session.rows(sql, &[]).await? {
             let (name, value): (String, &str) = (session.take(&row, 0)?, session.take(&row, 1)?);
@@ -293,10 +304,9 @@ impl Instance {
             let ours = match name.as_str() {
                 "primary_conninfo" => value == wanted.primary_conninfo,
                 "primary_slot_name" => value == wanted.primary_slot_name,
-                "synchronous_standby_names" => match &wanted.waits_for {
-                    Some(names) => value == names,
-                    None => by.is_empty() || is_foreign(&by),
-                },
+                "synchronous_standby_names" => names_are(wanted.waits_for.as_ref(), value, &by),
+                "synchronized_standby_slots" => names_are(wanted.held_back.as_ref(), value, &by),
+                "sync_replication_slots" | "hot_standby_feedback" => !wanted.copies || value == "on",
                 _ => !wanted.is_of_nobody() || value.is_empty(),
             };
             if !ours {
@@ -342,6 +352,11 @@ fn is_archive(setting: &str) -> bool {
 /// without: it only waits for every call that is at work.
 fn archive_stays() {
     tracing::warn!("restore_command is set over the agent's setting: the archive is not cut off");
+}
+
+/// Whether a list is as it should be, or the DBA's where it should not be ours.
+fn names_are(wanted: Option<&String>, value: &str, by: &str) -> bool {
+    wanted.map_or(by.is_empty() || is_foreign(by), |names| value == names)
 }
 
 /// Whether another file than ours sets something.

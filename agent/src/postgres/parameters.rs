@@ -382,7 +382,7 @@ impl Instance {
 
     /// What the start of a primary has to be told besides, so that one that crashed does not come up with more than its
     /// standbys have: they are to have it first, and a crash is no time for changes.
-    pub(super) async fn hold_back(&self) -> Vec<Told> {
+    pub(super) async fn cap(&self) -> Vec<Told> {
         let control = self.control().await.ok().filter(|control| !control.is_clean());
         let Some(had) = control.and_then(|control| control.capacity) else { return Vec::new() };
         let configured = self.configured_capacity().await.unwrap_or(had);

@@ -25,7 +25,9 @@ use super::rewind;
 use super::session::{Session, SessionError};
 use super::timelines;
 use super::{conninfo, files};
-use crate::observation::{Downstream, PostgresObservation, PostgresState, Running, Stopped};
+use crate::observation::{
+    Downstream, LogicalSeen, PostgresObservation, PostgresState, Running, SlotSeen, Stopped,
+};
 use crate::salvage::LeftWal;
 
 /// How old the last proof may be that new connections are served.
@@ -109,10 +111,19 @@ SELECT recovering,
        current_setting('primary_conninfo'),
        ARRAY(SELECT concat(state, ' ', sync_state, ' ', application_name)
                FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY application_name, pid),
-       ARRAY(SELECT slot_name::text FROM pg_replication_slots
+       ARRAY(SELECT concat(slot_name, ' ', active, ' ', coalesce(wal_status = 'lost', false), ' ', xmin IS NOT NULL, ' ',
+                           restart_lsn)
+               FROM pg_replication_slots
               WHERE slot_type = 'physical' AND starts_with(slot_name::text, 'pgherd_') ORDER BY slot_name),
        (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'),
        current_setting('hba_file'),
+       control.redo_lsn::text,
+       ARRAY(SELECT concat(CASE WHEN recovering AND NOT (to_jsonb(slot)->>'synced')::bool THEN '-'
+                                WHEN wal_status = 'lost' OR to_jsonb(slot)->>'invalidation_reason' IS NOT NULL THEN '!'
+                                ELSE '+' END, slot_name)
+               FROM pg_replication_slots AS slot
+              WHERE slot_type = 'logical' AND NOT temporary AND (to_jsonb(slot)->>'failover')::bool ORDER BY slot_name),
+       coalesce(current_setting('synchronized_standby_slots', true), ''),
        ARRAY[current_setting('max_connections'), current_setting('max_worker_processes'),
              current_setting('max_wal_senders'), current_setting('max_prepared_transactions'),
              current_setting('max_locks_per_transaction')]
@@ -367,8 +378,12 @@ impl Instance {
         let timeline = written.unwrap_or_else(|| self.highest_timeline(&seen, checkpoint_timeline));
         let conninfo: &str = session.take(&row, 8)?;
         let standbys: Vec<String> = session.take(&row, 9)?;
-        let capacity: Vec<&str> = session.take(&row, 13)?;
+        let capacity: Vec<&str> = session.take(&row, 16)?;
         let capacity = capacity.iter().map(|value| value.parse().ok()).collect::<Option<Vec<u32>>>();
+        let slots: Vec<String> = session.take(&row, 10)?;
+        let logical: Vec<String> = session.take(&row, 14)?;
+        let waits_for = Some(session.take::<String>(&row, 15)?);
+        let ours = |_: &String| files::sets(self.data_dir(), files::HELD_BACK).is_some();
         let history = self.history(timeline);
         let first_xid = if in_recovery { None } else { self.memory().first_xid(&history) };
         Ok(Running {
@@ -382,7 +397,14 @@ impl Instance {
             follows_in: conninfo::application_name(conninfo).and_then(|name| self.own_generation(&name)),
             receiver: session.take(&row, 7)?,
             standbys: standbys.iter().map(|text| downstream(text)).collect(),
-            slots: session.take(&row, 10)?,
+            redo: lsn(session.take(&row, 13)?),
+            slots: slots.iter().filter_map(|text| slot_seen(text)).collect(),
+            logical: Box::new(LogicalSeen {
+                slots: marked(&logical, '+'),
+                leftover: marked(&logical, '-'),
+                copies: in_recovery && conninfo::names_database(conninfo),
+                waits_for: waits_for.filter(|names| !names.is_empty()).filter(ours),
+            }),
             cover: if in_recovery { None } else { self.cover_seen(session).await? },
             gated: self.is_gated(session.take(&row, 12)?),
             first_xid,
@@ -426,6 +448,25 @@ fn downstream(text: &str) -> Downstream {
     let (state, sync_state, name) = (field(), field(), field());
     let name = member_and_generation(&name).0.to_owned();
     Downstream { name, state, sync_state }
+}
+
+/// Logical slots of one kind: a primary's or a copy that is whole (`+`), in the way of copies (`-`).
+fn marked(logical: &[String], mark: char) -> Vec<String> {
+    logical.iter().filter_map(|text| text.strip_prefix(mark)).map(str::to_owned).collect()
+}
+
+/// A slot as the look spells it.
+fn slot_seen(text: &str) -> Option<SlotSeen> {
+    let fields: Vec<&str> = text.split(' ').collect();
+    let &[name, active, lost, pinned, restart] = fields.as_slice() else { return None };
+    let restart = restart.parse().ok();
+    Some(SlotSeen {
+        name: name.to_owned(),
+        active: active == "t",
+        restart,
+        lost: lost == "t",
+        pinned: pinned == "t",
+    })
 }
 
 fn age_ms(since: Option<MonoTime>) -> u64 {

@@ -463,6 +463,7 @@ async fn a_source_that_is_gone_is_passed_over() {
         node: "nobody".parse().unwrap(),
         address: "127.0.0.1:1".parse().unwrap(),
         generation: None,
+        copy_slots: false,
     };
     plan.sources = vec![nobody.clone()];
     let error = standby.instance.rebuild(&plan, &Working::default()).await.unwrap_err();

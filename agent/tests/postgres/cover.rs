@@ -312,10 +312,11 @@ async fn a_server_that_had_a_gate_can_be_rewound_to_one_that_had_one() {
     n1.sql("CREATE TABLE t (i int)").await;
     let n2 = Server::standby(&n1, "n2").await;
     n1.instance.fence().await.unwrap();
+    // What n1 writes from here on n2 is to lack.
+    n2.instance.recruit().await.unwrap();
     let commits = |number| Commits::WaitFor(wait(first(), number, 1, &names(&[])));
     n1.instance.start_primary(&commits(1)).await.unwrap();
     n1.instance.let_in().await.unwrap();
-    n2.instance.recruit().await.unwrap();
     n2.instance.promote().await.unwrap();
     n2.instance.fence().await.unwrap();
     n2.instance.start_primary(&commits(2)).await.unwrap();

@@ -17,8 +17,8 @@ mod parameters;
 mod recruit;
 mod salvage;
 mod server;
+mod slots;
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use pgherd_agent::postgres::{
     FollowError, Instance, PromoteError, RejoinError, Rejoined, RewindError, StartError, StopError, Upstream,
 };
 use pgherd_agent::reconcile::Commits;
-use pgherd_common::{NodeName, Timeline};
+use pgherd_common::Timeline;
 use rustix::process::{Pid, Signal, kill_process};
 use server::{Server, now, pg};
 
@@ -342,6 +342,7 @@ async fn comes_back_as_it_was(old: &Server, new: &Server) {
     new.instance.recruit().await.unwrap();
     assert_eq!(new.instance.promote().await.unwrap(), Timeline(3));
     new.sql("INSERT INTO t VALUES (3000)").await;
+    new.instance.align_slots(&["n1".parse().unwrap(), "n2".parse().unwrap()].into(), false).await.unwrap();
     // No wait for a checkpoint: nothing is rewound.
     let begun = now();
     let rejoined = old.instance.rejoin(&new.upstream(), &new.running().await).await.unwrap();
@@ -363,8 +364,12 @@ async fn an_interrupted_rewind_bars_the_start_until_it_is_repeated() {
     n2.instance.checkpoint().await.unwrap();
     let running = n2.running().await;
 
-    let nowhere =
-        Upstream { address: "127.0.0.1:1".parse().unwrap(), node: "n2".parse().unwrap(), generation: None };
+    let nowhere = Upstream {
+        address: "127.0.0.1:1".parse().unwrap(),
+        node: "n2".parse().unwrap(),
+        generation: None,
+        copy_slots: false,
+    };
     let error = n1.instance.rejoin(&nowhere, &running).await.unwrap_err();
     assert!(matches!(error, RejoinError::Rewind(RewindError::Failed { .. })), "{error}");
     // What an interrupted pg_rewind may have done to the configuration.
@@ -478,8 +483,12 @@ async fn a_setting_of_alter_system_does_not_win_over_ours() {
     let mut text = std::fs::read_to_string(&n2.settings.config_file).unwrap();
     text.push_str("primary_slot_name = 'other'\n");
     std::fs::write(&n2.settings.config_file, text).unwrap();
-    let elsewhere =
-        Upstream { address: "127.0.0.1:2".parse().unwrap(), node: "n9".parse().unwrap(), generation: None };
+    let elsewhere = Upstream {
+        address: "127.0.0.1:2".parse().unwrap(),
+        node: "n9".parse().unwrap(),
+        generation: None,
+        copy_slots: false,
+    };
     let error = n2.instance.follow(&elsewhere).await.unwrap_err();
     assert!(
         matches!(&error, FollowError::Overridden { setting, .. } if setting == "primary_slot_name"),
@@ -498,33 +507,6 @@ async fn paused_replay_does_not_stop_a_promotion() {
     n2.instance.recruit().await.unwrap();
     n2.instance.promote().await.unwrap();
     n2.sql("INSERT INTO t VALUES (1)").await;
-}
-
-#[tokio::test]
-async fn slots_are_aligned_in_both_roles() {
-    let names =
-        |text: &str| -> BTreeSet<NodeName> { text.split(' ').map(|name| name.parse().unwrap()).collect() };
-    let n1 = Server::primary("n1").await;
-    let n2 = Server::standby(&n1, "n2").await;
-    n1.sql("SELECT pg_create_physical_replication_slot('of_the_dba')").await;
-    for _ in 0..2 {
-        n1.instance.align_slots(&names("n2 n3 pg-east"), false).await.unwrap();
-        assert_eq!(n1.running().await.slots, ["pgherd_n2", "pgherd_n3", "pgherd_pg_east"]);
-    }
-    n1.instance.align_slots(&names("n3"), false).await.unwrap();
-    // In use: not dropped.
-    assert_eq!(n1.running().await.slots, ["pgherd_n2", "pgherd_n3"]);
-
-    let held = n1.text("SELECT count(*)::text FROM pg_replication_slots WHERE restart_lsn IS NOT NULL").await;
-    assert_eq!(held, "2", "a primary keeps WAL for a member that is away");
-
-    n2.sql("SELECT pg_create_physical_replication_slot('pgherd_n3', true)").await;
-    n2.sql("SELECT pg_create_physical_replication_slot('pgherd_gone', true)").await;
-    n2.instance.align_slots(&names("n1 n3"), true).await.unwrap();
-    assert_eq!(n2.running().await.slots, ["pgherd_n1", "pgherd_n3"]);
-    let held = n2.text("SELECT count(*)::text FROM pg_replication_slots WHERE restart_lsn IS NOT NULL").await;
-    assert_eq!(held, "0");
-    assert!(n2.instance.align_slots(&names("n1"), false).await.is_err());
 }
 
 #[tokio::test]
@@ -581,6 +563,7 @@ async fn a_rewind_killed_at_any_moment_is_repeated_or_refused() {
     n1.instance.fence().await.unwrap();
     n2.instance.promote().await.unwrap();
     n2.sql("INSERT INTO t VALUES (1)").await;
+    n2.instance.align_slots(&["n1".parse().unwrap()].into(), false).await.unwrap();
     n2.instance.checkpoint().await.unwrap();
     let running = n2.running().await;
     let mut patience_ms = 60;

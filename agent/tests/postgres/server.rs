@@ -172,6 +172,7 @@ impl Server {
             address: self.settings.address.clone(),
             node: self.settings.node.clone(),
             generation: None,
+            copy_slots: false,
         }
     }
 
@@ -212,6 +213,13 @@ impl Server {
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Lines for `postgresql.conf`.
+    pub(crate) fn configure_more(&self, lines: &str) {
+        let path = &self.settings.config_file;
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, format!("{lines}{text}")).unwrap();
     }
 
     pub(crate) async fn connect(&self) -> tokio_postgres::Client {

@@ -5,12 +5,14 @@
 mod agents;
 mod bench;
 mod campaign;
+mod cascade;
 mod difffuzz;
 mod drivers;
 mod failover;
 mod guardian;
 mod harness;
 mod lag;
+mod logical;
 mod membership;
 mod notify;
 mod parameters;

@@ -8,13 +8,14 @@ use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
 use super::command::{Applied, Command, Rejected};
 use super::membership;
 use super::parameters::{self, Setter};
-use super::pause;
 use super::schedule::{self, Scheduled};
+use super::slot_sync::SlotSync;
 use super::state::{
     Change, ChangePhase, ClusterState, Descriptor, HistoryEntry, Identity, Member, OldEnd, Outcome, Primary,
     PrimaryPhase, Service,
 };
 use super::voters::{LeaseVoters, VoterPlan};
+use super::{pause, relay, slot_sync};
 use crate::cover::SyncSet;
 use crate::waterfall::Took;
 
@@ -103,6 +104,8 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
         Command::SettleVoters { generation, planned } => settle_voters(state, *generation, *planned),
         Command::WantCover { generation, set } => want_cover(state, *generation, set, revision),
         Command::SettleCover { generation, number } => settle_cover(state, *generation, *number),
+        Command::SetRelay { generation, node, relay } => set_relay(state, *generation, *node, *relay),
+        Command::SyncSlots { generation, sync } => sync_slots(state, *generation, sync.as_ref()),
         Command::Readmit { node, token } => readmit(state, *node, *token),
     }
 }
@@ -214,8 +217,12 @@ fn set_service(
         return Ok(false);
     }
     member.replaced &= service != Service::Up;
+    let up = service == Service::Up;
     member.service = service;
     member.since = at;
+    if !up {
+        relay::left_service(state, node);
+    }
     Ok(true)
 }
 
@@ -298,6 +305,8 @@ fn grant(
     schedule::carry_over(state, node, generation);
     state.generation = generation;
     state.primary = Some(Primary { node, phase: PrimaryPhase::Promoting, first_xid: None });
+    state.relays.clear();
+    slot_sync::changed_primary(state);
     if change.from != node && change.kind == ChangeKind::Switchover {
         set_service(state, change.from, Service::Joining, at)?;
     }
@@ -520,6 +529,25 @@ fn settle_cover(state: &mut ClusterState, decided: Generation, number: u64) -> R
     }
     let wanted = state.cover.wanted.clone();
     Ok(std::mem::replace(&mut state.cover.promised, wanted) != state.cover.wanted)
+}
+
+fn set_relay(
+    state: &mut ClusterState,
+    decided: Generation,
+    node: NodeId,
+    relay: Option<NodeId>,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
+    relay::set_relay(state, node, relay)
+}
+
+fn sync_slots(
+    state: &mut ClusterState,
+    decided: Generation,
+    sync: Option<&SlotSync>,
+) -> Result<bool, Rejected> {
+    same_generation(state, decided)?;
+    slot_sync::sync_slots(state, sync)
 }
 
 fn settle_voters(state: &mut ClusterState, decided: Generation, planned: u64) -> Result<bool, Rejected> {

@@ -7,6 +7,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, HostPort, Lsn, NodeId, NodeName, Timeline, WallTime};
 use serde::{Deserialize, Serialize};
 
+use super::slot_sync::SlotSync;
 use super::state::{Change, ChangePhase, Descriptor, Identity, OldEnd, Service};
 use crate::cover::SyncSet;
 use crate::waterfall::Took;
@@ -277,6 +278,22 @@ pub enum Command {
         /// Of the wish.
         number: u64,
     },
+    /// A standby is to stream from another standby, or from the primary again.
+    SetRelay {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// Which standby.
+        node: NodeId,
+        /// From which; `None`: from the primary.
+        relay: Option<NodeId>,
+    },
+    /// Standbys are to keep copies of the primary's logical slots, or need not any more.
+    SyncSlots {
+        /// The generation this was decided in.
+        generation: Generation,
+        /// How; `None`: not at all.
+        sync: Option<SlotSync>,
+    },
     /// A node that lost its raft store, and has no vote any more, is to be fed again.
     Readmit {
         /// Which node.
@@ -444,6 +461,12 @@ pub enum Rejected {
     /// It still has a vote, commits may still wait for it, or it is not to leave at all.
     #[error("node {0} has not left yet")]
     NotLeft(NodeId),
+    /// Out of service, paused, or the primary.
+    #[error("node {0} is no standby in service that others could stream from")]
+    NotARelay(NodeId),
+    /// WAL would go round.
+    #[error("node {0} would stream from itself, by way of others")]
+    Circle(NodeId),
     /// Whoever votes is not let in again: it never left.
     #[error("node {0} has a vote")]
     IsVoter(NodeId),

@@ -7,6 +7,7 @@ use pgherd_common::{HostPort, NodeId, NodeName, WallTime};
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, Rejected};
+use super::relay;
 use super::state::{ClusterState, Service};
 
 /// A node that may become a member.
@@ -80,6 +81,11 @@ impl ClusterState {
         self.invited.remove(&id);
         self.readmitted.remove(&id);
         self.pauses.nodes.remove(&id);
+        self.parameters.nodes.remove(&id);
+        self.relays.remove(&id);
+        if let Some(sync) = &mut self.slot_sync {
+            sync.standbys.remove(&id);
+        }
         self.removed.push(Removed { id, name, at });
         let excess = self.removed.len().saturating_sub(Self::REMOVED_MAX);
         self.removed.drain(..excess);
@@ -173,6 +179,7 @@ fn remove(state: &mut ClusterState, node: NodeId, leaving: Leaving) -> Verdict {
     member.leaving = Some(leaving);
     member.service = Service::Failed(LEAVES.to_owned());
     member.since = leaving.at;
+    relay::left_service(state, node);
     Ok(true)
 }
 

@@ -15,6 +15,8 @@ use super::membership::{Invited, Leaving, Removed};
 use super::parameters::Parameters;
 use super::pause::Pauses;
 use super::schedule::Scheduled;
+use super::slot_sync::SlotSync;
+use super::tags::Tags;
 use super::voters::LeaseVoters;
 use crate::cover::Cover;
 use crate::waterfall::Took;
@@ -55,6 +57,12 @@ pub struct ClusterState {
     /// On how many standbys commits are before they are acknowledged.
     #[serde(default)]
     pub cover: Cover,
+    /// Standbys that stream from another standby, by decision of the coordinator; see [`ClusterState::relay`].
+    #[serde(default)]
+    pub relays: BTreeMap<NodeId, NodeId>,
+    /// In force while logical slots are to survive a failover.
+    #[serde(default)]
+    pub slot_sync: Option<SlotSync>,
     /// Past changes of primary, oldest first, the last [`ClusterState::HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
     /// Raft log index of the last command that changed anything.
@@ -177,6 +185,12 @@ pub struct Descriptor {
     pub priority: u32,
     /// Its configured share of reads.
     pub weight: u32,
+    /// What it is good for.
+    #[serde(default)]
+    pub tags: Tags,
+    /// The node it would rather stream from than from the primary.
+    #[serde(default)]
+    pub upstream: Option<NodeName>,
 }
 
 /// Database node or witness.
@@ -227,7 +241,8 @@ pub struct Member {
 impl Member {
     /// Its place in the promotion order: 1 first, 0 never.
     pub fn priority(&self) -> u32 {
-        self.priority_override.unwrap_or(self.descriptor.priority)
+        let priority = self.priority_override.unwrap_or(self.descriptor.priority);
+        if self.descriptor.tags.promotable { priority } else { 0 }
     }
 
     /// Whether it may be in service, and be promoted.
@@ -461,7 +476,7 @@ impl ClusterState {
             name: member.descriptor.name.clone(),
             address: member.descriptor.postgres.clone()?,
             weight: member.descriptor.weight,
-            attached: member.attached,
+            attached: member.attached && member.descriptor.tags.balance,
             availability,
             changed: member.since,
         })

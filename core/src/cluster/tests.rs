@@ -18,6 +18,8 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }
 
@@ -91,6 +93,11 @@ fn commands() -> Vec<Command> {
             commands.push(Command::Abandon { generation, stopping: node.0 % 2 == 0, reason: reason(), at });
         }
         commands.push(Command::Readmit { node, token: 7 });
+        for relay in [None, Some(NodeId(1)), Some(NodeId(2)), Some(NodeId(3))] {
+            commands.push(Command::SetRelay { generation: generation(1), node, relay });
+        }
+        let sync = Some(SlotSync { standbys: [node].into() });
+        commands.push(Command::SyncSlots { generation: generation(1), sync });
     }
     let sets = [&[1, 2, 3, 4][..], &[1, 2, 4], &[1, 2], &[2, 4], &[2], &[1, 2, 3, 4, 9], &[]];
     for next in sets.map(|set| set.iter().copied().map(NodeId).collect()) {
@@ -464,4 +471,117 @@ fn parameters_are_set_for_everybody_and_for_single_nodes_and_taken_back() {
     assert_eq!((value(&state, 2).as_deref(), state.parameters.nodes.len()), (Some("4MB"), 0));
     assert_eq!(state.parameters.changes_since(&before, Some(NodeId(2))), ["work_mem taken back"]);
     assert_eq!(state.parameters.names().collect::<Vec<_>>(), ["max_connections", "work_mem"]);
+}
+
+fn serving() -> ClusterState {
+    let mut state = ClusterState::default();
+    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 17 };
+    let (at, members) = (WallTime(0), (1..=4).map(descriptor).collect());
+    let mut revision = 0;
+    let mut commit = |command: &Command| {
+        revision += 1;
+        assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
+    };
+    commit(&Command::Form { identity, primary: NodeId(1), members, at });
+    let (generation, timeline) = (generation(1), Timeline(1));
+    commit(&Command::Serve { generation, timeline, first_xid: None, took: Vec::new(), at });
+    for node in [2, 3].map(NodeId) {
+        commit(&Command::SetService { generation, node, service: Service::Up, at });
+    }
+    state
+}
+
+fn set_relay(state: &mut ClusterState, node: u64, relay: Option<u64>) -> Applied {
+    let command =
+        Command::SetRelay { generation: state.generation, node: NodeId(node), relay: relay.map(NodeId) };
+    let revision = state.revision + 1;
+    apply(state, &command, revision)
+}
+
+#[test]
+fn a_standby_streams_from_another_one_only_while_that_is_in_service() {
+    let mut state = serving();
+    assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Changed);
+    assert_eq!(state.relay(NodeId(3)), Some(NodeId(2)));
+    assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Unchanged);
+    // Nobody goes back by himself: the coordinator looks first.
+    let (generation, at, node) = (state.generation, WallTime(1), NodeId(2));
+    for service in [Service::Failed("gone".to_owned()), Service::Up] {
+        let command = Command::SetService { generation, node, service, at };
+        let revision = state.revision + 1;
+        assert_eq!(apply(&mut state, &command, revision), Applied::Changed);
+        assert_eq!(state.relay(NodeId(3)), None);
+    }
+    assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Changed);
+    let revision = state.revision + 1;
+    apply(&mut state, &Command::Pause { node: Some(node), until: WallTime(9_000), at }, revision);
+    assert_eq!(state.relay(NodeId(3)), None, "what is left alone may be stopped at any time");
+}
+
+#[test]
+fn nobody_streams_from_himself_or_from_what_is_no_standby_in_service() {
+    let mut state = serving();
+    let rejected = |state: &mut ClusterState, node, relay| match set_relay(state, node, Some(relay)) {
+        Applied::Rejected(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rejected(&mut state, 3, 1), Rejected::NotARelay(NodeId(1)));
+    assert_eq!(rejected(&mut state, 3, 4), Rejected::NotARelay(NodeId(4)));
+    assert_eq!(rejected(&mut state, 3, 9), Rejected::NotARelay(NodeId(9)));
+    assert_eq!(rejected(&mut state, 4, 2), Rejected::Witness(NodeId(4)));
+    assert_eq!(rejected(&mut state, 1, 2), Rejected::IsPrimary(NodeId(1)));
+    assert_eq!(rejected(&mut state, 3, 3), Rejected::Circle(NodeId(3)));
+    assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Changed);
+    assert_eq!(rejected(&mut state, 2, 3), Rejected::Circle(NodeId(2)));
+}
+
+#[test]
+fn behind_a_change_of_primary_all_stream_from_the_new_one_and_subscribers_wait_for_nobody_yet() {
+    let mut state = serving();
+    assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Changed);
+    let sync = Some(SlotSync { standbys: [2, 3].map(NodeId).into() });
+    let command = Command::SyncSlots { generation: state.generation, sync };
+    assert_eq!(apply(&mut state, &command, 20), Applied::Changed);
+    let begin = Command::Begin {
+        generation: state.generation,
+        kind: ChangeKind::Failover,
+        from: NodeId(1),
+        to: None,
+        reason: String::new(),
+        allow_data_loss: false,
+        end_transactions: false,
+        noticed_ms: 0,
+        scheduled: None,
+        at: WallTime(2),
+    };
+    assert_eq!(apply(&mut state, &begin, 21), Applied::Changed);
+    assert!(matches!(set_relay(&mut state, 2, Some(3)), Applied::Rejected(Rejected::ChangeInFlight { .. })));
+    let grant = Command::Grant {
+        generation: state.generation.next(),
+        node: NodeId(2),
+        received: Lsn(1),
+        old_end: None,
+        cover: SyncSet::default(),
+        rolled_back: None,
+        at: WallTime(2),
+    };
+    assert_eq!(apply(&mut state, &grant, 22), Applied::Changed);
+    assert!(state.relays.is_empty());
+    assert_eq!(state.slot_sync, Some(SlotSync::default()), "still copied, but waited for by nobody");
+}
+
+#[test]
+fn tags_take_a_node_out_of_the_promotion_order_and_out_of_the_rotation() {
+    let mut state = serving();
+    let tags = Tags { promotable: false, balance: false, ..Tags::default() };
+    let descriptor = Descriptor { tags, ..descriptor(2) };
+    assert_eq!(apply(&mut state, &Command::Register { descriptor, at: WallTime(1) }, 30), Applied::Changed);
+    let order: Vec<_> = state.promotion_order().iter().map(|member| member.descriptor.id).collect();
+    assert_eq!(order, [NodeId(3)]);
+    // No priority makes up for it.
+    apply(&mut state, &Command::SetPriority { node: NodeId(2), priority: 1 }, 31);
+    assert_eq!(state.members[&NodeId(2)].priority(), 0);
+    let topology = state.topology().unwrap().unwrap();
+    let attached: Vec<_> = topology.backends().iter().map(|backend| backend.attached).collect();
+    assert_eq!(attached, [true, false, true]);
 }

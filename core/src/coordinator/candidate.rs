@@ -62,6 +62,9 @@ impl View<'_> {
         if self.state.pauses.nodes.contains_key(&id) {
             return Err(format!("{name} is paused (unpause)"));
         }
+        if !member.descriptor.tags.promotable && !asked {
+            return Err(format!("{name} is tagged promotable = false"));
+        }
         if member.priority() == 0 && !asked {
             return Err(format!("{name} has priority 0"));
         }

@@ -30,11 +30,30 @@ impl View<'_> {
         }
     }
 
-    /// Members that commits on this primary may wait for: those that could be promoted.
+    /// Members that commits on this primary may wait for: those that could be promoted and are not kept out of it. What
+    /// streams from another standby acknowledges nothing to the primary.
     pub(super) fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
-        self.state.databases().filter(move |member| {
-            member.descriptor.id != primary && member.may_serve() && member.priority() > 0
-        })
+        let counts = |member: &Member| member.priority() > 0 && self.kept_out(member).is_none();
+        self.state
+            .databases()
+            .filter(move |member| member.descriptor.id != primary && member.may_serve() && counts(member))
+    }
+
+    /// What its configuration has to say against waiting for it.
+    fn kept_out(&self, member: &Member) -> Option<&'static str> {
+        if !member.descriptor.tags.sync {
+            return Some("sync = false");
+        }
+        (!self.state.is_direct(member)).then_some("node.upstream")
+    }
+
+    /// Members that no commit on this primary waits for, by their own configuration, and what in it says so.
+    fn never_waited_for(&self, primary: NodeId) -> Vec<String> {
+        let others =
+            self.state.databases().filter(|member| member.descriptor.id != primary && member.may_serve());
+        others
+            .filter_map(|member| Some(format!("{} ({})", member.descriptor.name, self.kept_out(member)?)))
+            .collect()
     }
 
     /// Those of them that do their work.
@@ -118,7 +137,8 @@ impl View<'_> {
             _ => "commits wait until there are more",
         };
         let up = self.sync_standbys(primary).into_iter().map(|id| self.name(id)).collect();
-        report.waiting.push(NotYet::TooFewStandbys { asked, up, so });
+        let never = self.never_waited_for(primary);
+        report.waiting.push(NotYet::TooFewStandbys { asked, up, never, so });
     }
 
     /// Whether the primary waits for what is wanted, and all that came before is on as many standbys.

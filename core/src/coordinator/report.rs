@@ -157,8 +157,17 @@ pub enum NotYet {
         asked: u32,
         /// Those in service.
         up: Vec<NodeName>,
+        /// Those that are never waited for, and why.
+        never: Vec<String>,
         /// What that means for commits.
         so: &'static str,
+    },
+    /// A standby streams from the primary though another source is configured.
+    Cascade {
+        /// The standby.
+        node: NodeName,
+        /// Why not from there.
+        why: String,
     },
     /// A switchover should have begun, and cannot.
     Scheduled {
@@ -251,7 +260,10 @@ impl fmt::Display for NotYet {
             }
             Self::Salvaging { node, from, bytes, since } => salvaging(f, node, from, *bytes, *since),
             Self::Covering { node, by, since } => covering(f, node, by, *since),
-            Self::TooFewStandbys { asked, up, so } => too_few_standbys(f, *asked, &join(up), so),
+            Self::TooFewStandbys { asked, up, never, so } => {
+                too_few_standbys(f, *asked, &join(up), never, so)
+            }
+            Self::Cascade { node, why } => cascade(f, node, why),
             Self::Scheduled { due, refused, left } => scheduled(f, *due, refused, *left),
             Self::Leaving { node, what } => write!(f, "{node} is being removed: waiting for {what}"),
             Self::Voters(why) => why.fmt(f),
@@ -307,13 +319,24 @@ fn covering(f: &mut fmt::Formatter<'_>, node: &NodeName, by: &str, since: Durati
     write!(f, "{node} is up, and lets clients in once all it has is on {by} ({since} ms so far)")
 }
 
-fn too_few_standbys(f: &mut fmt::Formatter<'_>, asked: u32, up: &str, so: &str) -> fmt::Result {
+fn cascade(f: &mut fmt::Formatter<'_>, node: &NodeName, why: &str) -> fmt::Result {
+    write!(f, "{node} streams from the primary, not as its node.upstream says: {why}")
+}
+
+fn too_few_standbys(
+    f: &mut fmt::Formatter<'_>,
+    asked: u32,
+    up: &str,
+    never: &[String],
+    so: &str,
+) -> fmt::Result {
     let up = if up.is_empty() { "none" } else { up };
     write!(
         f,
         "commits are to wait for {asked} (failover.sync_standbys), and of the standbys that can be promoted {up} is in \
          service: {so}; bring the others back with `pgherd resume NODE`"
-    )
+    )?;
+    if never.is_empty() { Ok(()) } else { write!(f, "; never waited for: {}", never.join(", ")) }
 }
 
 fn scheduled(f: &mut fmt::Formatter<'_>, due: WallTime, refused: &str, left: Duration) -> fmt::Result {

@@ -83,7 +83,7 @@ impl View<'_> {
                 let why = postgres.health.monitor.as_deref().unwrap_or_default();
                 Some(Service::Failed(format!("its custom monitor failed: {why}")))
             }
-            PostgresState::Running(running) if self.follows_primary(running) => Some(Service::Up),
+            PostgresState::Running(running) if self.is_fed(member, running) => Some(Service::Up),
             PostgresState::Running(_) => match (&member.service, stalled) {
                 (Service::Up, Some(since)) if since >= STALLED_AFTER => {
                     because("it receives no WAL from the primary")
@@ -114,9 +114,8 @@ impl View<'_> {
         }
     }
 
-    fn follows_primary(&self, running: &Running) -> bool {
-        let primary = self.state.primary_member().and_then(|member| member.descriptor.postgres.as_ref());
-        running.is_streaming() && running.follows.as_ref() == primary
+    fn is_fed(&self, member: &Member, running: &Running) -> bool {
+        self.state.is_fed(member.descriptor.id, running)
     }
 
     /// Standbys that run but receive nothing although the primary serves.
@@ -126,7 +125,7 @@ impl View<'_> {
         }
         let stalled = |member: &&Member| {
             let running = self.running(member.descriptor.id);
-            running.is_some_and(|running| running.in_recovery && !self.follows_primary(running))
+            running.is_some_and(|running| running.in_recovery && !self.is_fed(member, running))
         };
         self.standbys().filter(stalled).map(|member| member.descriptor.id).collect()
     }

@@ -4,6 +4,7 @@ mod cover;
 mod in_place;
 mod members;
 mod pause;
+mod relay;
 mod schedule;
 mod voters;
 
@@ -197,6 +198,8 @@ fn observation(id: u64) -> NodeObservation {
             postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
             priority: 100,
             weight: 1,
+            tags: Default::default(),
+            upstream: None,
         },
         cluster: "demo".parse().unwrap(),
         incarnation: id,
@@ -247,7 +250,9 @@ pub(super) fn running(in_recovery: bool) -> Running {
         first_xid: None,
         receiver: in_recovery.then(|| "streaming".to_owned()),
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }
 }
 

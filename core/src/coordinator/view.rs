@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgherd_common::{Lsn, MonoTime, NodeId, NodeName, WallTime};
 
 use super::Policy;
+use super::relay::Trails;
 use super::voters::Hearing;
 use crate::cluster::{ClusterState, Command, Member};
 use crate::observation::{NodeObservation, PostgresObservation, Running};
@@ -40,6 +41,8 @@ pub struct View<'a> {
     pub(super) first_write: Option<FirstWrite>,
     /// The last known end of each server's WAL, from when it was a primary.
     pub ends: &'a BTreeMap<NodeId, Lsn>,
+    /// How standbys keep up.
+    pub(super) trails: &'a Trails,
     /// For how long there have been too few standbys for commits to wait for.
     pub short_for: Duration,
     /// How long the change in flight has been at its present step.

@@ -40,6 +40,7 @@ pub(super) fn of(why: &NotYet, generation: Generation) -> Option<Event> {
         | NotYet::Recruiting { .. }
         | NotYet::Salvaging { .. }
         | NotYet::Covering { .. }
+        | NotYet::Cascade { .. }
         | NotYet::Step { .. } => None,
     }?;
     Some(Event::new(kind, node, generation, why.to_string()))

@@ -203,7 +203,8 @@ pub(super) fn balancer(before: &ClusterState, after: &ClusterState) -> Vec<Call>
     for (id, member) in after.databases().map(|member| (member.descriptor.id, member)) {
         let Some(was) = before.members.get(&id) else { continue };
         let is_primary = primary(after) == Some(id);
-        let in_rotation = |m: &Member| m.attached && m.allowed && m.service == Service::Up;
+        let reads = |m: &Member| m.attached && m.descriptor.tags.balance;
+        let in_rotation = |m: &Member| reads(m) && m.allowed && m.service == Service::Up;
         match (in_rotation(was), in_rotation(member)) {
             (false, true) if !is_primary => calls.push(Call::Attach(of_member(after, id), Role::Standby)),
             (true, false) if !is_primary && primary(before) != Some(id) => {

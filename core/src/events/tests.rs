@@ -34,6 +34,8 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }
 
@@ -71,7 +73,9 @@ fn running() -> PostgresObservation {
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }))
 }
 
@@ -582,7 +586,10 @@ fn every_reason_that_a_person_should_hear_of_is_an_event() {
         (NotYet::Paused { trouble: "it crashed".to_owned(), until: WallTime(9) }, Some(Kind::LeftAlone)),
         (NotYet::Minority { node: name.clone(), heard: 1, needed: 2 }, Some(Kind::Minority)),
         (NotYet::Sick("disk".to_owned()), Some(Kind::PrimarySick)),
-        (NotYet::TooFewStandbys { asked: 1, up: Vec::new(), so: "they wait" }, Some(Kind::TooFewStandbys)),
+        (
+            NotYet::TooFewStandbys { asked: 1, up: Vec::new(), never: Vec::new(), so: "they wait" },
+            Some(Kind::TooFewStandbys),
+        ),
         (NotYet::SeveralPrimaries(vec![name.clone()]), Some(Kind::SeveralPrimaries)),
         (NotYet::DuplicateName(name.clone()), Some(Kind::DuplicateName)),
         (NotYet::MajorVersion { node: name.clone(), found: 14, expected: 15 }, Some(Kind::WrongDatabase)),

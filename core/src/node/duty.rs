@@ -89,7 +89,8 @@ impl Duty {
             | LocalAction::Cover(_)
             | LocalAction::LetIn
             | LocalAction::Follow(_)
-            | LocalAction::AlignSlots { .. } => {}
+            | LocalAction::AlignSlots { .. }
+            | LocalAction::HoldBack(_) => {}
         }
     }
 

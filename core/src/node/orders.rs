@@ -108,11 +108,10 @@ impl Node {
         self.state.cover.promised.of.contains(&self.id())
     }
 
-    /// Members to copy from: standbys that stream from the primary, the one that has most first, since the primary has
-    /// enough to do; it comes last. Nobody without a primary that serves.
+    /// Members to copy from: those that are tagged for it, then standbys that stream, the one that has most first; the
+    /// primary comes behind its like, since it has enough to do. Nobody without a primary that serves.
     pub(super) fn donors(&self, now: MonoTime) -> Vec<Upstream> {
         let Some(primary) = self.state.upstream() else { return Vec::new() };
-        let address = self.state.members.get(&primary).and_then(|member| member.descriptor.postgres.as_ref());
         let running = |seen: &Seen| seen.observation.postgres.as_ref().and_then(|own| own.running().cloned());
         let well = |seen: &Seen| {
             seen.observation.postgres.as_ref().is_some_and(|own| own.health.complaint().is_none())
@@ -124,18 +123,17 @@ impl Node {
                 continue;
             };
             let is_primary = member.descriptor.id == primary && !running.in_recovery;
-            let follows =
-                running.in_recovery && running.is_streaming() && running.follows.as_ref() == address;
+            let follows = running.in_recovery && self.state.is_fed(member.descriptor.id, &running);
             if is_primary || (follows && well(seen) && !self.is_rested_on()) {
                 let node = member.descriptor.name.clone();
                 donors.push((
-                    (is_primary, std::cmp::Reverse(running.position)),
-                    Upstream { node, address: own, generation: None },
+                    (!member.descriptor.tags.clone_from, is_primary, std::cmp::Reverse(running.position)),
+                    Upstream { node, address: own, generation: None, copy_slots: false },
                 ));
             }
         }
         // Without the primary there is nobody to follow afterwards.
-        if !donors.iter().any(|((is_primary, _), _)| *is_primary) {
+        if !donors.iter().any(|((_, is_primary, _), _)| *is_primary) {
             return Vec::new();
         }
         donors.sort_by_key(|(order, _)| *order);

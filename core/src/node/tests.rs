@@ -28,6 +28,8 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }
 
@@ -138,7 +140,9 @@ fn postgres(in_recovery: bool) -> PostgresObservation {
             first_xid: None,
             receiver: None,
             standbys: Vec::new(),
+            redo: Lsn::default(),
             slots: Vec::new(),
+            logical: Default::default(),
         }),
         recruited: None,
         salvaged: None,

@@ -1,8 +1,8 @@
 //! What an agent may do to its own PostgreSQL.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use pgherd_common::{Generation, HostPort, NodeName, WallTime};
+use pgherd_common::{Generation, HostPort, Lsn, NodeName, WallTime};
 
 use crate::observation::Running;
 use crate::rebuild::Rebuild;
@@ -79,15 +79,24 @@ pub enum LocalAction {
     AlignSlots {
         /// The other database members.
         members: BTreeSet<NodeName>,
-        /// Whether nothing streams from here, so that slots must hold no WAL.
+        /// Whether it is a standby.
         in_recovery: bool,
+        /// On a standby: up to where slots that nobody uses are moved on.
+        upto: BTreeMap<NodeName, Lsn>,
     },
+    /// Have what logical slots send wait for these standbys.
+    HoldBack(BTreeSet<NodeName>),
 }
 
 impl LocalAction {
     /// Whether PostgreSQL accepts writes once it has succeeded.
     pub fn makes_writable(&self) -> bool {
         matches!(self, Self::Promote(..) | Self::StartPrimary(..))
+    }
+
+    /// Whether it is done over and over, with nothing to be told of it.
+    pub fn is_routine(&self) -> bool {
+        matches!(self, Self::AlignSlots { upto, .. } if !upto.is_empty())
     }
 
     /// Whether PostgreSQL is down once it has succeeded.
@@ -107,7 +116,8 @@ impl LocalAction {
             | Self::Cover(_)
             | Self::LetIn
             | Self::Follow(_)
-            | Self::AlignSlots { .. } => false,
+            | Self::AlignSlots { .. }
+            | Self::HoldBack(_) => false,
         }
     }
 }
@@ -144,6 +154,8 @@ pub struct Upstream {
     pub address: HostPort,
     /// Part of what its followers call themselves, where commits wait for them.
     pub generation: Option<Generation>,
+    /// Its logical slots are to be copied.
+    pub copy_slots: bool,
 }
 
 impl std::fmt::Display for Upstream {

@@ -20,15 +20,17 @@ const RULES: Rules = Rules {
 };
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
-struct Rig {
-    state: ClusterState,
-    own: PostgresObservation,
+pub(super) struct Rig {
+    pub(super) state: ClusterState,
+    pub(super) own: PostgresObservation,
     own_age: Duration,
-    primary: Option<Running>,
+    pub(super) primary: Option<Running>,
+    pub(super) unheard_for: Duration,
+    pub(super) cascaded: BTreeMap<NodeId, Lsn>,
     offer: Option<Offer>,
     donors: Vec<Upstream>,
-    fence_at: Option<MonoTime>,
-    now: MonoTime,
+    pub(super) fence_at: Option<MonoTime>,
+    pub(super) now: MonoTime,
     adopted_until: MonoTime,
     highest: Generation,
     work_is_held: bool,
@@ -49,10 +51,12 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
 }
 
-fn running(in_recovery: bool) -> Running {
+pub(super) fn running(in_recovery: bool) -> Running {
     Running {
         in_recovery,
         timeline: Timeline(1),
@@ -68,7 +72,9 @@ fn running(in_recovery: bool) -> Running {
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }
 }
 
@@ -86,7 +92,7 @@ fn stopped(clean: bool, standby: bool) -> Stopped {
 }
 
 impl Rig {
-    fn new(own: PostgresState) -> Self {
+    pub(super) fn new(own: PostgresState) -> Self {
         let mut rig = Self {
             state: ClusterState::default(),
             own: PostgresObservation {
@@ -106,6 +112,8 @@ impl Rig {
             },
             own_age: Duration::ZERO,
             primary: Some(running(false)),
+            unheard_for: Duration::ZERO,
+            cascaded: BTreeMap::new(),
             offer: None,
             donors: vec![upstream(3), upstream(2)],
             fence_at: Some(at(102)),
@@ -129,9 +137,15 @@ impl Rig {
         rig
     }
 
-    fn commit(&mut self, command: &Command) {
+    pub(super) fn commit(&mut self, command: &Command) {
         let revision = self.state.revision + 1;
         assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
+    }
+
+    /// A standby comes into service.
+    pub(super) fn up(&mut self, node: u64) {
+        let (generation, node, service) = (self.state.generation, NodeId(node), Service::Up);
+        self.commit(&Command::SetService { generation, node, service, at: WallTime(0) });
     }
 
     fn begin(&mut self, kind: ChangeKind) {
@@ -172,13 +186,15 @@ impl Rig {
         });
     }
 
-    fn decide(&self, me: u64) -> Reconciliation {
+    pub(super) fn decide(&self, me: u64) -> Reconciliation {
         self.reconciler.decide(&Situation {
             me: NodeId(me),
             state: &self.state,
             own: &self.own,
             own_age: self.own_age,
             primary: self.primary.as_ref(),
+            unheard_for: self.unheard_for,
+            cascaded: &self.cascaded,
             offer: self.offer.as_ref(),
             donors: &self.donors,
             fence_at: self.fence_at,
@@ -190,7 +206,7 @@ impl Rig {
         })
     }
 
-    fn aligned(mut self, me: u64) -> Self {
+    pub(super) fn aligned(mut self, me: u64) -> Self {
         let Some(action @ LocalAction::AlignSlots { .. }) = self.decide(me).action else {
             panic!("slots come first")
         };
@@ -199,11 +215,12 @@ impl Rig {
     }
 }
 
-fn upstream(id: u64) -> Upstream {
+pub(super) fn upstream(id: u64) -> Upstream {
     Upstream {
         node: format!("server{id}").parse().unwrap(),
         address: format!("10.0.0.{id}:5432").parse().unwrap(),
         generation: None,
+        copy_slots: false,
     }
 }
 
@@ -837,25 +854,50 @@ fn a_standby_with_less_than_its_primary_needs_is_restarted_before_it_follows() {
 }
 
 #[test]
-fn a_slot_that_was_in_use_is_dropped_once_it_is_free() {
-    let mut state = running(false);
-    state.slots = vec!["pgherd_gone".to_owned(), "pgherd_server2".to_owned()];
-    let mut rig = Rig::new(PostgresState::Running(state)).aligned(1);
-    rig.fence_at = Some(at(10_000));
-    let mut rests = Vec::new();
-    for _ in 0..8 {
-        let done = rig.now;
-        while rig.decide(1).action.is_none() {
-            rig.now = rig.now + Duration::from_secs(1);
-        }
-        let action = rig.decide(1).action.unwrap();
-        assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
-        rests.push(rig.now.since(done).as_secs());
-        rig.reconciler.finished(&action, true, rig.now);
-    }
-    assert_eq!(rests, [5, 10, 20, 40, 80, 160, 160, 160]);
-    let PostgresState::Running(state) = &mut rig.own.state else { panic!() };
-    state.slots.remove(0);
-    rig.now = rig.now + Duration::from_secs(1000);
-    assert_eq!(rig.decide(1).action, None);
+fn a_standby_streams_from_another_one_as_the_log_says_and_from_the_primary_again() {
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.up(2);
+    let generation = rig.state.generation;
+    assert_eq!(rig.decide(3).action, None);
+    rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
+    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    rig.own.state = PostgresState::Running(cascaded);
+    assert_eq!(rig.decide(3).action, None);
+    // Its histories are compared with the primary's, whomever it streams from.
+    let fork = TimelineHistory(vec![(Timeline(1), Lsn(900))]);
+    rig.primary = Some(Running { timeline: Timeline(2), history: fork, ..running(false) });
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })), "{:?}", rig.decide(3));
+    rig.primary = Some(running(false));
+    // Without the other one, by a reload.
+    let service = Service::Failed("down".to_owned());
+    rig.commit(&Command::SetService { generation, node: NodeId(2), service, at: WallTime(0) });
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(1))));
+}
+
+#[test]
+fn a_standby_that_streams_from_another_one_is_recruited_and_then_follows_the_new_primary() {
+    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
+    rig.own.state = PostgresState::Running(cascaded);
+    rig.up(2);
+    let generation = rig.state.generation;
+    rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
+    rig.begin(ChangeKind::Failover);
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Recruit(generation.next())));
+    rig.own.recruited = Some(generation.next());
+    rig.own.state = PostgresState::Running(Running { follows: None, ..running(true) });
+    rig.grant(2);
+    rig.serve();
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(1000))]);
+    rig.primary = Some(Running { timeline: Timeline(2), history: history.clone(), ..running(false) });
+    assert_eq!(
+        rig.decide(3).action,
+        Some(LocalAction::Follow(upstream(2))),
+        "its upstream is the primary now"
+    );
+    // It had received more than the new primary has: it cannot follow as it is.
+    let ahead = Running { follows: None, position: Lsn(1100), received: Lsn(1100), ..running(true) };
+    rig.own.state = PostgresState::Running(ahead);
+    assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
 }

@@ -9,7 +9,18 @@ pub(super) fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
     let descriptor = &s.state.members.get(&s.state.upstream()?)?.descriptor;
     let (node, address) = (descriptor.name.clone(), descriptor.postgres.clone()?);
     let generation = (s.state.cover.number > 0).then_some(s.state.generation);
-    Some(Upstream { node, address, generation })
+    Some(Upstream { node, address, generation, copy_slots: s.state.slot_sync.is_some() })
+}
+
+/// Whom to stream from: the standby that the log names, otherwise the primary.
+pub(super) fn feeding(s: &Situation<'_>, primary: Upstream) -> Upstream {
+    let relay = s.state.relay(s.me).and_then(|relay| s.state.members.get(&relay));
+    let relay = relay.and_then(|member| {
+        let (node, address) = (member.descriptor.name.clone(), member.descriptor.postgres.clone()?);
+        // No commit waits for it, and PostgreSQL copies slots from primaries only.
+        Some(Upstream { node, address, generation: None, copy_slots: false })
+    });
+    relay.unwrap_or(primary)
 }
 
 /// Why a standby cannot follow this primary as it is.

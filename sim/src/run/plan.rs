@@ -91,6 +91,7 @@ pub fn misfortunes(seed: u64, options: &Options) -> Misfortunes {
     plan.durability = durability(seed, databases, options.synchronous);
     // Drawn apart for the same reason as durability.
     plan.fence_script = Rng::new(seed ^ 0xFE7C_E5C1).chance(200);
+    plan.cascade = Rng::new(seed ^ 0xCA5C_ADE0).chance(300);
     // Apart, so that what the other seeds meant before still holds.
     plan.address = seed % 3 == 1;
     let kinds = kinds(&mut rng);

@@ -176,6 +176,8 @@ impl World {
                 ok()
             }
             LocalAction::Follow(upstream) => self.follow(index, stage, upstream),
+            // No logical replication in the model.
+            LocalAction::HoldBack(_) => ok(),
             LocalAction::AlignSlots { members, .. } => {
                 if stage == 0 {
                     return Next::Step(1, self.rng.tailed(4 * MS, 100 * MS));

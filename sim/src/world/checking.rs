@@ -377,7 +377,9 @@ impl World {
             }
             let Some(server) = machine.server.as_ref().filter(|_| index != primary) else { continue };
             let receiver = server.process.as_ref().and_then(|process| process.receiver);
-            let streams = receiver.is_some_and(|receiver| receiver.upstream == primary);
+            let relay = state.relay(machine.descriptor.id).and_then(|relay| self.index_of(relay));
+            let source = relay.unwrap_or(primary);
+            let streams = receiver.is_some_and(|receiver| receiver.upstream == source);
             let member = state.members.get(&machine.descriptor.id);
             if !streams || member.is_none_or(|member| member.service != Service::Up) {
                 let why = self.why(index);

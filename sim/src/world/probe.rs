@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use pgherd_common::{Generation, MonoTime, Timeline};
 use pgherd_core::cover::CoverSeen;
-use pgherd_core::observation::{Downstream, Health, PostgresObservation, PostgresState, Running, Stopped};
+use pgherd_core::observation::{
+    Downstream, Health, PostgresObservation, PostgresState, Running, SlotSeen, Stopped,
+};
 use pgherd_core::salvage::LeftWal;
 
 use crate::clock::{MS, micros};
@@ -199,7 +201,9 @@ impl World {
                 .filter(|generation| *generation != Generation::ZERO),
             receiver: process.receiver.map(|_| "streaming".to_owned()),
             standbys,
-            slots: server.slots.clone(),
+            redo: pgherd_common::Lsn::default(),
+            slots: server.slots.iter().map(|name| slot(name)).collect(),
+            logical: Box::default(),
             cover: server.covered().map(|(number, met)| CoverSeen { number, met }),
             gated: server.gated && !in_recovery,
             first_xid: None,
@@ -224,4 +228,10 @@ impl World {
         };
         self.streaming_from(index).into_iter().map(row).collect()
     }
+}
+
+/// The model keeps all WAL for good, so slots keep all of it.
+fn slot(name: &str) -> SlotSeen {
+    let restart = Some(pgherd_common::Lsn::default());
+    SlotSeen { name: name.to_owned(), active: false, restart, lost: false, pinned: false }
 }

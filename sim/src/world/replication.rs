@@ -49,7 +49,10 @@ impl World {
             let hung = source.process.as_ref().is_none_or(|process| process.hung);
             !hung && matches!(source.phase(), Some(Phase::Primary | Phase::Recovery))
         });
-        let accepted = source.is_some_and(|source| stream_from(server, source).is_ok());
+        // A standby gives nobody what it has yet to receive itself.
+        let has =
+            |source: &&crate::postgres::Server| source.accepts() || source.wal.len() >= server.wal.len();
+        let accepted = source.filter(has).is_some_and(|source| stream_from(server, source).is_ok());
         if !accepted {
             return self.connect_soon(index, RETRY);
         }

@@ -19,6 +19,8 @@ fn node(id: u64, agent_type: AgentType) -> NodeStatus {
         vip_active: false,
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        streams_from: None,
         attached: true,
         allowed: true,
         timeline: Some(pgherd_common::Timeline(4)),

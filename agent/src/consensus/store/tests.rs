@@ -87,6 +87,8 @@ fn form() -> Command {
             postgres: Some("127.0.0.1:5432".parse().unwrap()),
             priority: 100,
             weight: 1,
+            tags: Default::default(),
+            upstream: None,
         }],
         at: WallTime(1),
     }

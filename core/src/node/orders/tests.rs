@@ -11,7 +11,7 @@ use super::*;
 use crate::cluster::{Applied, ClusterState, Command, Descriptor, Identity, NodeKind, Service, apply};
 use crate::cover::{Durability, SyncSet};
 use crate::node::{Done, Quorum, Setup};
-use crate::observation::{Health, NodeObservation, PostgresState, Running, Stopped};
+use crate::observation::{Health, NodeObservation, PostgresState, Running, SlotSeen, Stopped};
 use crate::rebuild::Means;
 use crate::reconcile::RejoinRules;
 use crate::timings::Timings;
@@ -25,7 +25,14 @@ fn descriptor(id: u64) -> Descriptor {
         postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
         priority: 100,
         weight: 1,
+        tags: Default::default(),
+        upstream: None,
     }
+}
+
+fn slot(name: &str) -> SlotSeen {
+    let restart = Some(Lsn(1));
+    SlotSeen { name: name.to_owned(), active: false, restart, lost: false, pinned: false }
 }
 
 fn postgres(in_recovery: bool, position: u64) -> PostgresObservation {
@@ -48,7 +55,9 @@ fn postgres(in_recovery: bool, position: u64) -> PostgresObservation {
             first_xid: None,
             receiver: in_recovery.then(|| "streaming".to_owned()),
             standbys: Vec::new(),
-            slots: vec!["pgherd_server1".into(), "pgherd_server3".into(), "pgherd_server4".into()],
+            redo: Lsn::default(),
+            slots: ["pgherd_server1", "pgherd_server3", "pgherd_server4"].map(slot).into(),
+            logical: Default::default(),
         }),
         recruited: None,
         salvaged: None,
@@ -264,4 +273,39 @@ fn an_order_for_a_node_that_became_the_primary_is_void() {
     rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
     assert_eq!(rig.node.outdated_order(), Some(1));
     assert_eq!(rig.node.ordered(), None);
+}
+
+#[test]
+fn what_is_tagged_for_it_is_copied_before_all_others() {
+    let mut rig = Rig::new();
+    let tag = |rig: &mut Rig, id: u64| {
+        let tags = crate::cluster::Tags { clone_from: true, ..Default::default() };
+        let descriptor = Descriptor { tags, ..descriptor(id) };
+        rig.commit(&Command::Register { descriptor, at: WallTime(0) });
+    };
+    tag(&mut rig, 3);
+    assert_eq!(names(&rig.node.donors(rig.now)), ["server3", "server4", "server1"]);
+    // The primary, too, if somebody wants it so; but behind a standby that is tagged.
+    tag(&mut rig, 1);
+    assert_eq!(names(&rig.node.donors(rig.now)), ["server3", "server1", "server4"]);
+}
+
+#[test]
+fn what_streams_from_a_standby_can_be_copied_as_well() {
+    let mut rig = Rig::new();
+    let mut cascaded = postgres(true, 900);
+    if let PostgresState::Running(running) = &mut cascaded.state {
+        running.follows = Some("10.0.0.4:5432".parse().unwrap());
+    }
+    rig.hear(3, cascaded);
+    assert_eq!(names(&rig.node.donors(rig.now)), ["server4", "server1"], "nobody has decided that");
+    let (generation, node) = (rig.state.generation, NodeId(4));
+    rig.commit(&Command::SetService {
+        generation,
+        node,
+        service: crate::cluster::Service::Up,
+        at: WallTime(0),
+    });
+    rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(node) });
+    assert_eq!(names(&rig.node.donors(rig.now)), ["server4", "server3", "server1"]);
 }

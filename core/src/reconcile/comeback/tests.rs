@@ -26,6 +26,7 @@ fn upstream(id: u64) -> Upstream {
         node: format!("server{id}").parse().unwrap(),
         address: format!("10.0.0.{id}:5432").parse().unwrap(),
         generation: None,
+        copy_slots: false,
     }
 }
 
@@ -45,7 +46,9 @@ fn running() -> Running {
         first_xid: None,
         receiver: None,
         standbys: Vec::new(),
+        redo: Lsn::default(),
         slots: Vec::new(),
+        logical: Default::default(),
     }
 }
 
@@ -59,6 +62,8 @@ fn member(service: Service) -> Member {
             postgres: Some("10.0.0.1:5432".parse().unwrap()),
             priority: 100,
             weight: 1,
+            tags: Default::default(),
+            upstream: None,
         },
         priority_override: None,
         attached: true,

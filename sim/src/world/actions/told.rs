@@ -34,6 +34,7 @@ pub(super) fn describe(action: &LocalAction) -> String {
         }
         LocalAction::LetIn => "lets clients in".to_owned(),
         LocalAction::Follow(upstream) => format!("follows {}", upstream.node),
+        LocalAction::HoldBack(_) => "has logical slots wait for standbys".to_owned(),
         LocalAction::AlignSlots { .. } => "aligns replication slots with the members".to_owned(),
     }
 }

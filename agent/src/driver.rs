@@ -68,7 +68,7 @@ pub(crate) enum Broken {
 #[derive(Debug)]
 pub enum Event {
     /// A look at the local PostgreSQL, begun when this many actions had ended.
-    Postgres(PostgresObservation, u64),
+    Postgres(Box<PostgresObservation>, u64),
     /// A local action has ended.
     Acted(Done),
     /// What became of the virtual IP.
@@ -298,7 +298,7 @@ impl Driver {
             Event::Postgres(observation, begun) => {
                 if begun == self.ended.load(Ordering::Acquire) {
                     self.parts.tell.looked(observation.running().is_some());
-                    self.node.look(observation);
+                    self.node.look(*observation);
                 }
             }
             Event::Acted(done) => {

@@ -466,9 +466,10 @@ impl Reconciler {
             (Some(upstream), Some(running)) => {
                 match self.comeback.rebuild(&self.rules, &upstream, running, s.donors, s.now) {
                     Ok(Some(rebuild)) => Reconciliation::act(rebuild),
-                    Ok(None) => {
-                        Reconciliation::act(LocalAction::Rejoin { upstream, running: running.clone() })
-                    }
+                    Ok(None) => Reconciliation::act(LocalAction::Rejoin {
+                        upstream,
+                        running: Box::new(running.clone()),
+                    }),
                     Err((note, wake_at)) => Reconciliation { wake_at, ..Reconciliation::wait(note) },
                 }
             }

@@ -25,7 +25,7 @@ pub enum LocalAction {
         /// The new primary.
         upstream: Upstream,
         /// What that primary last said of itself.
-        running: Running,
+        running: Box<Running>,
     },
     /// Make a stopped instance a standby by whatever it takes, a copy of another server included.
     Rebuild(Box<Rebuild>),

@@ -383,7 +383,10 @@ fn a_standby_past_the_fork_is_stopped_and_then_rejoined() {
     assert!(matches!(rig.decide(3).action, Some(LocalAction::StopFast { .. })));
     rig.stopped_here = true;
     rig.own.state = PostgresState::Down(stopped(true, true));
-    assert_eq!(rig.decide(3).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
+    assert_eq!(
+        rig.decide(3).action,
+        Some(LocalAction::Rejoin { upstream: upstream(2), running: Box::new(primary) })
+    );
 }
 
 #[test]
@@ -464,7 +467,10 @@ fn a_crashed_former_primary_rejoins_as_soon_as_there_is_a_primary_to_rejoin() {
     assert_eq!(rig.decide(1).action, None, "it has not checkpointed as primary yet");
     let primary = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
     rig.primary = Some(primary.clone());
-    assert_eq!(rig.decide(1).action, Some(LocalAction::Rejoin { upstream: upstream(2), running: primary }));
+    assert_eq!(
+        rig.decide(1).action,
+        Some(LocalAction::Rejoin { upstream: upstream(2), running: Box::new(primary) })
+    );
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn member(service: Service) -> Member {
 }
 
 fn rejoin() -> LocalAction {
-    LocalAction::Rejoin { upstream: upstream(2), running: running() }
+    LocalAction::Rejoin { upstream: upstream(2), running: Box::new(running()) }
 }
 
 type Decided = Result<Option<LocalAction>, (String, Option<MonoTime>)>;

@@ -70,7 +70,7 @@ pub enum Event {
     /// A look at the local PostgreSQL, begun when this many actions had ended.
     Postgres(Box<PostgresObservation>, u64),
     /// A local action has ended.
-    Acted(Done),
+    Acted(Box<Done>),
     /// What became of the virtual IP.
     Address(AddressSeen),
     /// A proxy would have, or keep, the proxies' virtual IP.
@@ -92,7 +92,7 @@ pub enum Event {
         gave_up: bool,
     },
     /// Another agent's beat.
-    Beat(Beat, oneshot::Sender<BeatAnswer>),
+    Beat(Box<Beat>, oneshot::Sender<BeatAnswer>),
     /// A voter answered the beat that was sent then.
     BeatAnswered {
         /// Who.
@@ -307,7 +307,7 @@ impl Driver {
                 if let Err(error) = &done.result {
                     tracing::error!(action = %actions::describe(&done.action), "{error}");
                 }
-                self.node.acted(done, now);
+                self.node.acted(*done, now);
             }
             Event::Address(seen) => self.node.address(seen),
             Event::AddressWanted { proxy, priority, round, answer } => {
@@ -320,7 +320,7 @@ impl Driver {
             Event::ProxyLeft { proxy, gave_up } => self.node.proxy_left(&proxy, gave_up),
             Event::Beat(beat, answer) => {
                 // The other agent may have given up waiting.
-                let _ = answer.send(self.node.beaten(beat, now));
+                let _ = answer.send(self.node.beaten(*beat, now));
             }
             Event::BeatAnswered { voter, sent, answer } => self.node.answered(voter, sent, &answer),
             Event::Knocked(node, result) => self.node.knocked(node, result),
@@ -476,7 +476,7 @@ impl Driver {
         self.acting = Some(tokio::spawn(async move {
             let done = task.await;
             // The loop may have ended.
-            let _ = events.send(Event::Acted(done)).await;
+            let _ = events.send(Event::Acted(Box::new(done))).await;
         }));
     }
 

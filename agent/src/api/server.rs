@@ -141,7 +141,7 @@ async fn beat(State(api): State<Api>, Json(beat): Json<Beat>) -> Result<Json<Bea
         let error = format!("node {id} is this agent ({}), it cannot beat to itself", api.config.node.name);
         return Err(Refused::new(StatusCode::CONFLICT, error, "give every node an id of its own"));
     }
-    api.ask(|answer| Event::Beat(beat, answer)).await.map(Json)
+    api.ask(|answer| Event::Beat(Box::new(beat), answer)).await.map(Json)
 }
 
 async fn hello(State(api): State<Api>, Json(hello): Json<Hello>) -> Result<Json<Welcome>, Refused> {

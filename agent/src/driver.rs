@@ -71,9 +71,9 @@ pub(crate) enum Broken {
 #[derive(Debug)]
 pub enum Event {
     /// A look at the local PostgreSQL, begun when this many actions had ended.
-    Postgres(PostgresObservation, u64),
+    Postgres(Box<PostgresObservation>, u64),
     /// A local action has ended.
-    Acted(Done),
+    Acted(Box<Done>),
     /// What became of the virtual IP.
     Address(AddressSeen),
     /// A proxy would have, or keep, the proxies' virtual IP.
@@ -314,7 +314,7 @@ impl Driver {
             Event::Postgres(observation, begun) => {
                 if begun == self.ended.load(Ordering::Acquire) {
                     self.parts.tell.looked(observation.running().is_some());
-                    self.node.look(observation);
+                    self.node.look(*observation);
                 }
             }
             Event::Acted(done) => {
@@ -323,7 +323,7 @@ impl Driver {
                 if let Err(error) = &done.result {
                     tracing::error!(action = %actions::describe(&done.action), "{error}");
                 }
-                self.node.acted(done, now);
+                self.node.acted(*done, now);
             }
             Event::Address(seen) => self.node.address(seen),
             Event::AddressWanted { proxy, priority, round, answer } => {
@@ -489,7 +489,7 @@ impl Driver {
         self.acting = Some(tokio::spawn(async move {
             let done = task.await;
             // The loop may have ended.
-            let _ = events.send(Event::Acted(done)).await;
+            let _ = events.send(Event::Acted(Box::new(done))).await;
         }));
     }
 

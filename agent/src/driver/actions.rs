@@ -233,7 +233,7 @@ pub(super) async fn watch(
     loop {
         let begun = ended.load(Ordering::Acquire);
         let observation = instance.observe().await;
-        if events.send(Event::Postgres(observation, begun)).await.is_err() {
+        if events.send(Event::Postgres(Box::new(observation), begun)).await.is_err() {
             return;
         }
         let quick = *hurry.borrow_and_update();

@@ -38,7 +38,7 @@ pub enum CloneError {
     #[error("cannot learn from {source_node} what there is to copy")]
     Ask {
         /// Whom.
-        source_node: Upstream,
+        source_node: Box<Upstream>,
         /// Why.
         #[source]
         source: SessionError,
@@ -107,7 +107,7 @@ pub enum CloneError {
     )]
     Failed {
         /// Whom it copied.
-        source_node: Upstream,
+        source_node: Box<Upstream>,
         /// Its exit status.
         status: String,
         /// The end of what it printed.

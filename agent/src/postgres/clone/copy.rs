@@ -106,7 +106,7 @@ impl Copy<'_> {
             return Ok(bytes);
         }
         let (status, output) = (status.to_string(), said.join("\n"));
-        Err(CloneError::Failed { source_node: from.clone(), status, output })
+        Err(CloneError::Failed { source_node: Box::new(from.clone()), status, output })
     }
 }
 

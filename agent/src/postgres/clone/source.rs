@@ -30,7 +30,7 @@ pub(super) struct Tablespace {
 
 impl Facts {
     pub(super) async fn of(settings: &Settings, from: &Upstream) -> Result<Self, CloneError> {
-        let failed = |source| CloneError::Ask { source_node: from.clone(), source };
+        let failed = |source| CloneError::Ask { source_node: Box::new(from.clone()), source };
         Self::ask(settings, from).await.map_err(failed)
     }
 

@@ -148,6 +148,8 @@ mod tests {
             postgres: (id == 1).then(|| "10.0.0.1:5432".parse().unwrap()),
             priority: 100,
             weight: 1,
+            tags: Default::default(),
+            upstream: None,
         }
     }
 

@@ -46,6 +46,8 @@ impl Group {
             postgres: None,
             priority: 0,
             weight: 0,
+            tags: Default::default(),
+            upstream: None,
         };
         self.command(Command::Register { descriptor, at: WallTime(4) }).await;
     }

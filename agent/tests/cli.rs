@@ -117,7 +117,7 @@ fn status(generation: u64, change: &Value, healthy: bool, second_agent: &str) ->
             "postgres": format!("10.0.0.{id}:5432"), "db": "UP", "vip": null, "vip_active": false, "priority": 100,
             "tags": { "promotable": true, "balance": true, "sync": true, "clone_from": false },
             "weight": 1, "streams_from": null, "attached": true, "allowed": true, "timeline": 1, "received": null, "replayed": "0/3000060",
-            "lag_bytes": null, "in_service": true, "pid": 100, "pending_restart": [], "pending_lowered": [], "refused": [], "info": ""
+            "lag_bytes": null, "in_service": true, "pid": 100, "pending_restart": [], "pending_lowered": [], "refused": [], "invited": false, "leaving": false, "info": ""
         })
     };
     json!({

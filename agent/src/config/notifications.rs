@@ -147,8 +147,11 @@ impl Notifications {
 
 /// Whether what is sent there leaves no machine.
 fn is_this_machine(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let octets: Vec<Option<u8>> = host.split('.').map(|part| part.parse().ok()).collect();
+    host.eq_ignore_ascii_case("localhost")
+        || host == "::1"
+        || matches!(*octets, [Some(127), Some(_), Some(_), Some(_)])
 }
 
 impl Smtp {

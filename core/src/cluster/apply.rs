@@ -49,19 +49,9 @@ fn dispatch(state: &mut ClusterState, command: &Command, revision: u64) -> Resul
             same_generation(state, *generation)?;
             begin(state, command.begun().ok_or(Rejected::WrongPhase)?, *scheduled)
         }
-        Command::Schedule { generation, due, from, to, end_transactions, at: _ } => {
+        Command::Schedule { generation, .. } => {
             same_generation(state, *generation)?;
-            schedule::schedule(
-                state,
-                Scheduled {
-                    number: revision,
-                    due: *due,
-                    from: *from,
-                    generation: *generation,
-                    to: *to,
-                    end_transactions: *end_transactions,
-                },
-            )
+            schedule::schedule(state, Scheduled::of(command, revision).ok_or(Rejected::WrongPhase)?)
         }
         Command::Unschedule { number, why, at } => schedule::unschedule(state, *number, why.as_deref(), *at),
         Command::Pause { node, until, at } => pause::pause(state, *node, (*at, *until), revision),

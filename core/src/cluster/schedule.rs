@@ -4,7 +4,7 @@ use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, NodeId, WallTime};
 use serde::{Deserialize, Serialize};
 
-use super::command::Rejected;
+use super::command::{Command, Rejected};
 use super::state::{ClusterState, HistoryEntry, Outcome};
 
 /// A switchover that is to begin at a set time.
@@ -22,6 +22,16 @@ pub struct Scheduled {
     pub to: Option<NodeId>,
     /// Whether transactions that do not end in time are to be ended.
     pub end_transactions: bool,
+}
+
+impl Scheduled {
+    /// What a command asks for that the log has under this number, if it asks for a schedule.
+    pub(super) fn of(command: &Command, number: u64) -> Option<Self> {
+        let Command::Schedule { generation, due, from, to, end_transactions, at: _ } = *command else {
+            return None;
+        };
+        Some(Self { number, due, from, generation, to, end_transactions })
+    }
 }
 
 /// Takes a schedule into the state.

@@ -231,10 +231,7 @@ impl fmt::Display for NotYet {
             Self::DuplicateName(name) => {
                 write!(f, "two agents call themselves {name}: give one another name")
             }
-            Self::AutoFailoverOff(name) => write!(
-                f,
-                "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"
-            ),
+            Self::AutoFailoverOff(name) => auto_failover_off(f, name),
             Self::Unguarded(name) => unguarded(f, name),
             Self::NeverConfirmed(name) => never_confirmed(f, name),
             Self::Listening(name) => {
@@ -272,6 +269,13 @@ impl fmt::Display for NotYet {
             }
         }
     }
+}
+
+fn auto_failover_off(f: &mut fmt::Formatter<'_>, name: &NodeName) -> fmt::Result {
+    write!(
+        f,
+        "primary {name} has failed, but automatic failover is off (failover.auto): run `pgherd promote`"
+    )
 }
 
 fn members_unseen(f: &mut fmt::Formatter<'_>, ids: &[NodeId]) -> fmt::Result {

@@ -3,8 +3,10 @@
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The raft library says at length what this agent says itself, and calls its own stop an error.
-const FILTER: &str = "info,openraft=error,openraft::core::heartbeat=off,openraft::raft::raft_inner=off";
+/// The raft library says at length what this agent says itself, and calls its own stop an error, and a change of voters that
+/// another leader has to make.
+const FILTER: &str = "info,openraft=error,openraft::core::heartbeat=off,openraft::raft::raft_inner=off,\
+                      openraft::raft::api::management=off";
 
 /// Logs to these writers from now on.
 pub(crate) fn start(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {

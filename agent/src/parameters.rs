@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgherd_common::errors::Chain;
 use pgherd_common::{NodeId, NodeName};
 use pgherd_core::events::{Event, Kind};
+use pgherd_core::parameters::is_settable;
 use pgherd_core::quorum::Admission;
 use tokio::sync::watch;
 
@@ -24,7 +25,9 @@ pub(crate) fn wanted(state: &ClusterState, node: NodeId) -> Option<Wanted> {
     let value = |(name, parameter): (&str, &crate::cluster::Parameter)| {
         (name.to_owned(), Value { value: parameter.value.clone(), number: parameter.number })
     };
-    Some(Wanted { number: parameters.number, values: parameters.of(node).into_iter().map(value).collect() })
+    let values = parameters.of(node).into_iter();
+    let settable = values.filter(|(name, parameter)| is_settable(name, &parameter.value));
+    Some(Wanted { number: parameters.number, values: settable.map(value).collect() })
 }
 
 /// For as long as the agent lives.
@@ -94,8 +97,14 @@ mod tests {
         state.parameters.cluster.insert("work_mem".to_owned(), parameter("4MB"));
         state.parameters.nodes.entry(NodeId(2)).or_default().insert("work_mem".to_owned(), parameter("8MB"));
         assert_eq!(wanted(&state, NodeId(1)), None);
+        state.parameters.cluster.insert("archive_command".to_owned(), parameter("rm -r /"));
         state.identity = Some(Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 });
         let value = |node| wanted(&state, node).unwrap().values["work_mem"].value.clone();
         assert_eq!((value(NodeId(1)), value(NodeId(2))), ("4MB".to_owned(), "8MB".to_owned()));
+        assert_eq!(
+            wanted(&state, NodeId(1)).unwrap().values.len(),
+            1,
+            "whoever wrote that into the log, it is not obeyed"
+        );
     }
 }

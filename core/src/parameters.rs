@@ -64,6 +64,18 @@ const OWNED: &[(&str, &str)] = &[
     ("hba_file", OWN_FILE),
     ("ident_file", OWN_FILE),
     ("external_pid_file", OWN_FILE),
+    ("unix_socket_permissions", OWN_FILE),
+    (
+        "synchronized_standby_slots",
+        "pgherd sets it itself where there are logical slots that are to survive a failover",
+    ),
+    (
+        "sync_replication_slots",
+        "pgherd sets it itself where there are logical slots that are to survive a failover",
+    ),
+    ("pre_auth_delay", "it is for developers, and keeps the agents out"),
+    ("post_auth_delay", "it is for developers, and keeps the agents out"),
+    ("db_user_namespace", "the agents' own users would be others then: set it in postgresql.conf"),
     ("bonjour", OWN_FILE),
     ("bonjour_name", OWN_FILE),
     ("allow_alter_system", OWN_FILE),
@@ -100,6 +112,67 @@ const NAMES_FILES: &[&str] = &[
     "unix_socket_group",
 ];
 
+/// Extensions whose parameters and libraries neither run programs nor name files.
+const EXTENSIONS: &[&str] = &[
+    "auto_explain",
+    "hnsw",
+    "ivfflat",
+    "pg_hint_plan",
+    "pg_prewarm",
+    "pg_qualstats",
+    "pg_stat_kcache",
+    "pg_stat_monitor",
+    "pg_stat_statements",
+    "pg_trgm",
+    "pg_wait_sampling",
+    "pgaudit",
+    "plpgsql",
+    "postgres_fdw",
+];
+
+/// Libraries besides those of [`EXTENSIONS`] that do no harm by being loaded.
+const LIBRARIES: &[&str] = &[
+    "auth_delay",
+    "citus",
+    "passwordcheck",
+    "pg_cron",
+    "pg_partman_bgw",
+    "pg_squeeze",
+    "pglogical",
+    "timescaledb",
+];
+
+/// Whether the cluster may set this at all. Also asked where a value is put to use: it may have come into the log by an
+/// agent that knew less.
+pub fn is_settable(name: &str, value: &str) -> bool {
+    is_name(name) && forbidden(name, value).is_none()
+}
+
+/// Why a parameter, or a value of it, is not set by the cluster, whatever the cluster is like; and what to do instead.
+pub fn forbidden(name: &str, value: &str) -> Option<(String, &'static str)> {
+    if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| *owned == name) {
+        return Some((format!("{name} is not set cluster-wide"), *instead));
+    }
+    if NAMES_FILES.contains(&name) {
+        return Some((format!("{name} is not set over the network"), BY_HAND));
+    }
+    if let Some((extension, _)) = name.split_once('.').filter(|(prefix, _)| !EXTENSIONS.contains(prefix)) {
+        let why = format!("{name} is not set over the network: what {extension} does with it is not known");
+        return Some((why, "set it in postgresql.conf or with ALTER SYSTEM"));
+    }
+    let known = |library: &str| EXTENSIONS.contains(&library) || LIBRARIES.contains(&library);
+    let unknown = |library: &&str| !library.is_empty() && !known(library);
+    let mut libraries = value.split(',').map(|library| library.trim().trim_matches('"'));
+    if name == "shared_preload_libraries"
+        && let Some(unknown) = libraries.find(unknown)
+    {
+        let why =
+            format!("{name} is not set to {unknown} over the network: what that library does is not known");
+        return Some((why, "libraries other than the usual ones are set in postgresql.conf"));
+    }
+    None
+}
+
 /// Judges one value. `normal`: as PostgreSQL itself has it, where that is known, else as it was given.
 pub fn judge(name: &str, normal: &str, facts: &Facts) -> Verdict {
     if let Some(refused) = refused(name, normal, facts) {
@@ -124,6 +197,12 @@ pub fn judge(name: &str, normal: &str, facts: &Facts) -> Verdict {
         "zero_damaged_pages" | "ignore_checksum_failure" | "ignore_invalid_pages" if !off => {
             confirm("damaged data is passed over in silence")
         }
+        "ssl" if !off => confirm(
+            "every node needs its certificate and key (ssl_cert_file, ssl_key_file), or PostgreSQL does not start there with it",
+        ),
+        "archive_mode" if !off => confirm(
+            "archive_command or archive_library has to be set on every node by hand, or WAL is kept until the disk is full",
+        ),
         "debug_discard_caches" if !off => confirm("it is for developers, and very slow"),
         _ => Verdict::Fine,
     }
@@ -131,17 +210,8 @@ pub fn judge(name: &str, normal: &str, facts: &Facts) -> Verdict {
 
 fn refused(name: &str, normal: &str, facts: &Facts) -> Option<Verdict> {
     let refuse = |why: String, instead: &'static str| Some(Verdict::Refused { why, instead });
-    if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| *owned == name) {
-        return refuse(format!("{name} is not set cluster-wide"), instead);
-    }
-    if NAMES_FILES.contains(&name) {
-        return refuse(format!("{name} is not set over the network"), BY_HAND);
-    }
-    let libraries = || normal.split(',').map(|library| library.trim().trim_matches('"'));
-    let plain = |library: &str| library.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-    if name == "shared_preload_libraries" && !libraries().all(plain) {
-        let why = format!("{name} may only have names of installed libraries, without a path");
-        return refuse(why, "libraries with a path are set in postgresql.conf");
+    if let Some((why, instead)) = forbidden(name, normal) {
+        return refuse(why, instead);
     }
     if name == "wal_level" && normal == "minimal" {
         return refuse(format!("{name} = minimal"), "standbys need at least replica");
@@ -196,7 +266,14 @@ mod tests {
             assert!(is_refused(name, "x"), "{name}");
         }
         assert!(is_refused("shared_preload_libraries", "pg_stat_statements, /tmp/evil"));
+        assert!(is_refused("shared_preload_libraries", "basebackup_to_shell"));
         assert!(!is_refused("shared_preload_libraries", "pg_stat_statements,\"auto_explain\""));
+        assert!(!is_refused("shared_preload_libraries", ""));
+        for name in ["plperl.on_init", "basebackup_to_shell.command", "myapp.tenant"] {
+            assert!(is_refused(name, "x"), "{name}");
+        }
+        assert!(is_settable("pg_stat_statements.max", "10000") && is_settable("work_mem", "4MB"));
+        assert!(!is_settable("work_mem\nport", "1") && !is_settable("archive_command", "rm"));
         assert_eq!(judge("work_mem", "4096", &FACTS), Verdict::Fine);
     }
 

@@ -91,6 +91,9 @@ pub enum OrderRefused {
     /// Kept out.
     #[error("{0} is not allowed in the cluster")]
     NotAllowed(NodeName),
+    /// On its way out.
+    #[error("{0} is being removed from the cluster (remove-node)")]
+    Leaving(NodeName),
     /// It is in an operator's hands.
     #[error("{node} is paused until {until}: its agent leaves PostgreSQL as it is")]
     Paused {
@@ -125,6 +128,7 @@ impl OrderRefused {
                  away and run pgherd create-standby"
             }
             Self::NotAllowed(_) => "pgherd allow-node NODE first",
+            Self::Leaving(_) => "pgherd add-node lets it in again once it has left",
             Self::Paused { .. } => "`pgherd unpause` first",
             Self::BadSource { .. } => "leave --from away, and the best source is taken",
             Self::Busy(_) => "pgherd rebuild NODE --stop ends it",

@@ -12,6 +12,7 @@ mod fence_script;
 pub mod lease;
 mod leave;
 mod slots;
+mod switch_over;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -23,15 +24,14 @@ use std::time::Duration;
 use pgherd_common::topology::ChangeKind;
 use pgherd_common::{Generation, Lsn, MonoTime, NodeId};
 
-use crate::cluster::{
-    Change, ChangePhase, ClusterState, HistoryEntry, Member, Outcome, PrimaryPhase, Service,
-};
+use crate::cluster::{ChangePhase, ClusterState, HistoryEntry, Member, Outcome, PrimaryPhase, Service};
 use crate::defect::{Defect, planted};
 use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::Offer;
 
 use cover::{commits, cover_action, may_let_in};
 use slots::{Slots, hold_back};
+use switch_over::switch_over;
 use upstream::{divergence, feeding, serving_upstream};
 
 pub use action::{Commits, LocalAction, Upstream, Wait};
@@ -404,7 +404,9 @@ impl Reconciler {
             return Reconciliation::default();
         }
         let paused = s.state.pauses.of(s.me);
-        if let Some(begun) = s.own.restarting.filter(|_| paused.is_none()) {
+        // A standby that nothing can be made of goes on as it is.
+        let in_vain = self.comeback.order().is_some() && !self.can_be_rebuilt(s);
+        if let Some(begun) = s.own.restarting.filter(|_| paused.is_none() && !in_vain) {
             let me = s.state.members.get(&s.me);
             if me.is_some_and(|member| member.service == Service::Up) {
                 return Reconciliation::wait("it is stopped once proxies are told to send nothing here");
@@ -445,6 +447,14 @@ impl Reconciler {
             return slots;
         }
         Reconciliation::act(LocalAction::Follow(source))
+    }
+
+    /// Whether there is all that it takes to carry out an operator's order.
+    fn can_be_rebuilt(&self, s: &Situation<'_>) -> bool {
+        let known = serving_upstream(s).zip(s.primary.filter(|primary| !primary.in_recovery));
+        known.is_some_and(|(upstream, running)| {
+            matches!(self.comeback.rebuild(&self.rules, &upstream, running, s.donors, s.now), Ok(Some(_)))
+        })
     }
 
     fn start_standby(&self, s: &Situation<'_>, member: &Member, stopped: &Stopped) -> Reconciliation {
@@ -568,30 +578,4 @@ fn give_up(s: &Situation<'_>, reason: String) -> Reconciliation {
         return Reconciliation::wait(reason);
     }
     Reconciliation::act(LocalAction::Fence { reason })
-}
-
-fn switch_over(s: &Situation<'_>, change: &Change) -> Reconciliation {
-    match (change.phase, &s.own.state) {
-        (ChangePhase::Preparing, _) if s.own.undrained == Some(change.begun) => {
-            Reconciliation::wait("waiting for the switchover to be given up")
-        }
-        (ChangePhase::Preparing, PostgresState::Running(_)) if s.own.prepared != Some(change.generation) => {
-            let (generation, begun) = (change.generation, change.begun);
-            Reconciliation::act(LocalAction::Prepare { generation, begun })
-        }
-        (ChangePhase::Stopping, PostgresState::Running(_)) if !s.work_is_held => {
-            Reconciliation::wait("waiting for the proxies to hold new work")
-        }
-        (ChangePhase::Stopping, PostgresState::Running(_)) if s.own.undrained == Some(change.begun) => {
-            Reconciliation::wait(
-                "transactions did not end in time: waiting for the switchover to be rolled back",
-            )
-        }
-        (ChangePhase::Stopping, PostgresState::Running(_) | PostgresState::Starting { .. }) => {
-            let (begun, end_transactions) = (change.begun, change.end_transactions);
-            Reconciliation::act(LocalAction::DrainAndStop { begun, end_transactions })
-        }
-        (ChangePhase::Stopping, PostgresState::Down(_)) => give_up(s, "switchover".to_owned()),
-        (_, _) => Reconciliation::default(),
-    }
 }

@@ -11,7 +11,7 @@ use pgherd_common::Clock;
 use pgherd_common::NodeName;
 use pgherd_common::errors::Chain;
 use pgherd_common::time::RealClock;
-use pgherd_core::parameters::{Facts, Verdict, is_name, judge};
+use pgherd_core::parameters::{Facts, Verdict, forbidden, is_name, is_settable, judge};
 
 use super::operator::{Answer, ask_agent, body, member, pass_on, propose};
 use super::server::{Api, Refused};
@@ -40,11 +40,11 @@ pub(super) async fn set(State(api): State<Api>, headers: HeaderMap, bytes: Bytes
     let request = lower(request)?;
     let state = api.consensus.state().borrow().clone();
     let place = request.node.as_ref().map(|name| member(&state, name)).transpose()?;
-    let judge = judging(&state, place)?;
-    let names = request.set.clone();
-    let asked = CheckParameters { set: names, reset: request.reset.clone() };
-    let Json(checked) = ask_agent::<_, Checked>(&api, &judge.descriptor.agent, CHECK, &asked).await?;
-    let notes = refuse(&api, &state, &request, &checked, &judge.descriptor.name)?;
+    let (checked, notes) = match examine(&api, &state, place, &request).await {
+        // Taking back is what helps where PostgreSQL does not run for what was set: it needs nobody's word.
+        Err(_) if request.set.is_empty() => (Checked::default(), Vec::new()),
+        examined => examined?,
+    };
     let set = request.set.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
     let values = set.chain(request.reset.iter().map(|name| (name.clone(), None))).collect();
     let by: String = request.by.chars().filter(|c| !c.is_control()).take(BY_CHARS_MAX).collect();
@@ -60,6 +60,23 @@ pub(super) async fn set(State(api): State<Api>, headers: HeaderMap, bytes: Bytes
     }
     tracing::info!(set = ?request.set, reset = ?request.reset, %by, "an operator has set parameters of PostgreSQL");
     Ok(Json(Accepted { message: told(&state, &request, &checked, &notes), generation: None }))
+}
+
+/// What a PostgreSQL says of it, and what should be known besides.
+async fn examine(
+    api: &Api,
+    state: &ClusterState,
+    place: Option<&Member>,
+    request: &SetParameters,
+) -> Result<(Checked, Vec<String>), Refused> {
+    if let Some((why, instead)) = request.set.iter().find_map(|(name, value)| forbidden(name, value)) {
+        return Err(Refused::new(StatusCode::CONFLICT, format!("{why}: {instead}"), "nothing was changed"));
+    }
+    let judge = judging(state, place)?;
+    let asked = CheckParameters { set: request.set.clone(), reset: request.reset.clone() };
+    let Json(checked) = ask_agent::<_, Checked>(api, &judge.descriptor.agent, CHECK, &asked).await?;
+    let notes = refuse(api, state, request, &checked, &judge.descriptor.name)?;
+    Ok((checked, notes))
 }
 
 /// Names in lower case, as PostgreSQL takes them, and nothing that no server could take.
@@ -209,6 +226,11 @@ pub(super) async fn check(State(api): State<Api>, bytes: Bytes) -> Result<Json<C
 async fn checked(instance: &Instance, asked: &CheckParameters) -> Result<Checked, String> {
     fn spell(error: &dyn std::error::Error) -> String {
         Chain(error).to_string()
+    }
+    // PostgreSQL would read any file for some of them.
+    if let Some((name, _)) = asked.set.iter().find(|(name, value)| !is_settable(name, value)) {
+        let problems = vec![format!("{name} is nothing that the cluster sets")];
+        return Ok(Checked { problems, ..Checked::default() });
     }
     let names: Vec<&String> = asked.set.keys().chain(&asked.reset).collect();
     let contexts = instance.contexts(&names).await.map_err(|error| spell(&error))?;

@@ -150,6 +150,16 @@ async fn beat(State(api): State<Api>, Json(beat): Json<Beat>) -> Result<Json<Bea
         let error = format!("node {id} is this agent ({}), it cannot beat to itself", api.config.node.name);
         return Err(Refused::new(StatusCode::CONFLICT, error, "give every node an id of its own"));
     }
+    let said = &beat.observation.descriptor;
+    let known = api.consensus.roster().get(id);
+    if let Some(known) = known.filter(|known| (&known.name, &known.agent) != (&said.name, &said.agent)) {
+        let error = format!(
+            "node {id} is {} at {} to this cluster, not {} at {}: one that was removed, and added again elsewhere, is heard no more",
+            known.name, known.agent, said.name, said.agent
+        );
+        let hint = "stop the agent that was removed; if a node has moved, correct [[members]] on all nodes and restart their agents";
+        return Err(Refused::new(StatusCode::CONFLICT, error, hint));
+    }
     api.ask(|answer| Event::Beat(Box::new(beat), answer)).await.map(Json)
 }
 

@@ -103,7 +103,10 @@ async fn take_turn(
     name: &NodeName,
     target: Minor,
 ) -> Result<Outcome, CliError> {
-    await_installed(agent, name, target).await?;
+    if await_installed(agent, name, target).await? {
+        // That may have taken days: who is what, and whether all are in service, is looked at again.
+        return Ok(Outcome::Good);
+    }
     let is_primary =
         status.nodes.iter().any(|node| node.name == *name && node.agent_type == AgentType::Primary);
     if is_primary && args.switchover {
@@ -132,8 +135,9 @@ async fn take_turn(
     Ok(Outcome::good_if(now.is_some_and(|node| runs(node, target))))
 }
 
-/// Waits until the programs of a node are new enough; the operator, or their configuration management, sees to that.
-async fn await_installed(agent: &Agent, name: &NodeName, target: Minor) -> Result<(), CliError> {
+/// Waits until the programs of a node are new enough; the operator, or their configuration management, sees to that. Tells
+/// whether that had to be waited for.
+async fn await_installed(agent: &Agent, name: &NodeName, target: Minor) -> Result<bool, CliError> {
     let mut told = false;
     loop {
         let versions: Vec<VersionStatus> = agent.fetch("/v1/versions").await?;
@@ -141,7 +145,7 @@ async fn await_installed(agent: &Agent, name: &NodeName, target: Minor) -> Resul
             return Err(CliError::NoSuchNode { node: name.clone() });
         };
         if installed(&node.here).is_some_and(|installed| installed >= target) {
-            return Ok(());
+            return Ok(told);
         }
         if !told {
             let has = node.here.installed.as_deref().unwrap_or("nothing that tells its version");
@@ -226,11 +230,11 @@ fn first_step(versions: &[VersionStatus]) -> String {
     )
 }
 
-/// Whose turn it is: standbys first, the primary last.
+/// Whose turn it is: standbys first, the primary last. Who is kept out of the cluster has to be seen to by hand.
 fn next<'a>(status: &'a ClusterStatus, versions: &[VersionStatus], target: Minor) -> Option<&'a NodeStatus> {
     let behind =
         |node: &&NodeStatus| versions.iter().any(|known| known.node == node.name && !runs(known, target));
-    let todo = status.nodes.iter().filter(behind);
+    let todo = status.nodes.iter().filter(|node| node.allowed).filter(behind);
     todo.min_by_key(|node| (node.agent_type == AgentType::Primary, node.id))
 }
 
@@ -294,6 +298,14 @@ mod tests {
         assert_eq!(turn(&[old("server1"), new("server2"), old("server3")]).as_deref(), Some("server3"));
         assert_eq!(turn(&[old("server1"), new("server2"), new("server3")]).as_deref(), Some("server1"));
         assert_eq!(turn(&[new("server1"), node("server2", "15.15", "15.15"), new("server3")]), None);
+        let mut status = three_nodes();
+        status.nodes[1].allowed = false;
+        let left = next(&status, &[old("server1"), old("server2"), old("server3")], (15, 14));
+        assert_eq!(
+            left.map(|node| node.name.as_str()),
+            Some("server3"),
+            "server2 is kept out of the cluster"
+        );
     }
 
     #[test]

@@ -346,22 +346,26 @@ impl Instance {
         fenced: u64,
         besides: &Besides<'_>,
     ) -> Result<(), StartError> {
-        let unproven = self.lay_out_wanted().await?;
-        match self.launch_once(following, fenced, besides).await {
-            Ok(told) => self.started(&told).await,
-            Err(first @ StartError::Ended { .. }) if !unproven.is_empty() => {
-                self.lay_out_proven(&unproven).await?;
-                let Ok(told) = self.launch_once(following, fenced, besides).await else {
-                    // It was not for them.
-                    self.lay_out_wanted().await?;
-                    return Err(first);
-                };
-                self.refuse_values(&unproven, &first.complaint()).await;
+        self.lay_out_wanted().await?;
+        let first = match self.launch_once(following, fenced, besides).await {
+            Ok(told) => {
                 self.started(&told).await;
+                return Ok(());
             }
+            Err(first @ StartError::Ended { .. }) => first,
             Err(error) => return Err(error),
+        };
+        for doubts in self.doubts().await {
+            self.lay_out_instead(&doubts).await?;
+            if let Ok(told) = self.launch_once(following, fenced, besides).await {
+                self.refuse_values(doubts, &first.complaint()).await;
+                self.started(&told).await;
+                return Ok(());
+            }
         }
-        Ok(())
+        // It was not for them.
+        self.lay_out_wanted().await?;
+        Err(first)
     }
 
     /// Tells what the start was told besides.

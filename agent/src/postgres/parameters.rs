@@ -2,8 +2,9 @@
 //! PostgreSQL does not take.
 //!
 //! `pgherd.conf` includes the file before all that the agent sets there itself, so that nothing in it wins over that. It
-//! is laid out before every start and rewritten while PostgreSQL runs, each time as a whole. What PostgreSQL has run with
-//! here is remembered in the agent's state directory: where it does not start with newer values, it is started with those.
+//! is laid out before every start and rewritten while PostgreSQL runs, each time as a whole. What PostgreSQL has run with,
+//! and started with, here is remembered in the agent's state directory: where it does not start with newer values, it is
+//! started with those. That a reload has taken a value says nothing of a start (`ssl = on` without a certificate).
 
 mod ask;
 mod show;
@@ -34,6 +35,9 @@ fn file(data_dir: &Path) -> PathBuf {
 
 /// A parameter that a start is told on its command line, with its value.
 pub(super) type Told = (&'static str, u32);
+
+/// Values that are doubted, by name, and what stands in the place of each, if anything does.
+pub(super) type Doubts = BTreeMap<String, Option<String>>;
 
 /// A value as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +91,9 @@ pub enum ParametersError {
 struct Kept {
     /// With what PostgreSQL last ran here.
     proven: BTreeMap<String, String>,
+    /// With what it last started.
+    #[serde(default)]
+    started: BTreeMap<String, String>,
     /// What it did not take.
     refused: BTreeMap<String, RefusedValue>,
 }
@@ -151,6 +158,19 @@ impl Parameters {
         let mut values = self.values();
         values.retain(|name, value| self.kept.proven.get(name) != Some(value));
         values
+    }
+
+    /// What may keep PostgreSQL from starting: first what it has never run with, then all that it was not started with
+    /// before, since a reload takes values that a start does not.
+    fn doubts(&self) -> Vec<Doubts> {
+        let differs = |known: &BTreeMap<String, String>| -> Doubts {
+            let values = self.values().into_iter().filter(|(name, value)| known.get(name) != Some(value));
+            values.map(|(name, _)| (name.clone(), known.get(&name).cloned())).collect()
+        };
+        let mut doubts = vec![differs(&self.kept.proven), differs(&self.kept.started)];
+        doubts.dedup();
+        doubts.retain(|doubts| !doubts.is_empty());
+        doubts
     }
 
     fn refuse(&mut self, name: &str, why: &str) {
@@ -265,7 +285,7 @@ impl Instance {
         Ok(())
     }
 
-    /// What runs has proven itself.
+    /// What runs has proven itself, as far as that goes without a start.
     async fn note_what_runs(
         &self,
         parameters: &mut Parameters,
@@ -287,48 +307,54 @@ impl Instance {
         Ok(())
     }
 
-    /// Before a start: the file is as it should be. Tells which values have yet to prove themselves.
-    pub(super) async fn lay_out_wanted(&self) -> Result<BTreeMap<String, String>, FileError> {
+    /// Before a start: the file is as it should be.
+    pub(super) async fn lay_out_wanted(&self) -> Result<(), FileError> {
         let mut parameters = self.shared.parameters.lock().await;
         let Some(number) = parameters.wanted.as_ref().map(|wanted| wanted.number) else {
-            return Ok(BTreeMap::new());
+            return Ok(());
         };
         let values = parameters.values();
         if !values.is_empty() || file(self.data_dir()).exists() {
             self.lay_out(&values)?;
         }
         parameters.applied = number;
-        Ok(parameters.unproven())
+        Ok(())
+    }
+
+    /// What may keep PostgreSQL from starting: each time more of it, and what stands in its place.
+    pub(super) async fn doubts(&self) -> Vec<Doubts> {
+        self.shared.parameters.lock().await.doubts()
     }
 
     /// Before anything runs on the data that is no server, such as what pg_rewind starts for crash recovery: it could not
     /// go back to values that work.
     pub(super) async fn lay_out_what_works(&self) -> Result<(), FileError> {
-        let unproven = self.shared.parameters.lock().await.unproven();
-        if unproven.is_empty() { Ok(()) } else { self.lay_out_proven(&unproven).await }
+        let most = self.doubts().await.pop().unwrap_or_default();
+        self.lay_out_instead(&most).await
     }
 
     /// PostgreSQL did not start: before another attempt these values are gone, or what they were.
-    pub(super) async fn lay_out_proven(&self, unproven: &BTreeMap<String, String>) -> Result<(), FileError> {
-        let parameters = self.shared.parameters.lock().await;
-        let mut values = parameters.values();
-        values.retain(|name, value| match parameters.kept.proven.get(name) {
-            _ if !unproven.contains_key(name) => true,
-            Some(proven) => {
-                proven.clone_into(value);
-                true
-            }
-            None => false,
-        });
-        self.lay_out(&values)
+    pub(super) async fn lay_out_instead(&self, doubts: &Doubts) -> Result<(), FileError> {
+        let mut values = self.shared.parameters.lock().await.values();
+        for (name, instead) in doubts {
+            match instead {
+                Some(instead) => values.insert(name.clone(), instead.clone()),
+                None => values.remove(name),
+            };
+        }
+        if values.is_empty() && !file(self.data_dir()).exists() { Ok(()) } else { self.lay_out(&values) }
     }
 
     /// PostgreSQL started without these values and did not with them.
-    pub(super) async fn refuse_values(&self, unproven: &BTreeMap<String, String>, why: &str) {
+    pub(super) async fn refuse_values(&self, doubts: Doubts, why: &str) {
         let mut parameters = self.shared.parameters.lock().await;
-        for (name, value) in unproven {
-            tracing::error!(%name, %value, "PostgreSQL does not start with this value, and runs without it: {why}");
-            parameters.refuse(name, why);
+        for (name, instead) in doubts {
+            tracing::error!(%name, "PostgreSQL does not start with the value that was set, and runs without it: {why}");
+            parameters.refuse(&name, why);
+            match instead {
+                Some(instead) => parameters.kept.proven.insert(name, instead),
+                None => parameters.kept.proven.remove(&name),
+            };
         }
         self.kept(&parameters);
     }
@@ -345,8 +371,16 @@ impl Instance {
                     None => values.remove(*name),
                 };
             }
+            parameters.kept.started.clone_from(&values);
             parameters.kept.proven = values;
             parameters.seen = true;
+            // Somebody else may have written it meanwhile, before it was known what does not work.
+            let wanted = parameters.values();
+            let there = !wanted.is_empty() || file(self.data_dir()).exists();
+            if let Err(error) = if there { self.lay_out(&wanted) } else { Ok(()) } {
+                tracing::warn!("{}", pgherd_common::errors::Chain(&error));
+                parameters.seen = false;
+            }
             if parameters.kept != before {
                 self.kept(&parameters);
             }
@@ -438,6 +472,23 @@ mod tests {
         parameters.wanted = Some(wanted(&[("a", "2", 7)]));
         assert_eq!(pairs(&parameters.values()), [("a", "2")]);
         assert_eq!(parameters.refused().count(), 0);
+    }
+
+    #[test]
+    fn what_never_ran_is_doubted_first_and_then_all_that_was_not_there_at_a_start() {
+        let mut parameters = Parameters {
+            wanted: Some(wanted(&[("a", "2", 5), ("b", "x", 6), ("c", "1", 7)])),
+            ..Parameters::default()
+        };
+        parameters.kept.proven =
+            BTreeMap::from([("a", "1"), ("b", "x"), ("c", "1")].map(|(n, v)| (n.into(), v.into())));
+        parameters.kept.started = BTreeMap::from([("a", "1"), ("c", "1")].map(|(n, v)| (n.into(), v.into())));
+        let first = Doubts::from([("a".to_owned(), Some("1".to_owned()))]);
+        let then = Doubts::from([("a".to_owned(), Some("1".to_owned())), ("b".to_owned(), None)]);
+        assert_eq!(parameters.doubts(), [first, then]);
+        parameters.kept.started = parameters.values();
+        parameters.kept.proven = parameters.values();
+        assert!(parameters.doubts().is_empty());
     }
 
     #[test]

@@ -201,8 +201,24 @@ async fn a_value_that_postgresql_does_not_take_costs_nothing_but_the_value() {
     other.start_primary(&Commits::Free).await.unwrap();
     assert_eq!(show(&server, "superuser_reserved_connections").await, "20");
 
+    // What a reload takes and a start does not: there is no certificate.
+    other
+        .want(wanted(
+            5,
+            &[("max_connections", "40"), ("superuser_reserved_connections", "20"), ("ssl", "on")],
+        ))
+        .await;
+    other.configure().await.unwrap();
+    other.stop_fast(Duration::from_secs(10)).await.unwrap();
+    other.start_primary(&Commits::Free).await.unwrap();
+    assert_eq!(show(&server, "ssl").await, "off");
+    let (_, parameters) = other.parameters_here().await;
+    let why = &parameters["ssl"].standing;
+    assert!(matches!(why, Standing::Refused { why } if why.contains("server.crt")), "{why:?}");
+    assert_eq!(show(&server, "superuser_reserved_connections").await, "20");
+
     // Where the values are not to blame, they stay.
-    other.want(wanted(5, &[("max_connections", "41"), ("superuser_reserved_connections", "20")])).await;
+    other.want(wanted(6, &[("max_connections", "41"), ("superuser_reserved_connections", "20")])).await;
     other.configure().await.unwrap();
     other.stop_fast(Duration::from_secs(10)).await.unwrap();
     configure(&server, "no_such_thing_either = 1");

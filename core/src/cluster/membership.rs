@@ -79,7 +79,6 @@ impl ClusterState {
 
     fn forget(&mut self, id: NodeId, name: NodeName, at: WallTime) {
         self.invited.remove(&id);
-        self.readmitted.remove(&id);
         self.pauses.nodes.remove(&id);
         self.parameters.nodes.remove(&id);
         self.relays.remove(&id);
@@ -89,6 +88,13 @@ impl ClusterState {
         self.removed.push(Removed { id, name, at });
         let excess = self.removed.len().saturating_sub(Self::REMOVED_MAX);
         self.removed.drain(..excess);
+        // The number of a store stays: the node may be added again with that store, and has to find it.
+        let (members, invited, removed) = (&self.members, &self.invited, &self.removed);
+        self.readmitted.retain(|node, _| {
+            members.contains_key(node)
+                || invited.contains_key(node)
+                || removed.iter().any(|removed| removed.id == *node)
+        });
     }
 }
 
@@ -137,7 +143,8 @@ fn invite(state: &mut ClusterState, node: NodeId, invited: Invited) -> Verdict {
     if state.members.len() + state.invited.len() >= ClusterState::MEMBERS_MAX {
         return Err(Rejected::TooManyMembers);
     }
-    state.removed.retain(|removed| removed.id != node && removed.name != invited.name);
+    // Of another id with this name there may be an agent that has yet to learn of its end.
+    state.removed.retain(|removed| removed.id != node);
     state.invited.insert(node, invited);
     Ok(true)
 }

@@ -34,10 +34,11 @@ impl ClusterState {
         running.is_streaming() && addresses.any(|address| running.follows.as_ref() == Some(address))
     }
 
-    /// Whether a member's configuration has it stream from the primary, as things are.
-    pub fn is_direct(&self, member: &Member) -> bool {
-        let primary = self.primary_member().map(|member| &member.descriptor.name);
-        member.descriptor.upstream.as_ref().is_none_or(|upstream| Some(upstream) == primary)
+    /// Whether a member's configuration has it stream from this primary; also where it names nobody who could be streamed
+    /// from.
+    pub fn is_direct(&self, member: &Member, primary: NodeId) -> bool {
+        let upstream = member.descriptor.upstream.as_ref().and_then(|name| self.by_name(name));
+        upstream.is_none_or(|upstream| !upstream.is_database() || upstream.descriptor.id == primary)
     }
 }
 

@@ -17,7 +17,9 @@ impl View<'_> {
     /// What is asked of commits: the most that any agent's configuration asks for, so that a file which was forgotten
     /// on one node takes nothing away.
     pub(super) fn durability(&self) -> Durability {
-        self.all_fresh().map(|said| said.durability).fold(self.policy.durability, Durability::and)
+        // Who is only invited has no say yet.
+        let members = self.all_fresh().filter(|said| self.state.members.contains_key(&said.descriptor.id));
+        members.map(|said| said.durability).fold(self.policy.durability, Durability::and)
     }
 
     /// For how many standbys commits are to wait. Whoever asks for it may only be silent.
@@ -33,18 +35,18 @@ impl View<'_> {
     /// Members that commits on this primary may wait for: those that could be promoted and are not kept out of it. What
     /// streams from another standby acknowledges nothing to the primary.
     pub(super) fn sync_members(&self, primary: NodeId) -> impl Iterator<Item = &Member> {
-        let counts = |member: &Member| member.priority() > 0 && self.kept_out(member).is_none();
+        let counts = move |member: &Member| member.priority() > 0 && self.kept_out(member, primary).is_none();
         self.state
             .databases()
             .filter(move |member| member.descriptor.id != primary && member.may_serve() && counts(member))
     }
 
     /// What its configuration has to say against waiting for it.
-    fn kept_out(&self, member: &Member) -> Option<&'static str> {
+    fn kept_out(&self, member: &Member, primary: NodeId) -> Option<&'static str> {
         if !member.descriptor.tags.sync {
             return Some("sync = false");
         }
-        (!self.state.is_direct(member)).then_some("node.upstream")
+        (!self.state.is_direct(member, primary)).then_some("node.upstream")
     }
 
     /// Members that no commit on this primary waits for, by their own configuration, and what in it says so.
@@ -52,12 +54,14 @@ impl View<'_> {
         let others =
             self.state.databases().filter(|member| member.descriptor.id != primary && member.may_serve());
         others
-            .filter_map(|member| Some(format!("{} ({})", member.descriptor.name, self.kept_out(member)?)))
+            .filter_map(|member| {
+                Some(format!("{} ({})", member.descriptor.name, self.kept_out(member, primary)?))
+            })
             .collect()
     }
 
     /// Those of them that do their work.
-    fn sync_standbys(&self, primary: NodeId) -> Vec<NodeId> {
+    pub(super) fn sync_standbys(&self, primary: NodeId) -> Vec<NodeId> {
         let end = self.last_primary_position(primary);
         let near = |id: NodeId| {
             self.running(id).zip(end).is_some_and(|(running, end)| end.bytes_since(running.received) <= NEAR)

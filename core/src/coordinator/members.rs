@@ -12,7 +12,7 @@ use pgherd_common::{NodeId, NodeName};
 use super::Action;
 use super::report::{NotYet, Report, VotersStay};
 use super::view::View;
-use crate::cluster::{ClusterState, Command, Leaving};
+use crate::cluster::{ClusterState, Command, Leaving, Member};
 use crate::observation::PostgresState;
 
 /// Why a node cannot be removed.
@@ -73,7 +73,7 @@ pub enum RemoveRefused {
     /// Commits would wait for nobody.
     #[error(
         "commits are to wait for {asked} standbys (failover.sync_standbys), and without {leaving} only {left} that can be \
-         promoted would be left"
+         promoted and run would be left"
     )]
     TooFewStandbys {
         /// Who would go.
@@ -105,7 +105,8 @@ impl RemoveRefused {
             }
             Self::NoMajority { .. } => "start the agents that are silent first",
             Self::TooFewStandbys { .. } => {
-                "add a standby first, or lower failover.sync_standbys on all nodes and restart their agents"
+                "add a standby first, or bring one back; nodes with sync = false or node.upstream do not count. Or lower \
+                 failover.sync_standbys on all nodes and restart their agents"
             }
             Self::NobodySilent => "pgherd remove-node NODE removes one that runs",
         }
@@ -145,9 +146,19 @@ impl View<'_> {
         None
     }
 
+    /// The next step of the first that can take one.
     fn see_off(&self, me: NodeId, report: &mut Report) -> Option<Action> {
-        let leaves = self.state.members.values().find_map(|member| Some((member, member.leaving?)));
-        let (member, leaving) = leaves?;
+        let mut leave = self.state.members.values().filter_map(|member| Some((member, member.leaving?)));
+        leave.find_map(|(member, leaving)| self.see_one_off(me, member, leaving, report))
+    }
+
+    fn see_one_off(
+        &self,
+        me: NodeId,
+        member: &Member,
+        leaving: Leaving,
+        report: &mut Report,
+    ) -> Option<Action> {
         let id = member.descriptor.id;
         let wait = |report: &mut Report, what: String| {
             report.waiting.push(NotYet::Leaving { node: member.descriptor.name.clone(), what });
@@ -276,8 +287,8 @@ impl View<'_> {
     fn check_cover(&self, nodes: &BTreeSet<NodeId>, leaving: String) -> Result<(), RemoveRefused> {
         let Some(primary) = self.state.primary else { return Ok(()) };
         let asked = self.asked(self.durability());
-        let staying = self.sync_members(primary.node).filter(|member| !nodes.contains(&member.descriptor.id));
-        let left = staying.count();
+        let up = self.sync_standbys(primary.node).into_iter();
+        let left = up.filter(|id| !nodes.contains(id)).count();
         let database = nodes.iter().any(|id| self.state.members.get(id).is_some_and(|m| m.is_database()));
         if database && usize::try_from(asked).is_ok_and(|asked| left < asked) {
             return Err(RemoveRefused::TooFewStandbys { leaving, asked, left });

@@ -110,6 +110,11 @@ impl View<'_> {
             return Err(format!("behind {name} it did not keep up; that is tried again in {left} s"));
         }
         let present = self.state.relays.get(&id) == Some(&upstream);
+        let streams = self.running(id).is_some_and(|running| running.in_recovery && running.is_streaming());
+        let well = streams && self.trails.keeps_up(id, self.now);
+        if !(present || well) {
+            return Err(format!("it has yet to stream from the primary before it can from {name}"));
+        }
         if present && !self.trails.keeps_up(id, self.now) {
             return Err(format!("behind {name} it does not keep up"));
         }

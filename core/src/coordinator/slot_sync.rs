@@ -47,7 +47,7 @@ impl View<'_> {
             let paused = self.state.pauses.nodes.contains_key(&id);
             // Who streams for a moment from nobody is told by its service soon enough.
             let known = waited.is_some_and(|waited| waited.contains(&id));
-            up && !paused && self.state.is_direct(member) && (known || direct(id))
+            up && !paused && self.state.is_direct(member, primary) && (known || direct(id))
         };
         self.state.databases().filter(fit).map(|member| member.descriptor.id).collect()
     }

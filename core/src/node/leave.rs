@@ -58,9 +58,13 @@ impl Node {
         self.state.belongs(self.id())
     }
 
-    /// Why this node is not to run PostgreSQL any more.
+    /// Why this node is not to run PostgreSQL any more. For as long as acknowledged commits may rest on it, it goes on: a
+    /// failover would need it.
     pub(super) fn farewell(&self) -> Option<&'static str> {
-        let leaves = self.state.is_leaving(self.id()) || self.removed().is_some();
+        let cover = &self.state.cover;
+        let rested_on = cover.wanted.of.contains(&self.id()) || cover.promised.of.contains(&self.id());
+        let goes_on = rested_on || self.state.change.is_some();
+        let leaves = (self.state.is_leaving(self.id()) && !goes_on) || self.removed().is_some();
         (leaves && !self.is_primary()).then_some("this node is removed from the cluster (remove-node)")
     }
 

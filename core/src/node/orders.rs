@@ -35,6 +35,9 @@ impl Node {
         if !member.allowed {
             return refuse(OrderRefused::NotAllowed);
         }
+        if member.leaving.is_some() {
+            return refuse(OrderRefused::Leaving);
+        }
         if let Some(pause) = self.state.pauses.of(self.id()) {
             return Err(OrderRefused::Paused { node: name, until: pause.until });
         }

@@ -698,11 +698,31 @@ fn a_node_that_is_removed_stops_its_standby_and_has_left_once_the_others_say_so(
     });
     rig.node.look(postgres(true));
     let answer = |revision, removed| BeatAnswer { lease: None, readmitted: None, revision, removed };
-    let newer = rig.state.revision + 2;
     rig.node.answered(NodeId(3), rig.now, &answer(rig.state.revision - 1, Some(WallTime(7))));
     assert_eq!(rig.node.has_left(), None, "it knows better");
 
+    let want = |of: &[u64]| Command::WantCover {
+        generation,
+        set: SyncSet { standbys: 1, of: of.iter().copied().map(NodeId).collect() },
+    };
+    rig.commit(&want(&[1]));
+    rig.commit(&Command::SettleCover { generation, number: rig.state.cover.number });
     rig.commit(&Command::Remove { node: NodeId(1), force: false, at: WallTime(6) });
+    let goes_on = |rig: &mut Rig, why: &str| {
+        while let Some(begun) = rig.turn().act {
+            assert!(!matches!(begun.action, LocalAction::StopFast { .. }), "{why}: {begun:?}");
+            let (action, before, observation) = (begun.action, begun.before, postgres(true));
+            rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation }, rig.now);
+            rig.now = rig.now + Duration::from_millis(10);
+        }
+    };
+    rig.node.look(postgres(true));
+    goes_on(&mut rig, "a failover would need it");
+    rig.commit(&want(&[3]));
+    goes_on(&mut rig, "as long as that is not settled");
+    rig.commit(&Command::SettleCover { generation, number: rig.state.cover.number });
+    rig.node.look(postgres(true));
+    let newer = rig.state.revision + 2;
     let begun = rig.turn().act.map(|begun| begun.action);
     assert!(matches!(begun, Some(LocalAction::StopFast { .. })), "{begun:?}");
     let before = Before { primary_of: None, ran: true };

@@ -34,7 +34,7 @@ impl Slots {
     /// What is to be done: at once where the members or the role are others than before, otherwise from time to time.
     pub(super) fn action(&self, s: &Situation<'_>, running: &Running) -> Option<LocalAction> {
         let in_recovery = running.in_recovery;
-        let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.allowed);
+        let others = s.state.databases().filter(|member| member.descriptor.id != s.me && member.may_serve());
         let others: Vec<&Member> = others.collect();
         let members: BTreeSet<NodeName> =
             others.iter().map(|member| member.descriptor.name.clone()).collect();

@@ -6,10 +6,15 @@ use crate::observation::Running;
 
 /// The primary to follow, when there is one and no change in flight that may give it up.
 pub(super) fn serving_upstream(s: &Situation<'_>) -> Option<Upstream> {
-    let descriptor = &s.state.members.get(&s.state.upstream()?)?.descriptor;
+    let primary = s.state.upstream()?;
+    let descriptor = &s.state.members.get(&primary)?.descriptor;
     let (node, address) = (descriptor.name.clone(), descriptor.postgres.clone()?);
     let generation = (s.state.cover.number > 0).then_some(s.state.generation);
-    Some(Upstream { node, address, generation, copy_slots: s.state.slot_sync.is_some() })
+    // Copies that are no longer wanted are removed by who makes them, and by nobody else.
+    let copies =
+        s.state.slot_sync.is_some() || s.own.running().is_some_and(|own| !own.logical.slots.is_empty());
+    let direct = s.state.members.get(&s.me).is_none_or(|me| s.state.is_direct(me, primary));
+    Some(Upstream { node, address, generation, copy_slots: copies && direct })
 }
 
 /// Whom to stream from: the standby that the log names, otherwise the primary.

@@ -208,11 +208,6 @@ fn a_standby_is_stopped_then_rebuilt_and_the_order_ends_with_that() {
     assert_eq!(rig.order(2, Some("server3")), Ok(1), "the same again is the same order");
     assert!(matches!(rig.order(3, None), Err(OrderRefused::Busy(_))));
     assert_eq!(rig.act(), None, "proxies may send it something yet");
-    let service = Service::Failed("an operator has it restarted or rebuilt".to_owned());
-    rig.commit(&Command::SetService { generation, node, service, at: WallTime(8) });
-    let begun = rig.act().unwrap();
-    let drained = LocalAction::DrainAndStop { begun: WallTime(7), end_transactions: true };
-    assert_eq!(begun.action, drained);
     let done = |begun: crate::node::Begun, result: Result<(), String>, observation| Done {
         action: begun.action,
         before: begun.before,
@@ -220,6 +215,17 @@ fn a_standby_is_stopped_then_rebuilt_and_the_order_ends_with_that() {
         setback: None,
         observation,
     };
+    rig.hear(3, down());
+    let begun = rig.act().unwrap();
+    let goes_on = matches!(begun.action, LocalAction::AlignSlots { .. });
+    assert!(goes_on, "while there is nobody to copy from: {begun:?}");
+    rig.node.acted(done(begun, Ok(()), postgres(true, 1000)), rig.now);
+    rig.hear(3, postgres(true, 900));
+    let service = Service::Failed("an operator has it restarted or rebuilt".to_owned());
+    rig.commit(&Command::SetService { generation, node, service, at: WallTime(8) });
+    let begun = rig.act().unwrap();
+    let drained = LocalAction::DrainAndStop { begun: WallTime(7), end_transactions: true };
+    assert_eq!(begun.action, drained);
     rig.node.acted(done(begun, Ok(()), down()), rig.now);
     let begun = rig.act().unwrap();
     let LocalAction::Rebuild(rebuild) = &begun.action else { panic!("{begun:?}") };

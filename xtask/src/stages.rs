@@ -29,14 +29,7 @@ pub(crate) fn test_stages() -> Vec<Stage> {
             // Always the whole workspace: for fewer packages the dependencies would be built anew.
             stage(
                 "unit and integration tests",
-                &[
-                    "nextest",
-                    "run",
-                    "--workspace",
-                    "--test-threads=3",
-                    "-E",
-                    "not package(pgherd-cluster-tests)",
-                ],
+                &["nextest", "run", "--workspace", "-E", "not package(pgherd-cluster-tests)"],
             ),
             stage("tidy", &["nextest", "run", "--workspace", "-E", "binary(tidy)"]),
             stage(

@@ -348,8 +348,10 @@ impl Instance {
     /// PostgreSQL started without these values and did not with them.
     pub(super) async fn refuse_values(&self, doubts: Doubts, why: &str) {
         let mut parameters = self.shared.parameters.lock().await;
+        let values = parameters.values();
         for (name, instead) in doubts {
-            tracing::error!(%name, "PostgreSQL does not start with the value that was set, and runs without it: {why}");
+            let value = values.get(&name).map_or("", String::as_str);
+            tracing::error!(%name, %value, "PostgreSQL does not start with this value, and runs without it: {why}");
             parameters.refuse(&name, why);
             match instead {
                 Some(instead) => parameters.kept.proven.insert(name, instead),

@@ -488,6 +488,11 @@ impl<'a> Composer<'a> {
             let ill = self.databases.get(&node.id).and_then(|seen| seen.health.failure(Duration::ZERO));
             verdict.extend(ill.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
         }
+        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby) {
+            let ill = self.databases.get(&node.id).filter(|seen| !seen.health.is_fit());
+            let how = ill.and_then(|seen| seen.health.complaint());
+            verdict.extend(how.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
+        }
         for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !node.in_service) {
             verdict.push(format!("{} is out of service: {}.", node.name, node.info));
         }

@@ -239,6 +239,11 @@ impl View<'_> {
         if !up || !streaming {
             return Err(format!("{name} does not stream from the primary"));
         }
+        // It would be replaced at once.
+        let ill = self.postgres(id).filter(|postgres| !postgres.health.is_fit());
+        if let Some(how) = ill.and_then(|postgres| postgres.health.complaint()) {
+            return Err(format!("PostgreSQL on {name} {how}"));
+        }
         let received = self.running(id).map(|running| running.received);
         let behind =
             received.and_then(|received| Some(self.last_primary_position(from)?.bytes_since(received)));

@@ -837,6 +837,11 @@ fn a_switchover_is_refused_with_the_reason() {
     assert_eq!(refused(&rig, "server1"), "server1 already is the primary");
     assert_eq!(refused(&rig, "server4"), "server4 is not a database node of this cluster");
     let mut rig = Rig::formed();
+    rig.postgres(2).health.disk = Disk::Full { for_ms: 20 };
+    rig.settle();
+    let told = refused(&rig, "server2");
+    assert_eq!(told, "no standby can take over: PostgreSQL on server2 has had no disk space left for 20 ms");
+    let mut rig = Rig::formed();
     rig.crash(2);
     rig.settle();
     assert_eq!(refused(&rig, "server2"), "no standby can take over: PostgreSQL on server2 does not run");

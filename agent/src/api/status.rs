@@ -459,6 +459,18 @@ impl<'a> Composer<'a> {
         })
     }
 
+    /// What is wrong with a PostgreSQL that runs: for a primary whatever a failover may come of, for a standby what keeps it
+    /// from taking over.
+    fn illness(&self, node: &NodeStatus) -> Option<String> {
+        let health = &self.databases.get(&node.id)?.health;
+        let how = match node.agent_type {
+            AgentType::Primary => health.failure(Duration::ZERO),
+            AgentType::Standby if !health.is_fit() => health.complaint(),
+            _ => None,
+        };
+        Some(format!("PostgreSQL on {} {}.", node.name, how?))
+    }
+
     /// EFM's rule: well only with all agents running, a primary and at least one standby, all
     /// databases up, and every standby at the primary's position.
     fn verdict(&self, nodes: &[NodeStatus]) -> (bool, Vec<String>) {
@@ -484,15 +496,7 @@ impl<'a> Composer<'a> {
         for node in members.filter(|node| matches!(node.agent_type, AgentType::Down | AgentType::Idle)) {
             verdict.push(format!("{} is {}: {}.", node.name, node.agent_type, node.info));
         }
-        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Primary) {
-            let ill = self.databases.get(&node.id).and_then(|seen| seen.health.failure(Duration::ZERO));
-            verdict.extend(ill.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
-        }
-        for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby) {
-            let ill = self.databases.get(&node.id).filter(|seen| !seen.health.is_fit());
-            let how = ill.and_then(|seen| seen.health.complaint());
-            verdict.extend(how.map(|how| format!("PostgreSQL on {} {how}.", node.name)));
-        }
+        verdict.extend(nodes.iter().filter_map(|node| self.illness(node)));
         for node in nodes.iter().filter(|node| node.agent_type == AgentType::Standby && !node.in_service) {
             verdict.push(format!("{} is out of service: {}.", node.name, node.info));
         }

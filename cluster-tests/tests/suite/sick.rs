@@ -251,9 +251,15 @@ async fn a_disk_that_is_full_or_broken_costs_the_primary_its_role() -> TestResul
     figure("broken disk, replaced: until all is well again", begun.elapsed());
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.duplicated.is_empty() && outcome.sessions_lost == 0, "{outcome:?}");
-    // The broken disk, the rejoins that it refused, and sessions of the servers that were killed.
+    // The broken disk, the rejoins that it refused (as a standby at once, where there is nothing to rewind), and sessions of
+    // the servers that were killed.
     const NO_ROOM_FOR_CACHE: &str = "could not write init file";
-    let expected =
-        ["Read-only file system", "No space left on device", NO_ROOM_FOR_CACHE, "cannot rewind this node"];
+    let expected = [
+        "Read-only file system",
+        "No space left on device",
+        NO_ROOM_FOR_CACHE,
+        "cannot rewind this node",
+        "the node was made a standby, but did not start",
+    ];
     Ok(cluster.finish(&[&expected[..], &[CLIENT_LOST]].concat())?)
 }

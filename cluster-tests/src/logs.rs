@@ -20,7 +20,6 @@ const POSTGRES_EXPECTED: &[&str] = &[
     "the database system is in recovery mode",
     "could not connect to the primary server",
     "could not receive data from WAL stream",
-    "error reading result of streaming command",
     "could not send data to WAL stream",
     "could not send end-of-streaming message to primary",
     "terminating walreceiver due to timeout",

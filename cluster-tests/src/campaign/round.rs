@@ -54,6 +54,8 @@ const fn expected(kind: Kind) -> &'static [&'static str] {
         Kind::Double => &[
             "cannot rewind this node: pg_rewind failed",
             "cannot fetch the WAL that the old primary has left",
+            // A walreceiver whose primary is killed while it stops.
+            "error reading result of streaming command",
         ],
         // The network goes while pg_rewind asks the new primary.
         Kind::Flapping => &["cannot rewind this node: pg_rewind failed"],

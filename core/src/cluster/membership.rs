@@ -89,12 +89,9 @@ impl ClusterState {
         let excess = self.removed.len().saturating_sub(Self::REMOVED_MAX);
         self.removed.drain(..excess);
         // The number of a store stays: the node may be added again with that store, and has to find it.
-        let (members, invited, removed) = (&self.members, &self.invited, &self.removed);
-        self.readmitted.retain(|node, _| {
-            members.contains_key(node)
-                || invited.contains_key(node)
-                || removed.iter().any(|removed| removed.id == *node)
-        });
+        let mut readmitted = std::mem::take(&mut self.readmitted);
+        readmitted.retain(|node, _| self.belongs(*node) || self.removal(*node).is_some());
+        self.readmitted = readmitted;
     }
 }
 

@@ -321,7 +321,12 @@ impl Driver {
                 self.acting = None;
                 self.note_end(&done);
                 if let Err(error) = &done.result {
-                    tracing::error!(action = %actions::describe(&done.action), "{error}");
+                    let action = actions::describe(&done.action);
+                    if done.was_cut_short() {
+                        tracing::warn!(action, "PostgreSQL went away meanwhile: {error}");
+                    } else {
+                        tracing::error!(action, "{error}");
+                    }
                 }
                 self.node.acted(*done, now);
             }

@@ -22,6 +22,17 @@ pub struct Done {
     pub observation: PostgresObservation,
 }
 
+impl Done {
+    /// Whether it failed because the PostgreSQL it was asked of went away meanwhile: what is to be told is that, and is told
+    /// by whoever sees it.
+    pub fn was_cut_short(&self) -> bool {
+        self.result.is_err()
+            && self.before.ran
+            && self.action.asks_a_server()
+            && self.observation.running().is_none()
+    }
+}
+
 /// How things stood when an action began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Before {

@@ -768,3 +768,24 @@ fn whoever_does_not_belong_is_not_listened_to_and_told_when_it_was_removed() {
     assert_eq!((answer.lease, answer.removed), (None, Some(WallTime(7))));
     assert!(answer.revision == rig.state.revision && !rig.node.coordinator().seen().contains_key(&NodeId(3)));
 }
+
+#[test]
+fn what_was_asked_of_a_server_that_went_away_meanwhile_was_cut_short() {
+    let done = |action, result: Result<(), &str>, observation| Done {
+        action,
+        before: Before { primary_of: None, ran: true },
+        result: result.map_err(str::to_owned),
+        setback: None,
+        observation,
+    };
+    let failed = Err("a query failed: connection closed");
+    assert!(done(LocalAction::LetIn, failed, down(false)).was_cut_short());
+    assert!(!done(LocalAction::LetIn, failed, postgres(false)).was_cut_short(), "it is still there");
+    assert!(!done(LocalAction::LetIn, Ok(()), down(false)).was_cut_short());
+    assert!(!done(LocalAction::StartStandby, failed, down(true)).was_cut_short(), "that is what failed");
+    let never_ran = Done {
+        before: Before { primary_of: None, ran: false },
+        ..done(LocalAction::LetIn, failed, down(false))
+    };
+    assert!(!never_ran.was_cut_short());
+}

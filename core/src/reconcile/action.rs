@@ -99,6 +99,21 @@ impl LocalAction {
         matches!(self, Self::AlignSlots { upto, .. } if !upto.is_empty())
     }
 
+    /// Whether all of it is asked of a PostgreSQL that runs and goes on running.
+    pub fn asks_a_server(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare { .. }
+                | Self::Checkpoint
+                | Self::Recruit(_)
+                | Self::Cover(_)
+                | Self::LetIn
+                | Self::Follow(_)
+                | Self::AlignSlots { .. }
+                | Self::HoldBack(_)
+        )
+    }
+
     /// Whether PostgreSQL is down once it has succeeded.
     pub fn stops(&self) -> bool {
         match self {

@@ -137,21 +137,8 @@ fn refuse_database(hello: &Hello, state: &ClusterState) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Command, Identity, NodeKind, apply};
-
-    fn descriptor(id: u64) -> Descriptor {
-        Descriptor {
-            id: NodeId(id),
-            name: format!("server{id}").parse().unwrap(),
-            kind: NodeKind::Witness,
-            agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-            postgres: (id == 1).then(|| "10.0.0.1:5432".parse().unwrap()),
-            priority: 100,
-            weight: 1,
-            tags: Default::default(),
-            upstream: None,
-        }
-    }
+    use crate::cluster::{Command, apply};
+    use crate::fixtures::*;
 
     #[test]
     fn a_stranger_is_told_which_command_is_missing_and_a_removed_node_since_when() {
@@ -167,12 +154,7 @@ mod tests {
         assert_eq!(told(&state, Some(&contact)), None);
         assert!(told(&state, None).unwrap().ends_with("is not in this agent's [[members]]"));
         let commands = [
-            Command::Form {
-                identity: Identity { cluster: cluster.clone(), system_identifier: 7, major: 15 },
-                primary: NodeId(1),
-                members: (1..=3).map(descriptor).collect(),
-                at: WallTime(1),
-            },
+            form(1, descriptors(3)),
             Command::Invite {
                 id: NodeId(4),
                 name: contact.name.clone(),

@@ -109,10 +109,7 @@ pub struct CoverSeen {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn set(standbys: u32, of: &[u64]) -> SyncSet {
-        SyncSet { standbys, of: of.iter().copied().map(NodeId).collect() }
-    }
+    use crate::fixtures::sync_set as set;
 
     /// All subsets of the nodes 1 to 4.
     fn subsets() -> Vec<BTreeSet<NodeId>> {

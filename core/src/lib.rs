@@ -17,6 +17,8 @@ pub mod coordinator;
 pub mod cover;
 pub mod defect;
 pub mod events;
+#[cfg(test)]
+mod fixtures;
 pub mod guardian;
 pub mod health;
 pub mod node;

@@ -3,38 +3,17 @@
 mod membership;
 
 use pgherd_common::topology::{Availability, ChangeKind};
-use pgherd_common::{Generation, Lsn, NodeId, Timeline, WallTime};
+use pgherd_common::{NodeId, WallTime};
 
 use super::*;
-use crate::cover::SyncSet;
-
-fn descriptor(id: u64) -> Descriptor {
-    let database = id != 4;
-    Descriptor {
-        id: NodeId(id),
-        name: format!("server{id}").parse().unwrap(),
-        kind: if database { NodeKind::Database } else { NodeKind::Witness },
-        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-        postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
-        priority: 100,
-        weight: 1,
-        tags: Default::default(),
-        upstream: None,
-    }
-}
-
-fn generation(number: u64) -> Generation {
-    (0..number).fold(Generation::ZERO, |generation, _| generation.next())
-}
+use crate::fixtures::*;
 
 /// Every kind of command, for every node (one of them a stranger) and for generations around 1.
 fn commands() -> Vec<Command> {
     let at = WallTime(5);
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
     let mut commands = Vec::new();
     for node in [1, 2, 4, 9].map(NodeId) {
-        let members: Vec<_> = (1..=4).map(descriptor).collect();
-        commands.push(Command::Form { identity: identity.clone(), primary: node, members, at });
+        commands.push(form(node.0, descriptors(4)));
         commands.push(Command::Register { descriptor: Descriptor { weight: 7, ..descriptor(node.0) }, at });
         let (name, agent) = (descriptor(node.0).name, descriptor(node.0).agent);
         commands.push(Command::Invite { id: node, name, agent, at });
@@ -56,37 +35,10 @@ fn commands() -> Vec<Command> {
             for service in [Service::Joining, Service::Up, Service::Failed(reason())] {
                 commands.push(Command::SetService { generation, node, service, at });
             }
-            for (kind, to) in [(ChangeKind::Failover, None), (ChangeKind::Switchover, Some(NodeId(2)))] {
-                let (reason, allow_data_loss) = (reason(), false);
-                commands.push(Command::Begin {
-                    generation,
-                    kind,
-                    from: node,
-                    to,
-                    reason,
-                    allow_data_loss,
-                    end_transactions: false,
-                    noticed_ms: 0,
-                    scheduled: None,
-                    at,
-                });
-            }
-            commands.push(Command::Grant {
-                generation,
-                node,
-                received: Lsn(1),
-                old_end: None,
-                cover: SyncSet::default(),
-                rolled_back: None,
-                at,
-            });
-            commands.push(Command::Serve {
-                generation,
-                timeline: Timeline(1),
-                first_xid: None,
-                took: Vec::new(),
-                at,
-            });
+            commands.push(failover(generation, node.0));
+            commands.push(switchover(generation, node.0, 2));
+            commands.push(grant(generation, node.0));
+            commands.push(serve(generation, 1));
             let (from, to, due) = (NodeId(1), Some(node).filter(|node| node.0 > 1), WallTime(9));
             commands.push(Command::Schedule { generation, due, from, to, end_transactions: false, at });
             commands.push(Command::Stop { generation });
@@ -179,54 +131,22 @@ fn every_command_has_a_defined_outcome_in_every_state() {
 
 fn formed() -> ClusterState {
     let mut state = ClusterState::default();
-    let members = (1..=4).map(descriptor).collect();
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let form = Command::Form { identity, primary: NodeId(1), members, at: WallTime(1) };
-    let serve = Command::Serve {
-        generation: generation(1),
-        timeline: Timeline(1),
-        first_xid: None,
-        took: Vec::new(),
-        at: WallTime(2),
-    };
-    for command in [form, serve] {
-        let revision = state.revision + 1;
-        assert_eq!(apply(&mut state, &command, revision), Applied::Changed);
-    }
+    commit(&mut state, &form(1, descriptors(4)));
+    commit(&mut state, &serve(generation(1), 1));
     state
 }
 
 #[test]
 fn a_late_proposal_of_an_older_generation_is_rejected() {
     let mut state = formed();
-    let begin = |decided| Command::Begin {
-        generation: decided,
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: None,
-        reason: "it crashed".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(3),
-    };
-    assert_eq!(apply(&mut state, &begin(generation(1)), 10), Applied::Changed);
-    let again = apply(&mut state, &begin(generation(1)), 11);
+    let begin = failover(generation(1), 1);
+    assert_eq!(apply(&mut state, &begin, 10), Applied::Changed);
+    let again = apply(&mut state, &begin, 11);
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(2) };
     assert_eq!(again, Applied::Rejected(in_flight));
-    let grant = Command::Grant {
-        generation: generation(2),
-        node: NodeId(2),
-        received: Lsn(1),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(4),
-    };
-    assert_eq!(apply(&mut state, &grant, 12), Applied::Changed);
+    assert_eq!(apply(&mut state, &grant(generation(2), 2), 12), Applied::Changed);
     let stale = Rejected::Stale { decided: generation(1), current: generation(2) };
-    assert_eq!(apply(&mut state, &begin(generation(1)), 13), Applied::Rejected(stale));
+    assert_eq!(apply(&mut state, &begin, 13), Applied::Rejected(stale));
 }
 
 #[test]
@@ -253,8 +173,7 @@ fn detached_disallowed_and_failed_nodes_are_out_of_rotation_and_say_why() {
         (Command::Resume { node: NodeId(2), at: WallTime(6) }, false),
     ];
     for (command, expected) in steps {
-        let revision = state.revision + 1;
-        assert_eq!(apply(&mut state, &command, revision), Applied::Changed, "{command:?}");
+        commit(&mut state, &command);
         assert_eq!(up(&state, 2), expected, "after {command:?}");
     }
     let topology = state.topology().unwrap().unwrap();
@@ -263,41 +182,18 @@ fn detached_disallowed_and_failed_nodes_are_out_of_rotation_and_say_why() {
 }
 
 /// A failover from one node to another, or back to the same, whose primary tells this of its transactions.
-fn fail_over(state: &mut ClusterState, from: NodeId, to: NodeId, forced: bool, first_xid: Option<u64>) {
-    let (decided, next, at) = (state.generation, state.generation.next(), WallTime(3));
-    let begin = Command::Begin {
-        generation: decided,
-        kind: ChangeKind::Failover,
-        from,
-        to: None,
-        reason: "again".to_owned(),
-        allow_data_loss: forced,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at,
-    };
-    let grant = Command::Grant {
-        generation: next,
-        node: to,
-        received: Lsn(1),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at,
-    };
-    let serve = Command::Serve { generation: next, timeline: Timeline(2), first_xid, took: Vec::new(), at };
-    for command in [begin, grant, serve] {
-        let revision = state.revision + 1;
-        assert_eq!(apply(state, &command, revision), Applied::Changed, "{command:?}");
-    }
+fn fail_over(state: &mut ClusterState, from: u64, to: u64, forced: bool, first_xid: Option<u64>) {
+    let (decided, next) = (state.generation, state.generation.next());
+    commit(state, &command!(Begin { allow_data_loss: forced, ..failover(decided, from) }));
+    commit(state, &grant(next, to));
+    commit(state, &command!(Serve { first_xid, ..serve(next, 2) }));
 }
 
 #[test]
 fn the_history_is_bounded() {
     let mut state = formed();
     for round in 0..ClusterState::HISTORY_MAX as u64 + 10 {
-        let (from, to) = if round % 2 == 0 { (NodeId(1), NodeId(2)) } else { (NodeId(2), NodeId(1)) };
+        let (from, to) = if round % 2 == 0 { (1, 2) } else { (2, 1) };
         fail_over(&mut state, from, to, false, None);
     }
     assert_eq!(state.history.len(), ClusterState::HISTORY_MAX);
@@ -309,18 +205,14 @@ fn where_a_primarys_own_transactions_begin_counts_only_where_it_took_over_from_t
     let told = |state: &ClusterState| state.topology().unwrap().unwrap().first_xid();
     let mut state = formed();
     assert_eq!(told(&state), None);
-    fail_over(&mut state, NodeId(1), NodeId(2), false, Some(700));
+    fail_over(&mut state, 1, 2, false, Some(700));
     assert_eq!(told(&state), Some(700));
     // It comes back by itself: the numbers behind that are its own.
-    fail_over(&mut state, NodeId(2), NodeId(2), false, Some(700));
+    fail_over(&mut state, 2, 2, false, Some(700));
     assert_eq!(told(&state), None);
     // A forced one may lack what the last primary had.
-    fail_over(&mut state, NodeId(2), NodeId(3), true, Some(800));
+    fail_over(&mut state, 2, 3, true, Some(800));
     assert_eq!(told(&state), None);
-}
-
-fn ids(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {
-    ids.iter().copied().map(NodeId).collect()
 }
 
 #[test]
@@ -354,85 +246,27 @@ fn no_plan_is_made_during_a_change_of_primary_and_nobody_without_a_vote_becomes_
     let next = ids(&[1, 2, 4]);
     let plan = Command::PlanVoters { generation: generation(1), next };
     assert_eq!(apply(&mut state, &plan, 10), Applied::Changed);
-    let begin = Command::Begin {
-        generation: generation(1),
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: None,
-        reason: "it crashed".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(3),
-    };
-    assert_eq!(apply(&mut state, &begin, 11), Applied::Changed);
-    let grant = |node| Command::Grant {
-        generation: generation(2),
-        node,
-        received: Lsn(1),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(4),
-    };
-    assert_eq!(apply(&mut state, &grant(NodeId(3)), 12), Applied::Rejected(Rejected::NotAVoter(NodeId(3))));
+    assert_eq!(apply(&mut state, &failover(generation(1), 1), 11), Applied::Changed);
+    let without_a_vote = apply(&mut state, &grant(generation(2), 3), 12);
+    assert_eq!(without_a_vote, Applied::Rejected(Rejected::NotAVoter(NodeId(3))));
     // A plan that was made before is settled all the same: the successor may depend on it.
     let settle = Command::SettleVoters { generation: generation(1), planned: 10 };
     assert_eq!(apply(&mut state, &settle, 12), Applied::Changed);
     assert!(matches!(apply(&mut state, &plan, 13), Applied::Rejected(Rejected::ChangeInFlight { .. })));
-    assert_eq!(apply(&mut state, &grant(NodeId(2)), 14), Applied::Changed);
+    assert_eq!(apply(&mut state, &grant(generation(2), 2), 14), Applied::Changed);
 }
 
 #[test]
 fn a_primary_that_was_given_up_meanwhile_calls_nothing_off_by_serving() {
-    let at = WallTime(5);
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=4).map(descriptor).collect();
-    let begin = |generation, from, allow_data_loss| Command::Begin {
-        generation,
-        kind: ChangeKind::Failover,
-        from,
-        to: None,
-        reason: "test".to_owned(),
-        allow_data_loss,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at,
-    };
-    let log = [
-        Command::Form { identity, primary: NodeId(1), members, at },
-        Command::Serve {
-            generation: generation(1),
-            timeline: Timeline(1),
-            first_xid: None,
-            took: Vec::new(),
-            at,
-        },
-        begin(generation(1), NodeId(1), false),
-        Command::Grant {
-            generation: generation(2),
-            node: NodeId(2),
-            received: Lsn(1),
-            old_end: None,
-            cover: SyncSet::default(),
-            rolled_back: None,
-            at,
-        },
-        begin(generation(2), NodeId(2), true),
-    ];
-    let mut state = ClusterState::default();
-    for (command, revision) in log.iter().zip(1..) {
-        assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
+    let mut state = formed();
+    for command in [
+        failover(generation(1), 1),
+        grant(generation(2), 2),
+        command!(Begin { allow_data_loss: true, ..failover(generation(2), 2) }),
+    ] {
+        commit(&mut state, &command);
     }
-    let late = Command::Serve {
-        generation: generation(2),
-        timeline: Timeline(2),
-        first_xid: None,
-        took: Vec::new(),
-        at,
-    };
+    let late = serve(generation(2), 2);
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Failover, generation: generation(3) };
     assert_eq!(apply(&mut state, &late, 9), Applied::Rejected(in_flight));
     assert_eq!(state.change.map(|change| change.generation), Some(generation(3)));
@@ -474,19 +308,10 @@ fn parameters_are_set_for_everybody_and_for_single_nodes_and_taken_back() {
 }
 
 fn serving() -> ClusterState {
-    let mut state = ClusterState::default();
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 17 };
-    let (at, members) = (WallTime(0), (1..=4).map(descriptor).collect());
-    let mut revision = 0;
-    let mut commit = |command: &Command| {
-        revision += 1;
-        assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
-    };
-    commit(&Command::Form { identity, primary: NodeId(1), members, at });
-    let (generation, timeline) = (generation(1), Timeline(1));
-    commit(&Command::Serve { generation, timeline, first_xid: None, took: Vec::new(), at });
+    let mut state = formed();
+    let (generation, at) = (state.generation, WallTime(0));
     for node in [2, 3].map(NodeId) {
-        commit(&Command::SetService { generation, node, service: Service::Up, at });
+        commit(&mut state, &Command::SetService { generation, node, service: Service::Up, at });
     }
     state
 }
@@ -507,9 +332,7 @@ fn a_standby_streams_from_another_one_only_while_that_is_in_service() {
     // Nobody goes back by himself: the coordinator looks first.
     let (generation, at, node) = (state.generation, WallTime(1), NodeId(2));
     for service in [Service::Failed("gone".to_owned()), Service::Up] {
-        let command = Command::SetService { generation, node, service, at };
-        let revision = state.revision + 1;
-        assert_eq!(apply(&mut state, &command, revision), Applied::Changed);
+        commit(&mut state, &Command::SetService { generation, node, service, at });
         assert_eq!(state.relay(NodeId(3)), None);
     }
     assert_eq!(set_relay(&mut state, 3, Some(2)), Applied::Changed);
@@ -542,29 +365,10 @@ fn behind_a_change_of_primary_all_stream_from_the_new_one_and_subscribers_wait_f
     let sync = Some(SlotSync { standbys: [2, 3].map(NodeId).into() });
     let command = Command::SyncSlots { generation: state.generation, sync };
     assert_eq!(apply(&mut state, &command, 20), Applied::Changed);
-    let begin = Command::Begin {
-        generation: state.generation,
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: None,
-        reason: String::new(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(2),
-    };
+    let begin = failover(state.generation, 1);
     assert_eq!(apply(&mut state, &begin, 21), Applied::Changed);
     assert!(matches!(set_relay(&mut state, 2, Some(3)), Applied::Rejected(Rejected::ChangeInFlight { .. })));
-    let grant = Command::Grant {
-        generation: state.generation.next(),
-        node: NodeId(2),
-        received: Lsn(1),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(2),
-    };
+    let grant = grant(state.generation.next(), 2);
     assert_eq!(apply(&mut state, &grant, 22), Applied::Changed);
     assert!(state.relays.is_empty());
     assert_eq!(state.slot_sync, Some(SlotSync::default()), "still copied, but waited for by nobody");

@@ -12,14 +12,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Generation, Lsn, MonoTime, NodeId, Timeline, WallTime};
 
 use super::*;
 use crate::cluster::{
-    Applied, ChangePhase, ClusterState, Command, Descriptor, NodeKind, OldEnd, Outcome, PrimaryPhase,
-    Service, apply,
+    Applied, ChangePhase, ClusterState, Command, OldEnd, Outcome, PrimaryPhase, Service, apply,
 };
+use crate::fixtures::*;
 use crate::observation::{
     Disk, Health, NodeObservation, PostgresObservation, PostgresState, RemoteDatabase, Running, Stopped,
     WriteFailure, WriteProbe,
@@ -65,12 +64,7 @@ impl Rig {
         Self {
             coordinator: Coordinator::new(NodeId(4), policy),
             state: ClusterState::default(),
-            quorum: Quorum {
-                voters: (1..=4).map(NodeId).collect(),
-                settled: true,
-                leads: true,
-                ..Quorum::default()
-            },
+            quorum: Quorum { leads: true, ..quorum(4) },
             now: MonoTime::since_boot(Duration::from_secs(100)),
             wall: WallTime(1),
             revision: 0,
@@ -188,20 +182,12 @@ impl Rig {
 }
 
 fn observation(id: u64) -> NodeObservation {
-    let database = id != 4;
+    let descriptor = descriptor(id);
+    let postgres = || observed(PostgresState::Running(running(id != 1)));
     NodeObservation {
-        descriptor: Descriptor {
-            id: NodeId(id),
-            name: format!("server{id}").parse().unwrap(),
-            kind: if database { NodeKind::Database } else { NodeKind::Witness },
-            agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-            postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
-            priority: 100,
-            weight: 1,
-            tags: Default::default(),
-            upstream: None,
-        },
-        cluster: "demo".parse().unwrap(),
+        postgres: descriptor.postgres.is_some().then(postgres),
+        descriptor,
+        cluster: identity().cluster,
         incarnation: id,
         serial: 0,
         generation: Generation::ZERO,
@@ -212,21 +198,6 @@ fn observation(id: u64) -> NodeObservation {
         promise_left_ms: 0,
         durability: Durability::default(),
         lease_left_ms: None,
-        postgres: database.then(|| PostgresObservation {
-            system_identifier: 7,
-            major: 15,
-            pid: Some(1),
-            state: PostgresState::Running(running(id != 1)),
-            recruited: None,
-            salvaged: None,
-            undrained: None,
-            restarting: None,
-            prepared: None,
-            released: None,
-            fenced: None,
-            trouble: None,
-            health: Health::default(),
-        }),
         remote: BTreeMap::new(),
         address: None,
         proxies: Vec::new(),
@@ -234,39 +205,8 @@ fn observation(id: u64) -> NodeObservation {
     }
 }
 
-pub(super) fn running(in_recovery: bool) -> Running {
-    Running {
-        in_recovery,
-        timeline: Timeline(1),
-        position: Lsn(1000),
-        received: Lsn(1000),
-        checkpoint_timeline: Timeline(1),
-        history: TimelineHistory::default(),
-        follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
-        follows_in: None,
-        cover: None,
-        gated: false,
-        capacity: None,
-        first_xid: None,
-        receiver: in_recovery.then(|| "streaming".to_owned()),
-        standbys: Vec::new(),
-        redo: Lsn::default(),
-        slots: Vec::new(),
-        logical: Default::default(),
-    }
-}
-
 pub(super) fn down(clean: bool) -> PostgresState {
-    PostgresState::Down(Stopped {
-        clean,
-        standby: false,
-        timeline: Timeline(1),
-        checkpoint: Lsn(1000),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    })
+    PostgresState::Down(Stopped { checkpoint: Lsn(1000), ..stopped(clean, false) })
 }
 
 fn granted_to(state: &ClusterState) -> Option<NodeId> {
@@ -907,14 +847,7 @@ fn a_standby_that_never_followed_the_last_primary_is_promoted_by_an_operator_onl
     rig.settle();
     let newer = Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) };
     rig.postgres(1).state = PostgresState::Running(newer);
-    let generation = rig.state.generation;
-    rig.propose(&Command::Serve {
-        generation,
-        timeline: Timeline(2),
-        first_xid: None,
-        took: Vec::new(),
-        at: WallTime(0),
-    });
+    rig.propose(&serve(rig.state.generation, 2));
     rig.crash(1);
     let decision = rig.step(&[]);
     let Some(Action::Propose(Command::Begin { to, .. })) = decision.action else { panic!("{decision:?}") };
@@ -1005,16 +938,8 @@ fn a_full_standby_is_better_than_none_when_the_primary_is_gone() {
         rig.postgres(id).health.disk = Disk::Full { for_ms: 60_000 };
     }
     let PostgresState::Running(running) = rig.postgres(1).state.clone() else { panic!() };
-    rig.postgres(1).state = PostgresState::Down(Stopped {
-        clean: false,
-        standby: false,
-        timeline: running.timeline,
-        checkpoint: running.position,
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    });
+    let (timeline, checkpoint) = (running.timeline, running.position);
+    rig.postgres(1).state = PostgresState::Down(Stopped { timeline, checkpoint, ..stopped(false, false) });
     rig.pass(&[]);
     let change = rig.state.change.clone().unwrap();
     assert_eq!(change.to, None, "another one takes over");
@@ -1052,16 +977,7 @@ fn a_standby_that_hangs_goes_out_of_service() {
 #[test]
 fn a_recruit_that_receives_again_is_none() {
     let mut rig = Rig::formed();
-    rig.postgres(1).state = PostgresState::Down(Stopped {
-        clean: false,
-        standby: false,
-        timeline: Timeline(1),
-        checkpoint: Lsn(500),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    });
+    rig.postgres(1).state = PostgresState::Down(Stopped { checkpoint: Lsn(500), ..stopped(false, false) });
     rig.postgres(1).released = Some(rig.state.generation);
     rig.pass(&[]);
     for id in [2, 3] {

@@ -7,12 +7,12 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::{Lsn, NodeId, WallTime};
+use pgherd_common::{Lsn, NodeId};
 
-use super::tests::{Rig, down, running};
+use super::tests::{Rig, down};
 use super::*;
 use crate::cluster::{Applied, Command, Service};
-use crate::cover::SyncSet;
+use crate::fixtures::*;
 use crate::observation::{PostgresState, RemoteDatabase, Running, Stopped};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/edges.md");
@@ -98,41 +98,25 @@ fn state(rig: &mut Rig, state: State) {
     let generation = rig.state.generation;
     let next = generation.next();
     let mut commit = |command: Command| assert_eq!(rig.propose(&command), Applied::Changed, "{command:?}");
-    let begin = |kind, to: Option<u64>, allow_data_loss| Command::Begin {
-        generation,
-        kind,
-        from: NodeId(OLD),
-        to: to.map(NodeId),
-        reason: "test".to_owned(),
-        allow_data_loss,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    let grant = |node: u64| Command::Grant {
-        generation: next,
-        node: NodeId(node),
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    };
     match state {
         State::Serving | State::NewlyFormed => {}
-        State::Preparing => commit(begin(ChangeKind::Switchover, Some(NEW), false)),
+        State::Preparing => commit(switchover(generation, OLD, NEW)),
         State::Stopping | State::GrantedBySwitchover | State::RolledBack => {
-            commit(begin(ChangeKind::Switchover, Some(NEW), false));
+            commit(switchover(generation, OLD, NEW));
             commit(Command::Stop { generation: next });
         }
-        State::Recruiting | State::GrantedByFailover => commit(begin(ChangeKind::Failover, None, false)),
-        State::RecruitingNamed => commit(begin(ChangeKind::Failover, Some(NEW), true)),
-        State::StartingInPlace => commit(begin(ChangeKind::Failover, Some(OLD), false)),
+        State::Recruiting | State::GrantedByFailover => commit(failover(generation, OLD)),
+        State::RecruitingNamed => {
+            let to = Some(NodeId(NEW));
+            commit(command!(Begin { to, allow_data_loss: true, ..failover(generation, OLD) }));
+        }
+        State::StartingInPlace => {
+            commit(command!(Begin { to: Some(NodeId(OLD)), ..failover(generation, OLD) }));
+        }
     }
     match state {
-        State::GrantedByFailover | State::GrantedBySwitchover => commit(grant(NEW)),
-        State::RolledBack => commit(grant(OLD)),
+        State::GrantedByFailover | State::GrantedBySwitchover => commit(grant(next, NEW)),
+        State::RolledBack => commit(grant(next, OLD)),
         _ => {}
     }
 }
@@ -149,11 +133,7 @@ fn set(rig: &mut Rig, id: u64, sight: Sight) {
     let current = rig.state.generation;
     let change = rig.state.change.as_ref().map(|change| change.generation);
     let postgres = rig.postgres(id);
-    let standby = || {
-        let mut standby = running(true);
-        standby.received = Lsn(5000);
-        standby
-    };
+    let standby = || Running { received: Lsn(5000), ..running(true) };
     postgres.state = match sight {
         Sight::Writable => PostgresState::Running(running(false)),
         Sight::Streaming => PostgresState::Running(standby()),
@@ -163,10 +143,7 @@ fn set(rig: &mut Rig, id: u64, sight: Sight) {
         }
         Sight::Crashed | Sight::CrashedReleased | Sight::ActionFailed => down(false),
         Sight::CleanReleased => down(true),
-        Sight::FoundDown => match down(false) {
-            PostgresState::Down(stopped) => PostgresState::Down(Stopped { found_down: true, ..stopped }),
-            other => other,
-        },
+        Sight::FoundDown => PostgresState::Down(Stopped { found_down: true, ..stopped(false, false) }),
         Sight::Starting => PostgresState::Starting { for_ms: 40_000, standby: false },
         Sight::Unresponsive => PostgresState::Unresponsive { for_ms: 40_000, reason: "timeout".to_owned() },
         Sight::Unusable => PostgresState::Unusable("the disk is gone".to_owned()),

@@ -5,17 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_common::topology::ChangeKind;
-use pgherd_common::wal::TimelineHistory;
-use pgherd_common::{Generation, Lsn, MonoTime, NodeId, Timeline, WallTime};
+use pgherd_common::{Generation, Lsn, MonoTime, NodeId, WallTime};
 
 use super::throttle::Throttle;
 use super::*;
-use crate::cluster::{
-    Applied, ClusterState, Command, Descriptor, Identity, NodeKind, OldEnd, Service, apply,
-};
+use crate::cluster::{ClusterState, Command, OldEnd, Service};
 use crate::coordinator::NotYet;
-use crate::cover::SyncSet;
-use crate::observation::{Disk, Health, PostgresObservation, PostgresState, Running, Stopped};
+use crate::fixtures::*;
+use crate::observation::{Disk, PostgresObservation, PostgresState};
 use crate::reconcile::LEASE_ENDED;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -24,72 +21,12 @@ fn at(seconds: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_secs(seconds))
 }
 
-fn descriptor(id: u64) -> Descriptor {
-    let database = id != 4;
-    Descriptor {
-        id: NodeId(id),
-        name: format!("server{id}").parse().unwrap(),
-        kind: if database { NodeKind::Database } else { NodeKind::Witness },
-        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-        postgres: database.then(|| format!("10.0.0.{id}:5432").parse().unwrap()),
-        priority: 100,
-        weight: 1,
-        tags: Default::default(),
-        upstream: None,
-    }
-}
-
-fn own(state: PostgresState) -> PostgresObservation {
-    PostgresObservation {
-        system_identifier: 7,
-        major: 15,
-        pid: None,
-        state,
-        recruited: None,
-        salvaged: None,
-        undrained: None,
-        restarting: None,
-        prepared: None,
-        released: None,
-        fenced: None,
-        trouble: None,
-        health: Health::default(),
-    }
-}
-
-fn running() -> PostgresObservation {
-    own(PostgresState::Running(Running {
-        in_recovery: true,
-        timeline: Timeline(1),
-        position: Lsn(1000),
-        received: Lsn(1000),
-        checkpoint_timeline: Timeline(1),
-        history: TimelineHistory::default(),
-        follows: None,
-        follows_in: None,
-        cover: None,
-        gated: false,
-        capacity: None,
-        first_xid: None,
-        receiver: None,
-        standbys: Vec::new(),
-        redo: Lsn::default(),
-        slots: Vec::new(),
-        logical: Default::default(),
-    }))
+fn standby() -> PostgresObservation {
+    observed(PostgresState::Running(running(true)))
 }
 
 fn down(clean: bool) -> PostgresObservation {
-    own(PostgresState::Down(Stopped {
-        clean,
-        standby: false,
-        timeline: Timeline(1),
-        checkpoint: Lsn(900),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    }))
+    observed(PostgresState::Down(stopped(clean, false)))
 }
 
 /// The log of three servers and a witness, and the narrator of each agent. Server 1 leads.
@@ -107,7 +44,7 @@ impl Rig {
         let mut rig = Self {
             state: Arc::default(),
             narrators: (1..=4).map(|_| Narrator::new(HOUR)).collect(),
-            own: (1..=4).map(|_| running()).collect(),
+            own: (1..=4).map(|_| standby()).collect(),
             leader: 1,
             now: at(100),
             waiting: Vec::new(),
@@ -119,9 +56,7 @@ impl Rig {
     /// Server 1 serves, all others are in service, and everybody knows that all was told.
     fn serving() -> Self {
         let mut rig = Self::new();
-        let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-        let members = (1..=4).map(descriptor).collect();
-        rig.apply(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+        rig.apply(&form(1, descriptors(4)));
         rig.serve(1);
         for node in 2..=4 {
             rig.service(node, Service::Up);
@@ -132,21 +67,12 @@ impl Rig {
 
     fn apply(&mut self, command: &Command) {
         let mut state = ClusterState::clone(&self.state);
-        let revision = state.revision + 1;
-        assert_eq!(apply(&mut state, command, revision), Applied::Changed, "{command:?}");
+        commit(&mut state, command);
         self.state = Arc::new(state);
     }
 
     fn serve(&mut self, timeline: u32) {
-        let generation = self.state.generation;
-        let took = Vec::new();
-        self.apply(&Command::Serve {
-            generation,
-            timeline: Timeline(timeline),
-            first_xid: None,
-            took,
-            at: WallTime(3),
-        });
+        self.apply(&command!(Serve { at: WallTime(3), ..serve(self.state.generation, timeline) }));
     }
 
     fn service(&mut self, node: u64, service: Service) {
@@ -155,18 +81,7 @@ impl Rig {
     }
 
     fn begin(&mut self, kind: ChangeKind, from: u64, began: u64) {
-        self.apply(&Command::Begin {
-            generation: self.state.generation,
-            kind,
-            from: NodeId(from),
-            to: None,
-            reason: "a test".to_owned(),
-            allow_data_loss: false,
-            end_transactions: false,
-            noticed_ms: 0,
-            scheduled: None,
-            at: WallTime(began),
-        });
+        self.apply(&command!(Begin { at: WallTime(began), ..begin(self.state.generation, kind, from) }));
     }
 
     fn stop(&mut self) {
@@ -175,15 +90,13 @@ impl Rig {
     }
 
     fn grant(&mut self, node: u64, old_end: Option<OldEnd>, rolled_back: Option<&str>) {
-        self.apply(&Command::Grant {
-            generation: self.state.generation.next(),
-            node: NodeId(node),
+        self.apply(&command!(Grant {
             received: Lsn(1000),
             old_end,
-            cover: SyncSet::default(),
             rolled_back: rolled_back.map(str::to_owned),
             at: WallTime(2),
-        });
+            ..grant(self.state.generation.next(), node)
+        }));
     }
 
     /// What one agent finds.
@@ -244,9 +157,7 @@ fn shown(call: &Call) -> String {
 #[test]
 fn a_cluster_that_forms_is_told_once_and_runs_no_script() {
     let mut rig = Rig::new();
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=4).map(descriptor).collect();
-    rig.apply(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+    rig.apply(&form(1, descriptors(4)));
     assert_eq!(rig.look_all(), ["1 cluster_formed"]);
     rig.serve(1);
     assert_eq!(rig.look_all(), Vec::<String>::new());
@@ -287,7 +198,7 @@ fn a_failover_runs_every_script_once_where_it_should() {
         ]
     );
     rig.service(1, Service::Joining);
-    rig.own[0] = running();
+    rig.own[0] = standby();
     assert_eq!(rig.look_all(), Vec::<String>::new());
     rig.service(1, Service::Up);
     assert_eq!(
@@ -413,13 +324,7 @@ fn members_come_and_go() {
             },
             vec!["member_invited"],
         ),
-        (
-            Command::Register {
-                descriptor: Descriptor { name: "server5".parse().unwrap(), ..descriptor(5) },
-                at: WallTime(0),
-            },
-            vec!["member_joined"],
-        ),
+        (Command::Register { descriptor: descriptor(5), at: WallTime(0) }, vec!["member_joined"]),
         (Command::Remove { node: NodeId(5), force: false, at: WallTime(0) }, vec!["member_leaving"]),
         (
             Command::Invite {
@@ -456,7 +361,7 @@ fn voters_and_standbys_to_wait_for_are_told() {
     assert_eq!(compare(&before, &after), ["voters_lowered"]);
     assert_eq!(compare(&after, &before), ["voters_raised"]);
     let mut after = before.clone();
-    after.cover.wanted = SyncSet { standbys: 1, of: BTreeSet::from([NodeId(2), NodeId(3)]) };
+    after.cover.wanted = sync_set(1, &[2, 3]);
     assert_eq!(compare(&before, &after), ["sync_raised"]);
     assert_eq!(compare(&after, &before), ["sync_lowered"]);
     rig.apply(&Command::Schedule {
@@ -570,7 +475,7 @@ fn what_lasts_is_told_again_after_a_while_only() {
         (PostgresState::Unresponsive { for_ms: 5000, reason: "28P01".to_owned() }, "2 database_silent"),
     ] {
         let mut rig = Rig::serving();
-        rig.own[1] = own(state);
+        rig.own[1] = observed(state);
         assert_eq!(rig.look_all(), [kind]);
     }
 }

@@ -1,6 +1,7 @@
 //! A guardian in virtual time.
 
 use super::*;
+use crate::fixtures::generation;
 
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -14,10 +15,6 @@ fn ms(millis: u64) -> Duration {
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(ms(millis))
-}
-
-fn generation(number: u64) -> Generation {
-    (0..number).fold(Generation::ZERO, |generation, _| generation.next())
 }
 
 fn until(number: u64, fence_at: MonoTime) -> Guard {

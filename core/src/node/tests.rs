@@ -5,32 +5,17 @@ mod proxies;
 
 use std::collections::BTreeMap;
 
-use pgherd_common::topology::ChangeKind;
 use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Lsn, Timeline};
 
 use super::*;
-use crate::cluster::{Applied, Command, Identity, NodeKind, apply};
-use crate::cover::{Durability, SyncSet};
-use crate::observation::{Health, Running, Stopped};
+use crate::cluster::Command;
+use crate::fixtures::*;
+use crate::observation::{Running, Stopped};
 use crate::salvage::LeftWal;
 
 fn at(millis: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_millis(millis))
-}
-
-fn descriptor(id: u64) -> Descriptor {
-    Descriptor {
-        id: NodeId(id),
-        name: format!("server{id}").parse().unwrap(),
-        kind: NodeKind::Database,
-        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-        postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
-        priority: 100,
-        weight: 1,
-        tags: Default::default(),
-        upstream: None,
-    }
 }
 
 /// Server 1 of three, primary of generation 1, which has just started on a running PostgreSQL.
@@ -43,24 +28,7 @@ struct Rig {
 impl Rig {
     fn new(remembered: Generation) -> Self {
         let now = at(10_000);
-        let timings = Timings::default();
-        let setup = Setup {
-            descriptor: descriptor(1),
-            cluster: "demo".parse().unwrap(),
-            timings,
-            auto_failover: true,
-            max_lag: 0,
-            salvage_wait: Duration::from_secs(5),
-            minimum_standbys: 0,
-            rejoin: RejoinRules { auto: true, clone: true },
-            durability: Durability::default(),
-            fence_script: false,
-            tell_again: Duration::from_secs(900),
-            incarnation: 1,
-            remembered,
-            adopted_until: now + Duration::from_millis(500),
-            address: None,
-        };
+        let setup = Setup { remembered, adopted_until: now + Duration::from_millis(500), ..setup(1, now) };
         let mut rig = Self { node: Node::new(setup, now), state: ClusterState::default(), now };
         rig.node.look(postgres(false));
         rig
@@ -68,34 +36,23 @@ impl Rig {
 
     fn formed() -> Self {
         let mut rig = Self::new(Generation::ZERO);
-        let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-        let members = (1..=3).map(descriptor).collect();
-        rig.commit(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
+        rig.commit(&form(1, descriptors(3)));
         rig
     }
 
     fn serving() -> Self {
         let mut rig = Self::formed();
-        let generation = rig.state.generation;
-        rig.commit(&Command::Serve {
-            generation,
-            timeline: Timeline(1),
-            first_xid: None,
-            took: Vec::new(),
-            at: WallTime(0),
-        });
+        rig.commit(&serve(rig.state.generation, 1));
         rig
     }
 
     fn commit(&mut self, command: &Command) {
-        let revision = self.state.revision + 1;
-        assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
+        commit(&mut self.state, command);
         self.learn();
     }
 
     fn learn(&mut self) {
-        let quorum = Quorum { voters: (1..=3).map(NodeId).collect(), settled: true, ..Quorum::default() };
-        self.node.committed(Arc::new(self.state.clone()), quorum, self.now);
+        self.node.committed(Arc::new(self.state.clone()), quorum(3), self.now);
     }
 
     fn turn(&mut self) -> Turn {
@@ -120,40 +77,13 @@ impl Rig {
     }
 }
 
+/// A primary, or a standby that has yet to be told whom to follow.
 fn postgres(in_recovery: bool) -> PostgresObservation {
-    PostgresObservation {
-        system_identifier: 7,
-        major: 15,
-        pid: Some(1),
-        state: PostgresState::Running(Running {
-            in_recovery,
-            timeline: Timeline(1),
-            position: Lsn(1000),
-            received: Lsn(1000),
-            checkpoint_timeline: Timeline(1),
-            history: TimelineHistory::default(),
-            follows: None,
-            follows_in: None,
-            cover: None,
-            gated: false,
-            capacity: None,
-            first_xid: None,
-            receiver: None,
-            standbys: Vec::new(),
-            redo: Lsn::default(),
-            slots: Vec::new(),
-            logical: Default::default(),
-        }),
-        recruited: None,
-        salvaged: None,
-        undrained: None,
-        restarting: None,
-        prepared: None,
-        released: None,
-        fenced: None,
-        trouble: None,
-        health: Health::default(),
-    }
+    observed(PostgresState::Running(Running { follows: None, receiver: None, ..running(in_recovery) }))
+}
+
+fn down(clean: bool) -> PostgresObservation {
+    observed(PostgresState::Down(stopped(clean, false)))
 }
 
 fn fences(turn: &Turn) -> bool {
@@ -187,19 +117,10 @@ fn an_adopted_primary_has_the_time_it_was_given_and_the_guardian_knows() {
 #[test]
 fn a_standby_that_takes_its_time_to_start_is_not_to_be_killed_for_it() {
     let mut rig = Rig::new(Generation::ZERO);
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=3).map(descriptor).collect();
-    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
-    let serve = Command::Serve {
-        generation: rig.state.generation,
-        timeline: Timeline(1),
-        first_xid: None,
-        took: Vec::new(),
-        at: WallTime(0),
-    };
-    rig.commit(&serve);
+    rig.commit(&form(2, descriptors(3)));
+    rig.commit(&serve(rig.state.generation, 1));
     let starting = PostgresState::Starting { for_ms: 9, standby: true };
-    rig.node.look(PostgresObservation { state: starting, ..postgres(true) });
+    rig.node.look(observed(starting));
     assert_eq!(rig.turn().guard, None);
     rig.node.look(postgres(true));
     assert_eq!(rig.turn().guard, Some(Guard::Off));
@@ -212,31 +133,10 @@ fn a_change_that_comes_back_to_this_node_keeps_its_lease() {
     let generation = rig.state.generation;
     let fence_at = rig.node.fence_at(rig.now);
     assert!(fence_at.is_some());
-    let (kind, from, reason) = (ChangeKind::Switchover, NodeId(1), "test".to_owned());
-    let to = Some(NodeId(2));
-    rig.commit(&Command::Begin {
-        generation,
-        kind,
-        from,
-        to,
-        reason,
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    });
+    rig.commit(&switchover(generation, 1, 2));
     let next = generation.next();
     rig.commit(&Command::Stop { generation: next });
-    rig.commit(&Command::Grant {
-        generation: next,
-        node: from,
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    });
+    rig.commit(&grant(next, 1));
     assert_eq!(rig.node.fence_at(rig.now), fence_at, "not prolonged, not lost");
 }
 
@@ -282,29 +182,8 @@ fn a_primary_whose_agent_forgot_the_cluster_is_fenced_when_nobody_reminds_it() {
 fn nobody_is_promoted_for_a_generation_that_is_over() {
     let mut rig = Rig::serving();
     let (first, next) = (rig.state.generation, rig.state.generation.next());
-    let (kind, from, reason) = (ChangeKind::Failover, NodeId(1), "test".to_owned());
-    let begin = Command::Begin {
-        generation: first,
-        kind,
-        from,
-        to: None,
-        reason,
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    rig.commit(&begin);
-    rig.commit(&Command::Grant {
-        generation: next,
-        node: from,
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    });
+    rig.commit(&failover(first, 1));
+    rig.commit(&grant(next, 1));
     rig.node.look(postgres(true));
     rig.answered(rig.now);
     let newer = rig.beat_of(2, next.next(), None);
@@ -314,55 +193,23 @@ fn nobody_is_promoted_for_a_generation_that_is_over() {
     assert_eq!(BTreeMap::<NodeId, RemoteDatabase>::new(), rig.node.knocks.results());
 }
 
-fn down(clean: bool) -> PostgresObservation {
-    let stopped = Stopped {
-        clean,
-        standby: false,
-        timeline: Timeline(1),
-        checkpoint: Lsn(1000),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 5,
-        left: None,
-    };
-    PostgresObservation { pid: None, state: PostgresState::Down(stopped), ..postgres(false) }
-}
-
 #[test]
 fn what_a_switchover_stopped_is_the_agents_doing_even_if_the_look_comes_first() {
     let mut rig = Rig::serving();
     rig.answered(rig.now);
     let generation = rig.state.generation;
-    rig.commit(&Command::Begin {
-        generation,
-        kind: ChangeKind::Switchover,
-        from: NodeId(1),
-        to: Some(NodeId(2)),
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    });
+    rig.commit(&switchover(generation, 1, 2));
     rig.commit(&Command::Stop { generation: generation.next() });
     let stop = rig.turn().act.unwrap();
     assert!(matches!(stop.action, LocalAction::DrainAndStop { end_transactions: false, .. }), "{stop:?}");
     rig.node.look(down(true));
     let fence = rig.turn().act.unwrap();
     assert!(fence.abort && fence.before.ran, "{fence:?}");
-    let done = Done {
-        action: fence.action,
-        before: fence.before,
-        result: Ok(()),
-        setback: None,
-        observation: down(true),
-    };
-    rig.node.acted(done, rig.now);
+    rig.node.acted(done(fence, down(true)), rig.now);
     assert!(rig.node.duty.stopped_here);
     // It dies on its way up again: still nobody's wish that it stays down.
     let starting = PostgresState::Starting { for_ms: 1, standby: false };
-    rig.node.look(PostgresObservation { state: starting, ..postgres(false) });
+    rig.node.look(observed(starting));
     rig.node.look(down(true));
     assert!(rig.node.duty.stopped_here);
     rig.node.look(postgres(false));
@@ -396,19 +243,7 @@ fn an_agent_that_lost_its_store_neither_promises_nor_holds_a_lease() {
 #[test]
 fn an_agent_that_lost_its_store_says_nothing_of_a_change_of_primary() {
     let mut rig = Rig::serving();
-    let begin = Command::Begin {
-        generation: rig.state.generation,
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: None,
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    rig.commit(&begin);
+    rig.commit(&failover(rig.state.generation, 1));
     assert_eq!(rig.node.observation(rig.now).intent, Some(rig.state.generation.next()));
     forgotten(&mut rig, Admission::Learner(5));
     assert_eq!(rig.node.observation(rig.now).intent, None, "its lapsed promise counts for nothing");
@@ -480,8 +315,7 @@ fn a_generation_that_could_not_be_written_down_is_demanded_again() {
 #[test]
 fn a_leader_whose_own_disk_holds_everybody_up_hands_over() {
     let mut rig = Rig::serving();
-    let voters: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
-    let quorum = Quorum { leads: true, voters, settled: true, ..Quorum::default() };
+    let quorum = Quorum { leads: true, ..quorum(3) };
     rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
     for id in [2, 3] {
         let mut beat = rig.beat_of(id, rig.state.generation, None);
@@ -502,43 +336,13 @@ fn a_leader_whose_own_disk_holds_everybody_up_hands_over() {
 fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
     let mut rig = Rig::serving();
     let (first, next) = (rig.state.generation, rig.state.generation.next());
-    let (kind, from) = (ChangeKind::Failover, NodeId(1));
-    let begin = |generation| Command::Begin {
-        generation,
-        kind,
-        from,
-        to: None,
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    rig.commit(&begin(first));
-    rig.commit(&Command::Grant {
-        generation: next,
-        node: from,
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    });
+    rig.commit(&failover(first, 1));
+    rig.commit(&grant(next, 1));
     rig.answered(rig.now);
     // Its lease ends, and it fences itself.
     rig.now = at(12_000);
     let fence = rig.turn().act.unwrap();
-    rig.node.acted(
-        Done {
-            action: fence.action,
-            before: fence.before,
-            result: Ok(()),
-            setback: None,
-            observation: down(false),
-        },
-        rig.now,
-    );
+    rig.node.acted(done(fence, down(false)), rig.now);
     let released = |rig: &Rig| rig.node.observation(rig.now).postgres.unwrap().released;
     assert_eq!(released(&rig), Some(next));
     // A new lease, and it starts again; then the log gives it up.
@@ -546,7 +350,7 @@ fn what_is_being_started_is_not_released_and_a_failover_stops_the_start() {
     let start = rig.turn().act.unwrap();
     assert_eq!(start.action, LocalAction::StartPrimary(next, crate::reconcile::Commits::Free));
     assert_eq!(released(&rig), None);
-    rig.commit(&begin(next));
+    rig.commit(&failover(next, 1));
     let turn = rig.turn();
     assert!(fences(&turn) && turn.act.unwrap().abort, "the start must not come through");
 }
@@ -557,60 +361,29 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
     let setup = Setup { descriptor: descriptor(2), incarnation: 2, ..rig.node.setup.clone() };
     rig.node = Node::new(setup, rig.now);
     rig.node.look(postgres(true));
-    let (generation, from) = (rig.state.generation, NodeId(1));
-    let (kind, to, reason) = (ChangeKind::Failover, None, "test".to_owned());
-    let (allow_data_loss, end_transactions, at) = (false, false, WallTime(0));
-    rig.commit(&Command::Begin {
-        generation,
-        kind,
-        from,
-        to,
-        reason,
-        allow_data_loss,
-        end_transactions,
-        noticed_ms: 0,
-        scheduled: None,
-        at,
-    });
-    let Begun { action, before, .. } = rig.turn().act.unwrap();
-    assert_eq!(action, LocalAction::Recruit(generation.next()));
-    rig.node
-        .acted(Done { action, before, result: Ok(()), setback: None, observation: postgres(true) }, rig.now);
+    let generation = rig.state.generation;
+    rig.commit(&failover(generation, 1));
+    let begun = rig.turn().act.unwrap();
+    assert_eq!(begun.action, LocalAction::Recruit(generation.next()));
+    rig.node.acted(done(begun, postgres(true)), rig.now);
 
     let mut beat = rig.beat_of(1, generation, None);
     beat.observation.intent = Some(generation.next());
-    let mut left = PostgresObservation { released: Some(generation), ..down(false) };
-    let PostgresState::Down(stopped) = &mut left.state else { unreachable!() };
-    stopped.left = Some(LeftWal { timeline: Timeline(1), end: Lsn(1500) });
-    beat.observation.postgres = Some(left);
+    let left = Some(LeftWal { timeline: Timeline(1), end: Lsn(1500) });
+    let state = PostgresState::Down(Stopped { left, ..stopped(false, false) });
+    beat.observation.postgres = Some(PostgresObservation { released: Some(generation), ..observed(state) });
     let _ = rig.node.beaten(beat, rig.now);
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Salvage { .. }) && !begun.abort, "{begun:?}");
     assert_eq!(rig.turn().act, None, "it goes on");
 
-    let (node, received, old_end, rolled_back) = (NodeId(3), Lsn(1000), None, None);
     let next = generation.next();
-    rig.commit(&Command::Grant {
-        generation: next,
-        node,
-        received,
-        old_end,
-        cover: SyncSet::default(),
-        rolled_back,
-        at,
-    });
-    rig.commit(&Command::Serve {
-        generation: next,
-        timeline: Timeline(2),
-        first_xid: None,
-        took: Vec::new(),
-        at,
-    });
+    rig.commit(&grant(next, 3));
+    rig.commit(&serve(next, 2));
     let mut beat = rig.beat_of(3, next, None);
-    let mut primary = postgres(false);
-    let PostgresState::Running(running) = &mut primary.state else { unreachable!() };
-    (running.timeline, running.history) = (Timeline(2), TimelineHistory(vec![(Timeline(1), Lsn(1000))]));
-    beat.observation.postgres = Some(primary);
+    let history = TimelineHistory(vec![(Timeline(1), Lsn(1000))]);
+    let primary = Running { timeline: Timeline(2), history, ..running(false) };
+    beat.observation.postgres = Some(observed(PostgresState::Running(primary)));
     let _ = rig.node.beaten(beat, rig.now);
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Follow(_)) && begun.abort, "{begun:?}");
@@ -620,20 +393,17 @@ fn a_salvage_does_not_hold_up_what_follows_the_choice() {
 fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
     let mut rig = Rig::serving();
     rig.answered(rig.now);
-    let mut own = postgres(false);
-    let PostgresState::Running(running) = &mut own.state else { unreachable!() };
-    running.timeline = Timeline(2);
+    let own = observed(PostgresState::Running(Running { timeline: Timeline(2), ..running(false) }));
     rig.node.look(own.clone());
     // Slots come first: the checkpoint removes WAL.
-    let Begun { action, before, .. } = rig.turn().act.unwrap();
-    assert!(matches!(action, LocalAction::AlignSlots { .. }), "{action:?}");
-    rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation: own }, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::AlignSlots { .. }), "{begun:?}");
+    rig.node.acted(done(begun, own), rig.now);
     let begun = rig.turn().act.unwrap();
     assert_eq!(begun.action, LocalAction::Checkpoint);
     assert_eq!(rig.turn().act, None, "it goes on");
 
-    let set = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
-    rig.commit(&Command::WantCover { generation: rig.state.generation, set });
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: sync_set(1, &[2, 3]) });
     let begun = rig.turn().act.unwrap();
     assert!(matches!(begun.action, LocalAction::Cover(_)) && begun.abort, "{begun:?}");
     assert_eq!(rig.turn().act, None, "and that goes on");
@@ -642,9 +412,7 @@ fn a_checkpoint_does_not_hold_up_what_commits_wait_for() {
 #[test]
 fn a_standby_says_that_it_is_to_be_restarted_until_that_postmaster_is_gone() {
     let mut rig = Rig::new(Generation::ZERO);
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=3).map(descriptor).collect();
-    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    rig.commit(&form(2, descriptors(3)));
     rig.node.look(postgres(true));
     rig.node.order_restart(WallTime(5)).unwrap();
     let said = |rig: &Rig| rig.node.observation(rig.now).postgres.unwrap().restarting;
@@ -664,55 +432,24 @@ fn a_standby_says_that_it_is_to_be_restarted_until_that_postmaster_is_gone() {
 fn a_node_that_is_removed_stops_its_standby_and_has_left_once_the_others_say_so() {
     let mut rig = Rig::serving();
     let generation = rig.state.generation;
-    let begin = Command::Begin {
-        generation,
-        kind: ChangeKind::Switchover,
-        from: NodeId(1),
-        to: Some(NodeId(2)),
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    let grant = Command::Grant {
-        generation: generation.next(),
-        node: NodeId(2),
-        received: Lsn(1),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    };
-    for command in [begin, Command::Stop { generation: generation.next() }, grant] {
+    rig.commit(&switchover(generation, 1, 2));
+    let generation = generation.next();
+    for command in [Command::Stop { generation }, grant(generation, 2), serve(generation, 2)] {
         rig.commit(&command);
     }
-    let generation = rig.state.generation;
-    rig.commit(&Command::Serve {
-        generation,
-        timeline: Timeline(2),
-        first_xid: None,
-        took: Vec::new(),
-        at: WallTime(0),
-    });
     rig.node.look(postgres(true));
     let answer = |revision, removed| BeatAnswer { lease: None, readmitted: None, revision, removed };
     rig.node.answered(NodeId(3), rig.now, &answer(rig.state.revision - 1, Some(WallTime(7))));
     assert_eq!(rig.node.has_left(), None, "it knows better");
 
-    let want = |of: &[u64]| Command::WantCover {
-        generation,
-        set: SyncSet { standbys: 1, of: of.iter().copied().map(NodeId).collect() },
-    };
+    let want = |of: &[u64]| Command::WantCover { generation, set: sync_set(1, of) };
     rig.commit(&want(&[1]));
     rig.commit(&Command::SettleCover { generation, number: rig.state.cover.number });
     rig.commit(&Command::Remove { node: NodeId(1), force: false, at: WallTime(6) });
     let goes_on = |rig: &mut Rig, why: &str| {
         while let Some(begun) = rig.turn().act {
             assert!(!matches!(begun.action, LocalAction::StopFast { .. }), "{why}: {begun:?}");
-            let (action, before, observation) = (begun.action, begun.before, postgres(true));
-            rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation }, rig.now);
+            rig.node.acted(done(begun, postgres(true)), rig.now);
             rig.now = rig.now + Duration::from_millis(10);
         }
     };
@@ -723,12 +460,9 @@ fn a_node_that_is_removed_stops_its_standby_and_has_left_once_the_others_say_so(
     rig.commit(&Command::SettleCover { generation, number: rig.state.cover.number });
     rig.node.look(postgres(true));
     let newer = rig.state.revision + 2;
-    let begun = rig.turn().act.map(|begun| begun.action);
-    assert!(matches!(begun, Some(LocalAction::StopFast { .. })), "{begun:?}");
-    let before = Before { primary_of: None, ran: true };
-    let observation = PostgresObservation { state: down_as_standby(), ..postgres(true) };
-    let action = LocalAction::StopFast { reason: String::new() };
-    rig.node.acted(Done { action, before, result: Ok(()), setback: None, observation }, rig.now);
+    let begun = rig.turn().act.unwrap();
+    assert!(matches!(begun.action, LocalAction::StopFast { .. }) && begun.before.ran, "{begun:?}");
+    rig.node.acted(done(begun, observed(PostgresState::Down(stopped(true, true)))), rig.now);
     assert_eq!(rig.turn().act, None, "it stays down");
     assert_eq!(rig.node.has_left(), None, "it is still a member");
     rig.node.answered(NodeId(2), rig.now, &answer(newer, Some(WallTime(7))));
@@ -736,19 +470,6 @@ fn a_node_that_is_removed_stops_its_standby_and_has_left_once_the_others_say_so(
     assert_eq!(rig.node.has_left(), Some(WallTime(7)), "who is further in the log is right");
     rig.node.answered(NodeId(3), rig.now, &answer(newer + 1, None));
     assert_eq!(rig.node.has_left(), None, "it was added again");
-}
-
-fn down_as_standby() -> PostgresState {
-    PostgresState::Down(Stopped {
-        clean: true,
-        standby: true,
-        timeline: Timeline(1),
-        checkpoint: Lsn(1000),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    })
 }
 
 #[test]

@@ -7,17 +7,11 @@ use pgherd_common::wal::TimelineHistory;
 use pgherd_common::{Lsn, MonoTime, NodeId, Timeline, WallTime};
 
 use super::*;
-use crate::cluster::{Applied, Command, Descriptor, Identity, NodeKind, apply};
-use crate::cover::{CoverSeen, SyncSet};
-use crate::observation::{Health, PostgresObservation, PostgresState, Running, Stopped};
+use crate::cluster::Command;
+use crate::cover::CoverSeen;
+use crate::fixtures::{self, *};
+use crate::observation::{PostgresObservation, PostgresState, Running, Stopped};
 use crate::salvage::LeftWal;
-
-const RULES: Rules = Rules {
-    local_timeout: Duration::from_secs(10),
-    restart_standby_after: Duration::from_secs(5),
-    rejoin: RejoinRules { auto: true, clone: true },
-    fence_script: false,
-};
 
 /// Server 1 serves generation 1; servers 2 and 3 are standbys.
 pub(super) struct Rig {
@@ -42,74 +36,16 @@ fn at(seconds: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_secs(seconds))
 }
 
-fn descriptor(id: u64) -> Descriptor {
-    Descriptor {
-        id: NodeId(id),
-        name: format!("server{id}").parse().unwrap(),
-        kind: NodeKind::Database,
-        agent: format!("10.0.0.{id}:7800").parse().unwrap(),
-        postgres: Some(format!("10.0.0.{id}:5432").parse().unwrap()),
-        priority: 100,
-        weight: 1,
-        tags: Default::default(),
-        upstream: None,
-    }
-}
-
+/// A standby that follows server 1 and has no walreceiver yet, or a primary.
 pub(super) fn running(in_recovery: bool) -> Running {
-    Running {
-        in_recovery,
-        timeline: Timeline(1),
-        position: Lsn(1000),
-        received: Lsn(1000),
-        checkpoint_timeline: Timeline(1),
-        history: TimelineHistory::default(),
-        follows: in_recovery.then(|| "10.0.0.1:5432".parse().unwrap()),
-        follows_in: None,
-        cover: None,
-        gated: false,
-        capacity: None,
-        first_xid: None,
-        receiver: None,
-        standbys: Vec::new(),
-        redo: Lsn::default(),
-        slots: Vec::new(),
-        logical: Default::default(),
-    }
-}
-
-fn stopped(clean: bool, standby: bool) -> Stopped {
-    Stopped {
-        clean,
-        standby,
-        timeline: Timeline(1),
-        checkpoint: Lsn(900),
-        redo: Lsn::default(),
-        found_down: false,
-        for_ms: 0,
-        left: None,
-    }
+    Running { receiver: None, ..fixtures::running(in_recovery) }
 }
 
 impl Rig {
     pub(super) fn new(own: PostgresState) -> Self {
         let mut rig = Self {
             state: ClusterState::default(),
-            own: PostgresObservation {
-                system_identifier: 7,
-                major: 15,
-                pid: Some(1),
-                state: own,
-                recruited: None,
-                salvaged: None,
-                undrained: None,
-                restarting: None,
-                prepared: None,
-                released: None,
-                fenced: None,
-                trouble: None,
-                health: Health::default(),
-            },
+            own: observed(own),
             own_age: Duration::ZERO,
             primary: Some(running(false)),
             unheard_for: Duration::ZERO,
@@ -124,22 +60,13 @@ impl Rig {
             stopped_here: false,
             reconciler: Reconciler::new(RULES),
         };
-        let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-        let members = (1..=3).map(descriptor).collect();
-        rig.commit(&Command::Form { identity, primary: NodeId(1), members, at: WallTime(0) });
-        rig.commit(&Command::Serve {
-            generation: rig.state.generation,
-            timeline: Timeline(1),
-            first_xid: None,
-            took: Vec::new(),
-            at: WallTime(0),
-        });
+        rig.commit(&form(1, descriptors(3)));
+        rig.commit(&serve(rig.state.generation, 1));
         rig
     }
 
     pub(super) fn commit(&mut self, command: &Command) {
-        let revision = self.state.revision + 1;
-        assert_eq!(apply(&mut self.state, command, revision), Applied::Changed, "{command:?}");
+        commit(&mut self.state, command);
     }
 
     /// A standby comes into service.
@@ -149,41 +76,15 @@ impl Rig {
     }
 
     fn begin(&mut self, kind: ChangeKind) {
-        self.commit(&Command::Begin {
-            generation: self.state.generation,
-            kind,
-            from: NodeId(1),
-            to: None,
-            reason: "test".to_owned(),
-            allow_data_loss: false,
-            end_transactions: false,
-            noticed_ms: 0,
-            scheduled: None,
-            at: WallTime(0),
-        });
+        self.commit(&begin(self.state.generation, kind, 1));
     }
 
     fn grant(&mut self, node: u64) {
-        let generation = self.state.generation.next();
-        self.commit(&Command::Grant {
-            generation,
-            node: NodeId(node),
-            received: Lsn(1000),
-            old_end: None,
-            cover: SyncSet::default(),
-            rolled_back: None,
-            at: WallTime(0),
-        });
+        self.commit(&grant(self.state.generation.next(), node));
     }
 
     fn serve(&mut self) {
-        self.commit(&Command::Serve {
-            generation: self.state.generation,
-            timeline: Timeline(2),
-            first_xid: None,
-            took: Vec::new(),
-            at: WallTime(0),
-        });
+        self.commit(&serve(self.state.generation, 2));
     }
 
     pub(super) fn decide(&self, me: u64) -> Reconciliation {
@@ -212,15 +113,6 @@ impl Rig {
         };
         self.reconciler.finished(&action, true, self.now);
         self
-    }
-}
-
-pub(super) fn upstream(id: u64) -> Upstream {
-    Upstream {
-        node: format!("server{id}").parse().unwrap(),
-        address: format!("10.0.0.{id}:5432").parse().unwrap(),
-        generation: None,
-        copy_slots: false,
     }
 }
 
@@ -553,29 +445,9 @@ fn a_server_that_hangs_is_killed_in_time_in_either_role() {
 #[test]
 fn a_primary_that_ends_soon_after_each_start_is_not_started_in_a_tight_loop() {
     let mut rig = Rig::new(PostgresState::Down(stopped(false, false)));
-    let begin = Command::Begin {
-        generation: rig.state.generation,
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: Some(NodeId(1)),
-        reason: "it crashed and nobody can take over".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    };
-    rig.commit(&begin);
-    let generation = rig.state.change.as_ref().unwrap().generation;
-    rig.commit(&Command::Grant {
-        generation,
-        node: NodeId(1),
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    });
+    let in_place = command!(Begin { to: Some(NodeId(1)), ..failover(rig.state.generation, 1) });
+    rig.commit(&in_place);
+    rig.grant(1);
     rig.fence_at = Some(at(1_000));
     let start = LocalAction::StartPrimary(rig.state.generation, Commits::Free);
     assert_eq!(rig.decide(1).action, Some(start.clone()));
@@ -636,10 +508,9 @@ fn a_primary_that_was_rolled_back_to_and_never_served_comes_back_from_its_clean_
 fn a_primary_has_commits_wait_for_whom_the_log_says() {
     let mut rig = Rig::new(PostgresState::Running(running(false))).aligned(1);
     assert_eq!(rig.decide(1).action, None, "nothing was ever asked for");
-    let wanted = SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
-    rig.commit(&Command::WantCover { generation: rig.state.generation, set: wanted });
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: sync_set(1, &[2, 3]) });
     let number = rig.state.cover.number;
-    let of = ["server2", "server3"].map(|name| name.parse().unwrap()).into();
+    let of = [name(2), name(3)].into();
     let cover = LocalAction::Cover(Wait { generation: rig.state.generation, number, standbys: 1, of });
     assert_eq!(rig.decide(1).action, Some(cover));
     let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
@@ -655,12 +526,10 @@ fn a_primary_has_commits_wait_for_whom_the_log_says() {
 fn a_primary_that_was_started_in_place_lets_clients_in_once_standbys_have_what_it_has() {
     let mut rig = Rig::new(PostgresState::Running(running(false))).aligned(1);
     rig.own.state = PostgresState::Down(stopped(false, false));
-    let wanted = SyncSet { standbys: 1, of: [NodeId(2)].into() };
-    rig.commit(&Command::WantCover { generation: rig.state.generation, set: wanted });
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: sync_set(1, &[2]) });
     rig.begin(ChangeKind::Failover);
     rig.grant(1);
-    let set = SyncSet { standbys: 1, of: [NodeId(2)].into() };
-    rig.commit(&Command::WantCover { generation: rig.state.generation, set });
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: sync_set(1, &[2]) });
     let (generation, number) = (rig.state.generation, rig.state.cover.number);
     assert!(matches!(rig.decide(1).action, Some(LocalAction::StartPrimary(_, Commits::WaitFor(_)))));
     rig.commit(&Command::Promoted { generation, timeline: Timeline(1) });
@@ -691,33 +560,18 @@ fn a_primary_that_was_started_in_place_lets_clients_in_once_standbys_have_what_i
 #[test]
 fn where_commits_wait_they_do_from_the_promotion_on_and_followers_are_named_after_its_generation() {
     let mut rig = Rig::new(PostgresState::Running(running(true)));
-    rig.commit(&Command::WantCover {
-        generation: rig.state.generation,
-        set: SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() },
-    });
+    rig.commit(&Command::WantCover { generation: rig.state.generation, set: sync_set(1, &[2, 3]) });
     rig.begin(ChangeKind::Failover);
     let generation = rig.state.generation.next();
-    rig.commit(&Command::Grant {
-        generation,
-        node: NodeId(2),
-        received: Lsn(1000),
-        old_end: None,
-        cover: SyncSet { standbys: 1, of: [NodeId(3)].into() },
-        rolled_back: None,
-        at: WallTime(0),
-    });
-    let wait = Wait {
-        generation,
-        number: rig.state.cover.number,
-        standbys: 1,
-        of: ["server3".parse().unwrap()].into(),
-    };
+    rig.commit(&command!(Grant { cover: sync_set(1, &[3]), ..grant(generation, 2) }));
+    let number = rig.state.cover.number;
+    let wait = Wait { generation, number, standbys: 1, of: [name(3)].into() };
     assert_eq!(rig.decide(2).action, Some(LocalAction::Promote(generation, Commits::WaitFor(wait))));
     rig.commit(&Command::Promoted { generation, timeline: Timeline(2) });
     let upstream = Upstream { generation: Some(generation), ..upstream(2) };
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream)));
     let PostgresState::Running(own) = &mut rig.own.state else { unreachable!() };
-    (own.follows, own.follows_in) = (Some("10.0.0.2:5432".parse().unwrap()), Some(generation));
+    (own.follows, own.follows_in) = (Some(address(2)), Some(generation));
     assert!(!matches!(rig.decide(3).action, Some(LocalAction::Follow(_))));
 }
 
@@ -782,7 +636,7 @@ fn a_promotion_waits_for_the_operators_script() {
     rig.begin(ChangeKind::Failover);
     rig.grant(2);
     let generation = rig.state.generation;
-    let script = LocalAction::FenceScript { generation, old: Some("10.0.0.1:5432".parse().unwrap()) };
+    let script = LocalAction::FenceScript { generation, old: Some(address(1)) };
     assert_eq!(rig.decide(2).action, Some(script.clone()));
     // Without the lease nothing is fenced either.
     let lease = rig.fence_at.take();
@@ -861,7 +715,7 @@ fn a_standby_streams_from_another_one_as_the_log_says_and_from_the_primary_again
     assert_eq!(rig.decide(3).action, None);
     rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
-    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    let cascaded = Running { follows: Some(address(2)), ..running(true) };
     rig.own.state = PostgresState::Running(cascaded);
     assert_eq!(rig.decide(3).action, None);
     // Its histories are compared with the primary's, whomever it streams from.
@@ -877,7 +731,7 @@ fn a_standby_streams_from_another_one_as_the_log_says_and_from_the_primary_again
 
 #[test]
 fn a_standby_that_streams_from_another_one_is_recruited_and_then_follows_the_new_primary() {
-    let cascaded = Running { follows: Some("10.0.0.2:5432".parse().unwrap()), ..running(true) };
+    let cascaded = Running { follows: Some(address(2)), ..running(true) };
     let mut rig = Rig::new(PostgresState::Running(running(true))).aligned(3);
     rig.own.state = PostgresState::Running(cascaded);
     rig.up(2);

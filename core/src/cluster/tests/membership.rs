@@ -29,14 +29,10 @@ fn removed(state: &ClusterState, id: u64) -> Command {
     }
 }
 
-fn voters(ids: &[u64]) -> std::collections::BTreeSet<NodeId> {
-    ids.iter().copied().map(NodeId).collect()
-}
-
 /// One voter leaves, all the way.
 fn take_vote(state: &mut ClusterState, next: &[u64]) {
     let generation = state.generation;
-    let plan = Command::PlanVoters { generation, next: voters(next) };
+    let plan = Command::PlanVoters { generation, next: ids(next) };
     assert_eq!(act(state, &plan), Applied::Changed);
     let planned = state.voters.plan.as_ref().unwrap().revision;
     assert_eq!(act(state, &Command::SettleVoters { generation, planned }), Applied::Changed);
@@ -84,19 +80,7 @@ fn only_who_was_invited_becomes_a_member_also_while_the_primary_changes() {
     assert_eq!(act(&mut state, &register), Applied::Rejected(Rejected::NotInvited(NodeId(5))));
     let readmit = Command::Readmit { node: NodeId(5), token: 7 };
     assert_eq!(act(&mut state, &readmit), Applied::Rejected(Rejected::UnknownMember(NodeId(5))));
-    let begin = Command::Begin {
-        generation: generation(1),
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: None,
-        reason: String::new(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(3),
-    };
-    assert_eq!(act(&mut state, &begin), Applied::Changed);
+    assert_eq!(act(&mut state, &failover(generation(1), 1)), Applied::Changed);
     assert_eq!(act(&mut state, &invite(5, "other", "10.0.0.5:7800")), Applied::Changed);
     assert_eq!(
         act(&mut state, &register),
@@ -116,7 +100,7 @@ fn only_who_was_invited_becomes_a_member_also_while_the_primary_changes() {
 #[test]
 fn a_member_leaves_only_once_nothing_rests_on_it() {
     let mut state = formed();
-    state.cover.want(&SyncSet { standbys: 1, of: voters(&[2, 3]) }, 1);
+    state.cover.want(&sync_set(1, &[2, 3]), 1);
     state.cover.promised = state.cover.wanted.clone();
     assert_eq!(act(&mut state, &remove(1)), Applied::Rejected(Rejected::IsPrimary(NodeId(1))));
     assert_eq!(act(&mut state, &remove(9)), Applied::Rejected(Rejected::UnknownMember(NodeId(9))));
@@ -142,7 +126,7 @@ fn a_member_leaves_only_once_nothing_rests_on_it() {
     assert_eq!(gone(&mut state), not_yet, "it votes");
     take_vote(&mut state, &[1, 2, 4]);
     assert_eq!(gone(&mut state), not_yet, "commits wait for it");
-    let set = SyncSet { standbys: 1, of: voters(&[2]) };
+    let set = sync_set(1, &[2]);
     assert_eq!(act(&mut state, &Command::WantCover { generation: generation(1), set }), Applied::Changed);
     assert_eq!(gone(&mut state), not_yet, "a failover may rest on it");
     let number = state.cover.number;
@@ -152,7 +136,7 @@ fn a_member_leaves_only_once_nothing_rests_on_it() {
     );
     let late = Command::Removed { node, number: 1, at };
     assert_eq!(act(&mut state, &late), not_yet, "that was another time");
-    let next = voters(&[1, 2, 3, 4]);
+    let next = ids(&[1, 2, 3, 4]);
     let plan = Command::PlanVoters { generation: generation(1), next };
     assert_eq!(act(&mut state, &plan), Applied::Rejected(Rejected::UnfitVoters), "it gets no vote any more");
     state.readmitted.insert(node, 7);
@@ -172,18 +156,7 @@ fn whoever_is_wanted_or_needed_does_not_leave() {
         }
         act(&mut state, &remove(node))
     };
-    let begin = Command::Begin {
-        generation: generation(1),
-        kind: ChangeKind::Switchover,
-        from: NodeId(1),
-        to: Some(NodeId(2)),
-        reason: String::new(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(3),
-    };
+    let begin = switchover(generation(1), 1, 2);
     let in_flight = Rejected::ChangeInFlight { kind: ChangeKind::Switchover, generation: generation(2) };
     assert_eq!(refused(std::slice::from_ref(&begin), 3), Applied::Rejected(in_flight));
     let schedule = Command::Schedule {

@@ -1,16 +1,11 @@
 //! Commits that wait for standbys: which ones, and who may take over then.
 
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::cover::{Cover, CoverSeen, SyncSet};
+use crate::fixtures::sync_set as set;
 use crate::waterfall::{Step, Took};
 
 const ONE: Durability = Durability { standbys: 1, degrade_after_ms: 0 };
-
-fn set(standbys: u32, of: &[u64]) -> SyncSet {
-    SyncSet { standbys, of: of.iter().copied().map(NodeId).collect::<BTreeSet<_>>() }
-}
 
 /// A cluster in which commits wait, and have waited, for any one of servers 2 and 3.
 fn covered(durability: Durability) -> Rig {

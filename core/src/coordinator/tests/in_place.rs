@@ -50,7 +50,7 @@ fn a_primary_with_less_to_replay_than_any_standby_is_started_where_it_is() {
 
     // It did not last: no second try soon.
     for id in [2, 3] {
-        rig.postgres(id).state = PostgresState::Running(super::running(true));
+        rig.postgres(id).state = PostgresState::Running(running(true));
     }
     rig.settle();
     rig.crash(1);
@@ -85,7 +85,7 @@ fn the_standby_with_least_to_replay_is_the_one_that_counts_and_is_chosen() {
 #[test]
 fn where_commits_wait_for_standbys_these_could_not_come_back_in_time() {
     let mut rig = crashed(MIB, 200 * MIB);
-    rig.state.cover.wanted = crate::cover::SyncSet { standbys: 1, of: [NodeId(2), NodeId(3)].into() };
+    rig.state.cover.wanted = sync_set(1, &[2, 3]);
     rig.pass(&[]);
     assert_eq!(granted_to(&rig.state), Some(NodeId(2)));
 }

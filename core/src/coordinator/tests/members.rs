@@ -1,18 +1,7 @@
 //! Nodes that come and go.
 
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::cluster::LeaseVoters;
-use crate::cover::SyncSet;
-
-fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
-    ids.iter().copied().map(NodeId).collect()
-}
-
-fn name(id: u64) -> pgherd_common::NodeName {
-    format!("server{id}").parse().unwrap()
-}
 
 impl Rig {
     /// One step, obeyed by raft as well; what was asked of it.
@@ -110,7 +99,7 @@ fn a_taken_back_invitation_leaves_nothing_in_raft_s_group() {
 #[test]
 fn a_node_that_leaves_is_seen_off_step_by_step() {
     let mut rig = Rig::formed();
-    rig.state.cover.want(&SyncSet { standbys: 1, of: ids(&[2, 3]) }, 1);
+    rig.state.cover.want(&sync_set(1, &[2, 3]), 1);
     rig.state.cover.promised = rig.state.cover.wanted.clone();
     for id in 1..=4 {
         rig.seen.get_mut(&id).unwrap().durability = Durability { standbys: 1, degrade_after_ms: 0 };

@@ -15,18 +15,7 @@ fn paused(node: Option<u64>) -> Rig {
 }
 
 fn forced() -> Command {
-    Command::Begin {
-        generation: Generation::ZERO.next(),
-        kind: ChangeKind::Failover,
-        from: NodeId(1),
-        to: Some(NodeId(3)),
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: ASKED,
-    }
+    command!(Begin { to: Some(NodeId(3)), at: ASKED, ..failover(generation(1), 1) })
 }
 
 #[test]

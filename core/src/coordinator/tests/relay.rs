@@ -26,7 +26,7 @@ fn relay(rig: &Rig, node: u64) -> Option<u64> {
 }
 
 fn follow(rig: &mut Rig, node: u64, source: u64) {
-    up(rig, node).follows = Some(format!("10.0.0.{source}:5432").parse().unwrap());
+    up(rig, node).follows = Some(address(source));
 }
 
 /// The primary writes on; so many tenths of a second pass.
@@ -195,7 +195,7 @@ fn copies(rig: &mut Rig, node: u64) {
 }
 
 fn sync(of: &[u64]) -> Option<SlotSync> {
-    Some(SlotSync { standbys: of.iter().copied().map(NodeId).collect() })
+    Some(SlotSync { standbys: ids(of) })
 }
 
 #[test]

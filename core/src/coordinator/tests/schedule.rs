@@ -137,19 +137,7 @@ fn one_is_scheduled_at_a_time_and_it_can_be_taken_back() {
     rig.ask(None).unwrap();
     assert_eq!(rig.propose(&cancel), Applied::Rejected(crate::cluster::Rejected::NotScheduled));
     let begin = rig.coordinator.view(rig.now, due()).plan_switchover(None, false).unwrap();
-    let Command::Begin { generation, kind, from, to, reason, .. } = begin else { panic!("{begin:?}") };
-    let stale = Command::Begin {
-        generation,
-        kind,
-        from,
-        to,
-        reason,
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: Some(known.number),
-        at: due(),
-    };
+    let stale = command!(Begin { scheduled: Some(known.number), ..begin });
     assert_eq!(rig.propose(&stale), Applied::Rejected(crate::cluster::Rejected::NotScheduled));
     assert_eq!(rig.state.change, None);
 }
@@ -207,16 +195,7 @@ fn it_stays_while_the_primary_does() {
     rig.released(1);
     let generation = rig.state.change.as_ref().unwrap().generation;
     // Nobody else can take over: server 1 starts again in place.
-    let grant = Command::Grant {
-        generation,
-        node: NodeId(1),
-        received: Lsn(0),
-        old_end: None,
-        cover: crate::cover::SyncSet::default(),
-        rolled_back: None,
-        at: rig.wall,
-    };
-    assert_eq!(rig.propose(&grant), Applied::Changed);
+    assert_eq!(rig.propose(&grant(generation, 1)), Applied::Changed);
     rig.postgres(1).state = PostgresState::Running(running(false));
     rig.settle();
     assert_eq!(rig.state.serving(), Some(NodeId(1)));
@@ -229,37 +208,9 @@ fn it_stays_while_the_primary_does() {
 fn a_primary_that_was_replaced_in_between_is_not_the_one_that_was_meant() {
     let mut rig = scheduled(None);
     // There and back before anybody could say so.
-    for (from, to) in [(1, 2), (2, 1)].map(|(from, to)| (NodeId(from), NodeId(to))) {
-        let begin = Command::Begin {
-            generation: rig.state.generation,
-            kind: ChangeKind::Failover,
-            from,
-            to: None,
-            reason: String::new(),
-            allow_data_loss: false,
-            end_transactions: false,
-            noticed_ms: 0,
-            scheduled: None,
-            at: rig.wall,
-        };
-        let generation = rig.state.generation.next();
-        let grant = Command::Grant {
-            generation,
-            node: to,
-            received: Lsn(0),
-            old_end: None,
-            cover: crate::cover::SyncSet::default(),
-            rolled_back: None,
-            at: rig.wall,
-        };
-        let serve = Command::Serve {
-            generation,
-            timeline: Timeline(1),
-            first_xid: None,
-            took: Vec::new(),
-            at: rig.wall,
-        };
-        for command in [begin, grant, serve] {
+    for (from, to) in [(1, 2), (2, 1)] {
+        let (before, after) = (rig.state.generation, rig.state.generation.next());
+        for command in [failover(before, from), grant(after, to), serve(after, 1)] {
             assert_eq!(rig.propose(&command), Applied::Changed, "{command:?}");
         }
     }

@@ -1,16 +1,10 @@
 //! Lost nodes leave the voters and come back.
 
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::cluster::LeaseVoters;
 
-fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
-    ids.iter().copied().map(NodeId).collect()
-}
-
 fn names(ids: &[u64]) -> Vec<pgherd_common::NodeName> {
-    ids.iter().map(|id| format!("server{id}").parse().unwrap()).collect()
+    ids.iter().copied().map(name).collect()
 }
 
 impl Rig {
@@ -142,7 +136,7 @@ fn losses_one_after_the_other_down_to_two_the_primary_among_them() {
     rig.pass_seconds(30, &[1, 2, 4]);
     rig.assert_voters(&[3, 4]);
     let said = rig.step(&[1, 2, 4]).report.waiting;
-    assert!(said.contains(&NotYet::Voters(VotersStay::LastVoters(names(&[4]).remove(0)))), "{said:?}");
+    assert!(said.contains(&NotYet::Voters(VotersStay::LastVoters(name(4)))), "{said:?}");
     rig.postgres(1).state = PostgresState::Running(running(true));
     rig.pass_seconds(12, &[]);
     rig.assert_voters(&[1, 2, 3, 4]);
@@ -204,7 +198,7 @@ fn a_plan_is_settled_only_when_raft_has_followed_and_the_primary_knows() {
     rig.coordinator.observe(before, rig.now);
     let decision = rig.step(&[1, 3]);
     assert!(
-        decision.report.waiting.contains(&NotYet::Voters(VotersStay::PlanUnknown(names(&[1]).remove(0)))),
+        decision.report.waiting.contains(&NotYet::Voters(VotersStay::PlanUnknown(name(1)))),
         "{decision:?}"
     );
     assert!(rig.state.voters.plan.is_some());
@@ -288,7 +282,7 @@ fn a_node_that_comes_and_goes_or_lags_does_not_vote() {
     }
     rig.assert_voters(&[1, 2, 4]);
     let left = Duration::ZERO;
-    let node = names(&[3]).remove(0);
+    let node = name(3);
     assert!(rig.step(&[3]).report.waiting.contains(&NotYet::Voters(VotersStay::Returning { node, left })));
 }
 
@@ -341,7 +335,7 @@ fn of_two_voters_nobody_lets_the_other_in_again() {
     rig.assert_voters(&[1, 4]);
     assert!(rig.state.readmitted.is_empty());
     let said = rig.step(&[2, 3]).report.waiting;
-    assert!(said.contains(&NotYet::Voters(VotersStay::NobodyReadmits(names(&[4]).remove(0)))), "{said:?}");
+    assert!(said.contains(&NotYet::Voters(VotersStay::NobodyReadmits(name(4)))), "{said:?}");
 }
 
 #[test]

@@ -28,33 +28,6 @@ fn holds(turn: &Turn) -> Option<MonoTime> {
     }
 }
 
-fn fails_over(generation: Generation, from: NodeId) -> Command {
-    Command::Begin {
-        generation,
-        kind: ChangeKind::Failover,
-        from,
-        to: None,
-        reason: "test".to_owned(),
-        allow_data_loss: false,
-        end_transactions: false,
-        noticed_ms: 0,
-        scheduled: None,
-        at: WallTime(0),
-    }
-}
-
-fn grant(generation: Generation, node: NodeId) -> Command {
-    Command::Grant {
-        generation,
-        node,
-        received: Lsn(0),
-        old_end: None,
-        cover: SyncSet::default(),
-        rolled_back: None,
-        at: WallTime(0),
-    }
-}
-
 /// A primary with a lease that has got the address.
 fn holding() -> Rig {
     let mut rig = with(Rig::serving(), rules());
@@ -99,7 +72,7 @@ fn it_is_given_up_with_postgresql() {
     // One that hangs has its time.
     let mut rig = holding();
     let hangs = PostgresState::Unresponsive { for_ms: 100, reason: "test".to_owned() };
-    rig.node.look(PostgresObservation { state: hangs, ..postgres(false) });
+    rig.node.look(observed(hangs));
     assert_eq!(rig.turn().address, None);
 }
 
@@ -123,9 +96,7 @@ fn a_worker_that_follows_another_leaves_it_where_it_is_until_it_has_a_lease() {
 #[test]
 fn a_standby_removes_it() {
     let mut rig = with(Rig::new(Generation::ZERO), rules());
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=3).map(descriptor).collect();
-    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    rig.commit(&form(2, descriptors(3)));
     rig.node.look(postgres(true));
     seen(&mut rig, true, Asked::Unknown);
     assert_eq!(rig.turn().address, Some(AddressOrder::Release));
@@ -134,29 +105,19 @@ fn a_standby_removes_it() {
 /// Server 1, which was a standby, is chosen to follow server 2.
 fn chosen(rules: AddressRules) -> Rig {
     let mut rig = with(Rig::new(Generation::ZERO), rules);
-    let identity = Identity { cluster: "demo".parse().unwrap(), system_identifier: 7, major: 15 };
-    let members = (1..=3).map(descriptor).collect();
-    rig.commit(&Command::Form { identity, primary: NodeId(2), members, at: WallTime(0) });
+    rig.commit(&form(2, descriptors(3)));
     let generation = rig.state.generation;
-    let serve = Command::Serve {
-        generation,
-        timeline: Timeline(1),
-        first_xid: None,
-        took: Vec::new(),
-        at: WallTime(0),
-    };
-    rig.commit(&serve);
+    rig.commit(&serve(generation, 1));
     rig.node.look(postgres(true));
     seen(&mut rig, false, Asked::Unknown);
-    rig.commit(&fails_over(generation, NodeId(2)));
+    rig.commit(&failover(generation, 2));
     let turn = rig.turn();
     assert_eq!(turn.address, Some(AddressOrder::Ask), "while nobody is chosen yet");
-    let Begun { action, before, .. } = turn.act.unwrap();
-    assert!(matches!(action, LocalAction::Recruit(_)), "{action:?}");
-    rig.node
-        .acted(Done { action, before, result: Ok(()), setback: None, observation: postgres(true) }, rig.now);
+    let begun = turn.act.unwrap();
+    assert!(matches!(begun.action, LocalAction::Recruit(_)), "{begun:?}");
+    rig.node.acted(done(begun, postgres(true)), rig.now);
     let generation = rig.state.change.as_ref().unwrap().generation;
-    rig.commit(&grant(generation, NodeId(1)));
+    rig.commit(&grant(generation, 1));
     rig.answered(rig.now);
     rig
 }

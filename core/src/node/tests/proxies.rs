@@ -21,8 +21,7 @@ fn asked_both(rig: &mut Rig) -> AddressAnswer {
 
 fn leading() -> Rig {
     let mut rig = Rig::serving();
-    let voters = (1..=3).map(NodeId).collect();
-    let quorum = Quorum { voters, settled: true, leads: true, ..Quorum::default() };
+    let quorum = Quorum { leads: true, ..quorum(3) };
     rig.node.committed(Arc::new(rig.state.clone()), quorum, rig.now);
     rig
 }

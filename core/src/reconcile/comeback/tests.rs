@@ -1,70 +1,29 @@
 //! When a node comes back rewound, copied, or not at all.
 
-use pgherd_common::wal::TimelineHistory;
-use pgherd_common::{Lsn, NodeId, Timeline, WallTime};
+use pgherd_common::{Timeline, WallTime};
 
 use super::*;
-use crate::cluster::{Descriptor, NodeKind};
+use crate::fixtures::*;
 
+const AUTO: RejoinRules = RULES.rejoin;
 const MANUAL: RejoinRules = RejoinRules { auto: false, clone: true };
 
 fn rules(rejoin: RejoinRules) -> Rules {
-    Rules {
-        local_timeout: Duration::from_secs(10),
-        restart_standby_after: Duration::from_secs(5),
-        rejoin,
-        fence_script: false,
-    }
+    Rules { rejoin, ..RULES }
 }
 
 fn at(seconds: u64) -> MonoTime {
     MonoTime::since_boot(Duration::from_secs(seconds))
 }
 
-fn upstream(id: u64) -> Upstream {
-    Upstream {
-        node: format!("server{id}").parse().unwrap(),
-        address: format!("10.0.0.{id}:5432").parse().unwrap(),
-        generation: None,
-        copy_slots: false,
-    }
-}
-
-fn running() -> Running {
-    Running {
-        in_recovery: false,
-        timeline: Timeline(2),
-        position: Lsn(1000),
-        received: Lsn(1000),
-        checkpoint_timeline: Timeline(2),
-        history: TimelineHistory::default(),
-        follows: None,
-        follows_in: None,
-        cover: None,
-        gated: false,
-        capacity: None,
-        first_xid: None,
-        receiver: None,
-        standbys: Vec::new(),
-        redo: Lsn::default(),
-        slots: Vec::new(),
-        logical: Default::default(),
-    }
+/// Server 2, which has taken over.
+fn primary() -> Running {
+    Running { timeline: Timeline(2), checkpoint_timeline: Timeline(2), ..running(false) }
 }
 
 fn member(service: Service) -> Member {
     Member {
-        descriptor: Descriptor {
-            id: NodeId(1),
-            name: "server1".parse().unwrap(),
-            kind: NodeKind::Database,
-            agent: "10.0.0.1:7800".parse().unwrap(),
-            postgres: Some("10.0.0.1:5432".parse().unwrap()),
-            priority: 100,
-            weight: 1,
-            tags: Default::default(),
-            upstream: None,
-        },
+        descriptor: descriptor(1),
         priority_override: None,
         attached: true,
         allowed: true,
@@ -76,13 +35,13 @@ fn member(service: Service) -> Member {
 }
 
 fn rejoin() -> LocalAction {
-    LocalAction::Rejoin { upstream: upstream(2), running: Box::new(running()) }
+    LocalAction::Rejoin { upstream: upstream(2), running: Box::new(primary()) }
 }
 
 type Decided = Result<Option<LocalAction>, (String, Option<MonoTime>)>;
 
 fn decide(comeback: &Comeback, rejoin: RejoinRules, now: MonoTime) -> Decided {
-    comeback.rebuild(&rules(rejoin), &upstream(2), &running(), &[upstream(3), upstream(2)], now)
+    comeback.rebuild(&rules(rejoin), &upstream(2), &primary(), &[upstream(3), upstream(2)], now)
 }
 
 fn rebuild(decided: Decided) -> Rebuild {
@@ -91,8 +50,6 @@ fn rebuild(decided: Decided) -> Rebuild {
         other => panic!("no rebuild: {other:?}"),
     }
 }
-
-const AUTO: RejoinRules = RejoinRules { auto: true, clone: true };
 
 #[test]
 fn a_copy_is_made_once_nothing_else_helps_and_only_where_it_may() {

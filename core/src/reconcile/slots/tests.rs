@@ -3,18 +3,11 @@
 use pgherd_common::NodeId;
 
 use super::*;
-use crate::cluster::{Applied, Command, SlotSync, apply};
+use crate::cluster::{Command, SlotSync};
+use crate::fixtures::*;
 use crate::observation::PostgresState;
-use crate::reconcile::tests::{Rig, running, upstream};
-
-fn slot(node: u64, restart: Option<u64>) -> SlotSeen {
-    let name = format!("pgherd_server{node}");
-    SlotSeen { name, active: false, restart: restart.map(Lsn), lost: false, pinned: false }
-}
-
-fn name(node: u64) -> NodeName {
-    format!("server{node}").parse().unwrap()
-}
+use crate::reconcile::Upstream;
+use crate::reconcile::tests::{Rig, running};
 
 /// Server 2, a standby that has replayed to 1000 and would begin to replay at 700.
 fn standby(slots: Vec<SlotSeen>) -> Rig {
@@ -144,11 +137,9 @@ fn subscribers_wait_for_whom_the_log_says() {
     };
     let mut rig = Rig::new(primary(None)).aligned(1);
     assert_eq!(rig.decide(1).action, None);
-    let sync = |nodes: &[u64]| Some(SlotSync { standbys: nodes.iter().copied().map(NodeId).collect() });
+    let sync = |nodes: &[u64]| Some(SlotSync { standbys: ids(nodes) });
     let set = |rig: &mut Rig, sync| {
-        let (generation, revision) = (rig.state.generation, rig.state.revision + 1);
-        let applied = apply(&mut rig.state, &Command::SyncSlots { generation, sync }, revision);
-        assert_eq!(applied, Applied::Changed);
+        rig.commit(&Command::SyncSlots { generation: rig.state.generation, sync });
     };
     set(&mut rig, sync(&[2, 3]));
     assert_eq!(rig.decide(1).action, Some(LocalAction::HoldBack([name(2), name(3)].into())));
@@ -167,7 +158,7 @@ fn a_standby_copies_slots_while_the_log_says_so_but_never_from_another_standby()
     let mut rig = standby(vec![slot(1, Some(900)), slot(2, Some(900))]).aligned(3);
     let generation = rig.state.generation;
     rig.commit(&Command::SyncSlots { generation, sync: Some(SlotSync::default()) });
-    let copying = crate::reconcile::Upstream { copy_slots: true, ..upstream(1) };
+    let copying = Upstream { copy_slots: true, ..upstream(1) };
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(copying)));
     let mut up = Running { slots: vec![slot(1, Some(900)), slot(2, Some(900))], ..running(true) };
     up.logical.copies = true;

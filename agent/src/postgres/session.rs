@@ -188,11 +188,13 @@ fn login(settings: &Settings) -> Config {
     let mut config = Config::new();
     config.user(&settings.user).dbname(&settings.database).application_name("pgherd-agent");
     // A query whose answer nobody awaits any more must not run on. What a cluster sets for its applications does not concern
-    // the agent: a standby takes nothing serializable, and a schema of somebody's may have functions by PostgreSQL's names.
+    // the agent: a standby takes nothing serializable, a schema of somebody's may have functions by PostgreSQL's names, and
+    // not every style in which a time is printed is read as the same time.
     config.options(
         "-c statement_timeout=10s -c lock_timeout=5s -c search_path=pg_catalog \
          -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off \
-         -c default_transaction_deferrable=off -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0",
+         -c default_transaction_deferrable=off -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+         -c datestyle=ISO",
     );
     config.connect_timeout(settings.connect_timeout).tcp_user_timeout(settings.connect_timeout * 3);
     if let Some(password) = &settings.password {

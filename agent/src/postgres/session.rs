@@ -184,6 +184,13 @@ impl Session {
     }
 }
 
+/// The value with which the server runs, of a row of `pg_settings AS s`: also where the agent's own sessions have another one, by
+/// [`login`] or by what is set for its role or its database.
+pub(super) const CONFIGURED: &str = "coalesce(CASE WHEN s.source IN ('database', 'user', 'database user', 'client', 'session') \
+     THEN coalesce((SELECT f.setting FROM pg_file_settings AS f WHERE lower(f.name) = lower(s.name) AND f.error IS NULL \
+                     ORDER BY f.seqno DESC LIMIT 1), s.boot_val) \
+     ELSE current_setting(s.name, true) END, '')";
+
 fn login(settings: &Settings) -> Config {
     let mut config = Config::new();
     config.user(&settings.user).dbname(&settings.database).application_name("pgherd-agent");

@@ -59,8 +59,8 @@ async fn set(server: &Server, of: &str, hostile: bool) {
 
 /// Returns when new sessions have what the files say now.
 async fn reload(server: &Server, client: &Client) {
-    let sql = "SELECT clock_timestamp()::text FROM pg_reload_conf()";
-    let asked: String = client.query_one(sql, &[]).await.unwrap().get(0);
+    let asked: String = client.query_one("SELECT clock_timestamp()::text", &[]).await.unwrap().get(0);
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
     let known = format!("SELECT pg_conf_load_time() >= '{asked}'");
     while !calm(server).await.query_one(&known, &[]).await.unwrap().get::<_, bool>(0) {}
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
+use axum::serve::{Listener, ListenerExt as _};
 use pgherd_common::{Generation, HostPort};
 use pgherd_core::quorum::Admission;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
@@ -139,7 +139,6 @@ pub(crate) async fn run(config: Config, guardian: Channel, hand_over: &HandOver)
         stop: stop.clone(),
         notifier: notifier.clone(),
     };
-    let listener = listener.tap_io(|connection| give_up_in_time(connection));
     let server = tokio::spawn(async move { axum::serve(listener, router(api)).await });
     let peers = Peers::start(&link, consensus.roster().clone(), config.node.id, &events);
     tracing::info!(
@@ -261,11 +260,15 @@ async fn meet_the_others(
     Ok(answered.ok().transpose()?.map(|(_, introduced)| introduced).unwrap_or_default())
 }
 
-async fn listen(address: &HostPort) -> Result<TcpListener, RunError> {
+/// Takes connections of proxies, operators and other agents.
+async fn listen(
+    address: &HostPort,
+) -> Result<impl Listener<Io = TcpStream, Addr = SocketAddr> + use<>, RunError> {
     let refuse = |source| RunError::Listen { address: address.clone(), source };
     let resolved: Vec<SocketAddr> =
         lookup_host((address.host.as_str(), address.port)).await.map_err(refuse)?.collect();
-    TcpListener::bind(resolved.as_slice()).await.map_err(refuse)
+    let listener = TcpListener::bind(resolved.as_slice()).await.map_err(refuse)?;
+    Ok(listener.tap_io(|connection| give_up_in_time(connection)))
 }
 
 /// A machine that is lost says nothing of it: without this, a link to a proxy there would seem to live for a quarter of an hour.
@@ -327,5 +330,20 @@ pub(crate) fn settings(config: &Config, postgres: &Postgres) -> Settings {
         stop_timeout: postgres.stop_timeout,
         probe_interval: config.timings.probe_interval,
         connect_timeout: config.timings.remote_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_who_answers_nothing_keeps_a_connection_for_longer_than_ten_seconds() {
+        let any_port = HostPort { host: "127.0.0.1".to_owned(), port: 0 };
+        let mut listener = listen(&any_port).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, (connection, from)) = tokio::join!(TcpStream::connect(address), listener.accept());
+        assert_eq!(from, client.unwrap().local_addr().unwrap());
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&connection).unwrap(), 10_000);
     }
 }

@@ -326,3 +326,6 @@ fn backend_status(state: &ClusterState, seen: &BTreeMap<NodeId, Seen>, now: Mono
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

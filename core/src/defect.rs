@@ -128,3 +128,30 @@ mod switch {
 }
 
 pub use switch::*;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(row: &str) -> Vec<&str> {
+        row.trim_matches('|').split('|').map(str::trim).collect()
+    }
+
+    #[test]
+    fn the_table_in_the_docs_names_every_defect_and_the_rules_that_find_it() {
+        let doc = include_str!("../../docs/invariants.md");
+        let (rules, rest) = doc.split_once("\n## Planted defects\n").unwrap();
+        let rules: Vec<&str> =
+            rules.lines().filter(|line| line.starts_with('|')).map(|line| cells(line)[0]).collect();
+        let table = rest.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with('|'));
+        let rows: Vec<Vec<&str>> = table.skip(2).map(cells).collect();
+        let names: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+        assert_eq!(names, Defect::ALL.map(Defect::name), "`cargo xtask sim defects` prints the table");
+        for row in rows {
+            let seeds: Vec<u32> = [row[2], row[1], row[3]].map(|seeds| seeds.parse().unwrap()).into();
+            assert!(seeds.is_sorted(), "{row:?}");
+            let mut found_as = row[4].split(", ");
+            assert!(found_as.all(|rule| rules.contains(&rule)), "{row:?}");
+        }
+    }
+}

@@ -278,3 +278,6 @@ async fn report(State(api): State<Api>) -> Result<Json<Vec<String>>, Refused> {
 async fn push_link(State(api): State<Api>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(move |socket| api.hub.serve(socket))
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,7 @@ use super::files::Following;
 use super::follow::{FollowError, SETTLE, SETTLE_PAUSE};
 use super::instance::{Instance, Patience};
 use super::process;
-use super::session::{Session, SessionError};
+use super::session::{CONFIGURED, Session, SessionError};
 use super::settings::Settings;
 use crate::proof;
 use crate::reconcile::{Commits, Wait};
@@ -167,9 +167,13 @@ impl Instance {
             self.memory().waits.proven = false;
             Lsn::default()
         } else {
-            let level: String =
-                session.value("SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'").await?;
-            if !matches!(level.as_str(), "on" | "remote_apply") {
+            let level =
+                format!("SELECT {CONFIGURED} FROM pg_settings AS s WHERE s.name = 'synchronous_commit'");
+            let level: String = session.value(&level).await?;
+            // From a file it comes as it was written there.
+            let is_on =
+                ["on", "true", "yes", "1", "remote_apply"].iter().any(|on| level.eq_ignore_ascii_case(on));
+            if !is_on {
                 return Err(CoverError::NotSynchronous(level));
             }
             let setting = setting(self.settings(), wait);

@@ -184,15 +184,24 @@ impl Session {
     }
 }
 
+/// The value with which the server runs, of a row of `pg_settings AS s`: also where the agent's own sessions have another one, by
+/// [`login`] or by what is set for its role or its database.
+pub(super) const CONFIGURED: &str = "coalesce(CASE WHEN s.source IN ('database', 'user', 'database user', 'client', 'session') \
+     THEN coalesce((SELECT f.setting FROM pg_file_settings AS f WHERE lower(f.name) = lower(s.name) AND f.error IS NULL \
+                     ORDER BY f.seqno DESC LIMIT 1), s.boot_val) \
+     ELSE current_setting(s.name, true) END, '')";
+
 fn login(settings: &Settings) -> Config {
     let mut config = Config::new();
     config.user(&settings.user).dbname(&settings.database).application_name("pgherd-agent");
     // A query whose answer nobody awaits any more must not run on. What a cluster sets for its applications does not concern
-    // the agent: a standby takes nothing serializable, and a schema of somebody's may have functions by PostgreSQL's names.
+    // the agent: a standby takes nothing serializable, a schema of somebody's may have functions by PostgreSQL's names, and
+    // not every style in which a time is printed is read as the same time.
     config.options(
         "-c statement_timeout=10s -c lock_timeout=5s -c search_path=pg_catalog \
          -c default_transaction_isolation=read\\ committed -c default_transaction_read_only=off \
-         -c default_transaction_deferrable=off -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0",
+         -c default_transaction_deferrable=off -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 \
+         -c datestyle=ISO",
     );
     config.connect_timeout(settings.connect_timeout).tcp_user_timeout(settings.connect_timeout * 3);
     if let Some(password) = &settings.password {

@@ -147,6 +147,11 @@ async fn a_wait_in_name_only_is_refused() {
     n1.instance.start_primary(&Commits::Free).await.unwrap();
     let error = n1.instance.cover(&wait(first(), 1, 1, &of)).await.unwrap_err();
     assert!(matches!(&error, CoverError::NotSynchronous(level) if level == "local"), "{error}");
+    // What the agent's own login has says nothing of anybody else's commits.
+    n1.sql("ALTER ROLE postgres SET synchronous_commit = on").await;
+    let other = Instance::open(n1.settings.clone()).await.unwrap();
+    let error = other.cover(&wait(first(), 1, 1, &of)).await.unwrap_err();
+    assert!(matches!(&error, CoverError::NotSynchronous(level) if level == "local"), "{error}");
     assert_eq!(n1.text("SHOW synchronous_standby_names").await, "");
 }
 

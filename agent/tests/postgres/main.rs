@@ -17,6 +17,7 @@ mod parameters;
 mod recruit;
 mod salvage;
 mod server;
+mod sessions;
 mod slots;
 
 use std::process::Command;

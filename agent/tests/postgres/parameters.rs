@@ -95,6 +95,17 @@ async fn what_is_set_is_in_effect_or_waits_for_a_restart_or_something_wins_over_
     );
     assert_eq!(standing(&server, "work_mem").await, Standing::InEffect);
     assert_eq!(standing(&server, "max_connections").await, Standing::RestartPending);
+    // As applications have it, whatever the agent's own sessions have.
+    server.sql("ALTER ROLE postgres SET work_mem = '3MB'").await;
+    let other = Instance::open(server.settings.clone()).await.unwrap();
+    other.want(wanted(4, &set_now)).await;
+    let (_, parameters) = other.parameters_here().await;
+    let running = |name: &str| parameters[name].running.as_deref();
+    assert_eq!(
+        (running("work_mem"), running("max_connections"), running("search_path")),
+        (Some("5MB"), Some("20"), Some("it's, \"$user\""))
+    );
+    server.sql("ALTER ROLE postgres RESET work_mem").await;
     let pending = server.instance.pending().await.unwrap();
     assert_eq!(
         (pending.settings.as_slice(), pending.lowered.len()),

@@ -22,10 +22,26 @@ const NEAR: u64 = 16 << 20;
 /// How standbys keep up with the primary, in time.
 #[derive(Debug, Default)]
 pub(super) struct Trails {
-    /// What each has yet to receive, and since when the primary has it.
-    marks: BTreeMap<NodeId, (Lsn, MonoTime)>,
+    marks: BTreeMap<NodeId, Mark>,
     /// Until when each streams from the primary, having not kept up behind another standby.
     rests: BTreeMap<NodeId, MonoTime>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    /// What a standby has yet to receive.
+    end: Lsn,
+    /// Since when the primary has it.
+    since: MonoTime,
+    /// The standby was away for longer than it may be behind: it has what the primary had when it left, which says nothing of
+    /// what it lacks now.
+    away: bool,
+}
+
+impl Mark {
+    fn is_young(&self, now: MonoTime) -> bool {
+        now.since(self.since) < BEHIND_MAX
+    }
 }
 
 impl Trails {
@@ -33,15 +49,16 @@ impl Trails {
     pub(super) fn note(&mut self, standbys: &[(NodeId, Lsn, Option<Lsn>)], now: MonoTime) {
         self.marks.retain(|id, _| standbys.iter().any(|(known, ..)| known == id));
         for (id, end, received) in standbys {
-            let mark = self.marks.entry(*id).or_insert((*end, now));
-            if received.is_some_and(|received| received >= mark.0) {
-                *mark = (*end, now);
+            let mark = self.marks.entry(*id).or_insert(Mark { end: *end, since: now, away: false });
+            mark.away |= received.is_none() && !mark.is_young(now);
+            if received.is_some_and(|received| received >= mark.end) {
+                *mark = Mark { end: *end, since: now, away: mark.away && !mark.is_young(now) };
             }
         }
     }
 
     fn keeps_up(&self, id: NodeId, now: MonoTime) -> bool {
-        self.marks.get(&id).is_some_and(|(_, since)| now.since(*since) < BEHIND_MAX)
+        self.marks.get(&id).is_some_and(|mark| !mark.away && mark.is_young(now))
     }
 
     fn rests_until(&self, id: NodeId, now: MonoTime) -> Option<MonoTime> {

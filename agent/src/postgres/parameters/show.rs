@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::file;
 use crate::postgres::configuration::same_file;
 use crate::postgres::instance::Instance;
-use crate::postgres::session::SessionError;
+use crate::postgres::session::{CONFIGURED, SessionError};
 
 /// How a parameter stands on a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,12 +113,14 @@ impl Instance {
     }
 
     async fn rows_of(&self, names: &[&String]) -> Result<BTreeMap<String, Row>, SessionError> {
-        const ROWS: &str = "SELECT lower(s.name), coalesce(current_setting(s.name, true), ''), s.pending_restart, \
+        let sql = format!(
+            "SELECT lower(s.name), {CONFIGURED}, s.pending_restart, \
             (SELECT f.sourcefile FROM pg_file_settings AS f WHERE lower(f.name) = lower(s.name) ORDER BY f.seqno DESC LIMIT 1), \
-            s.source FROM pg_settings AS s WHERE lower(s.name) = ANY($1)";
+            s.source FROM pg_settings AS s WHERE lower(s.name) = ANY($1)"
+        );
         let session = self.session().await?;
         let mut rows = BTreeMap::new();
-        for row in session.rows(ROWS, &[&names]).await? {
+        for row in session.rows(&sql, &[&names]).await? {
             let name: String = session.take(&row, 0)?;
             let (running, pending) = (session.take(&row, 1)?, session.take(&row, 2)?);
             let (file, source) = (session.take(&row, 3)?, session.take(&row, 4)?);

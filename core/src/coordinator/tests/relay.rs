@@ -62,6 +62,28 @@ fn a_standby_streams_from_the_one_that_it_names_while_that_is_in_service() {
 }
 
 #[test]
+fn only_a_standby_that_streams_and_keeps_up_is_sent_from_the_primary_to_another_one() {
+    let mut rig = Rig::formed();
+    up(&mut rig, 3).receiver = None;
+    configure(&mut rig, 3, "server2");
+    write_on(&mut rig, 120, &[2]);
+    assert_eq!(relay(&rig, 3), None);
+    let not_yet = "it has yet to stream from the primary before it can from server2";
+    assert!(waiting(&mut rig).contains(not_yet), "{}", waiting(&mut rig));
+    // It streams, and has yet to come near.
+    up(&mut rig, 3).receiver = running(true).receiver;
+    write_on(&mut rig, 120, &[2]);
+    assert_eq!(relay(&rig, 3), None);
+    assert!(waiting(&mut rig).contains(not_yet), "{}", waiting(&mut rig));
+    write_on(&mut rig, 10, &[2, 3]);
+    assert_eq!(relay(&rig, 3), Some(2));
+    // Reconnecting to its new source it does not stream for a moment, and stays.
+    up(&mut rig, 3).receiver = None;
+    write_on(&mut rig, 20, &[2]);
+    assert_eq!(relay(&rig, 3), Some(2));
+}
+
+#[test]
 fn a_standby_whose_agent_is_silent_gives_wal_to_nobody() {
     let mut rig = cascade("server2");
     for _ in 0..35 {

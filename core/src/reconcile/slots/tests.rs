@@ -168,3 +168,24 @@ fn a_standby_copies_slots_while_the_log_says_so_but_never_from_another_standby()
     rig.commit(&Command::SetRelay { generation, node: NodeId(3), relay: Some(NodeId(2)) });
     assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(2))));
 }
+
+/// PostgreSQL lets nobody but its own worker drop a copy, and the worker only while the settings let it run.
+#[test]
+fn a_standby_goes_on_copying_until_its_copies_are_gone() {
+    let slots = || vec![slot(1, Some(900)), slot(2, Some(900))];
+    let mut rig = standby(slots()).aligned(3);
+    assert_eq!(rig.state.slot_sync, None, "the primary has none any more");
+    let mut up = Running { slots: slots(), ..running(true) };
+    up.logical.copies = true;
+    up.logical.slots = vec!["orders".to_owned()];
+    rig.own.state = PostgresState::Running(up.clone());
+    assert_eq!(rig.decide(3).action, None, "its copy is still there");
+    // Nor does it stop behind a new primary, or a restart.
+    up.logical.copies = false;
+    rig.own.state = PostgresState::Running(up.clone());
+    let copying = crate::reconcile::Upstream { copy_slots: true, ..upstream(1) };
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(copying)));
+    (up.logical.copies, up.logical.slots) = (true, Vec::new());
+    rig.own.state = PostgresState::Running(up);
+    assert_eq!(rig.decide(3).action, Some(LocalAction::Follow(upstream(1))), "nothing is left to remove");
+}

@@ -1,7 +1,7 @@
 //! PostgreSQL's parameters, set for the whole cluster, and its minor versions.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use pgherd_cluster_tests::cluster::CliAnswer;
 use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::postgres::APP;
 use pgherd_cluster_tests::workload::Writer;
-use pgherd_cluster_tests::{Cluster, Failure, TestResult, install, wait_until};
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, install, versions, wait_until};
 use tokio::process::Command;
 use tokio_postgres::Client;
 
@@ -195,41 +195,6 @@ async fn a_value_that_does_not_start(cluster: &mut Cluster) -> TestResult {
     Ok(())
 }
 
-/// Programs that call themselves by another version of the same length: what an update changes for agents is what the
-/// programs say, and no other minor version is at hand everywhere.
-fn renamed(bin_dir: &Path, to: &Path, from: &str, version: &str) -> std::io::Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(bin_dir)? {
-        let path = entry?.path();
-        let mut bytes = std::fs::read(&path)?;
-        let parts = bytes.windows(from.len()).enumerate();
-        let places: Vec<usize> =
-            parts.filter(|(_, part)| *part == from.as_bytes()).map(|(at, _)| at).collect();
-        for at in places {
-            if let Some(place) = bytes.get_mut(at..at + from.len()) {
-                place.copy_from_slice(version.as_bytes());
-            }
-        }
-        let copy = to.join(path.file_name().unwrap_or_default());
-        std::fs::write(&copy, bytes)?;
-        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(())
-}
-
-/// The version of the installed programs, and the one before it, written as long.
-async fn versions(bin_dir: &Path) -> Result<(String, String), Failure> {
-    let output = Command::new(bin_dir.join("postgres")).arg("--version").output().await;
-    let output = output.map_err(|error| Failure::new(error.to_string()))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let odd = || Failure::new(format!("{text:?} names no version"));
-    let version = text.split_whitespace().nth(2).ok_or_else(odd)?;
-    let (major, minor) = version.split_once('.').ok_or_else(odd)?;
-    let number: u32 = minor.parse().map_err(|_| odd())?;
-    let before = number.checked_sub(1).ok_or_else(odd)?;
-    Ok((version.to_owned(), format!("{major}.{before:0width$}", width = minor.len())))
-}
-
 /// As a package manager does it: all at once.
 fn point(link: &Path, to: &Path) -> std::io::Result<()> {
     let new = link.with_extension("new");
@@ -247,12 +212,15 @@ async fn all_run(cluster: &Cluster, version: &str) -> TestResult {
 
 #[tokio::test]
 async fn one_node_after_the_other_is_updated_and_no_client_gets_an_error() -> TestResult {
-    let new_dir: PathBuf = install::postgres_programs(None, &|_| ()).await?;
-    let (new, old) = versions(&new_dir).await?;
+    let new_dir = install::postgres_programs(None, &|_| ()).await?;
+    let new = versions::version_of(&new_dir).await?;
+    let old_dir = versions::programs_of(new.0).await?;
+    let old = versions::version_of(&old_dir).await?;
+    assert!(old.0 == new.0 && old.1 < new.1, "{old:?} is not an older minor version than {new:?}");
+    let [old, new] = [old, new].map(|(major, minor)| format!("{major}.{minor}"));
     let root = tempfile::Builder::new().prefix("pgherd-update-").tempdir()?;
     std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
-    let (old_dir, link) = (root.path().join("old"), root.path().join("bin"));
-    renamed(&new_dir, &old_dir, &new, &old)?;
+    let link = root.path().join("bin");
     point(&link, &old_dir)?;
     let mut cluster = Cluster::for_test("update").pg_bin(Some(link.clone())).start().await?;
 

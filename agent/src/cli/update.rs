@@ -21,8 +21,9 @@ const POLL: Duration = Duration::from_secs(1);
 const SETTLE_WAIT: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(agent: &Agent, args: &UpdateArgs) -> Result<Outcome, CliError> {
+    let status: ClusterStatus = agent.fetch("/v1/status").await?;
     let versions: Vec<VersionStatus> = agent.fetch("/v1/versions").await?;
-    print(&render(&versions))?;
+    print(&render(&status, &versions))?;
     if args.check {
         return Ok(Outcome::good_if(is_current(&versions)));
     }
@@ -33,11 +34,14 @@ pub(super) async fn run(agent: &Agent, args: &UpdateArgs) -> Result<Outcome, Cli
             return Ok(Outcome::Bad);
         }
     };
-    let todo = versions.iter().filter(|node| !runs(node, target)).count();
+    let todo = behind(&status, &versions, target).filter(|(node, _)| node.allowed).count();
     if todo == 0 {
-        let done = format!("every node runs {}; {}", spell(target), first_step(&versions));
-        print(&format!("{done}\n"))?;
-        return Ok(Outcome::Good);
+        let (outcome, mut text) = verdict(&status, &versions, target);
+        if outcome == Outcome::Good {
+            text += &first_step(&versions);
+        }
+        print(&text)?;
+        return Ok(outcome);
     }
     if !args.yes {
         let how = if args.switchover { "switched over first" } else { "restarted while new work is held" };
@@ -59,8 +63,9 @@ pub(super) async fn run(agent: &Agent, args: &UpdateArgs) -> Result<Outcome, Cli
         };
         let versions: Vec<VersionStatus> = agent.fetch("/v1/versions").await?;
         let Some(next) = next(&status, &versions, target) else {
-            print(&format!("every node runs {}\n", spell(target)))?;
-            return Ok(Outcome::Good);
+            let (outcome, text) = verdict(&status, &versions, target);
+            print(&text)?;
+            return Ok(outcome);
         };
         let outcome = take_turn(agent, args, &status, &next.name, target).await?;
         if outcome == Outcome::Bad {
@@ -226,26 +231,63 @@ fn first_step(versions: &[VersionStatus]) -> String {
     let line = versions.first().map(|node| node.here.install.clone()).unwrap_or_default();
     format!(
         "to update, install the new version on a standby and run this again, or say which one is to come with --to \
-         VERSION:\n  {line}"
+         VERSION:\n  {line}\n"
     )
 }
 
-/// Whose turn it is: standbys first, the primary last. Who is kept out of the cluster has to be seen to by hand.
+/// Who does not run the target yet, so far as it is known.
+fn behind<'a, 'b>(
+    status: &'a ClusterStatus,
+    versions: &'b [VersionStatus],
+    target: Minor,
+) -> impl Iterator<Item = (&'a NodeStatus, &'b VersionStatus)> {
+    let both = status.nodes.iter().filter_map(|node| {
+        let known = versions.iter().find(|known| known.node == node.name)?;
+        Some((node, known))
+    });
+    both.filter(move |(_, known)| !runs(known, target))
+}
+
+/// Whose turn it is: standbys first, the primary last. Who is disallowed has none: stopped, it would stay down.
 fn next<'a>(status: &'a ClusterStatus, versions: &[VersionStatus], target: Minor) -> Option<&'a NodeStatus> {
-    let behind =
-        |node: &&NodeStatus| versions.iter().any(|known| known.node == node.name && !runs(known, target));
-    let todo = status.nodes.iter().filter(|node| node.allowed).filter(behind);
+    let todo = behind(status, versions, target).map(|(node, _)| node).filter(|node| node.allowed);
     todo.min_by_key(|node| (node.agent_type == AgentType::Primary, node.id))
 }
 
-fn render(versions: &[VersionStatus]) -> String {
+/// What has come of it when nobody has a turn any more.
+fn verdict(status: &ClusterStatus, versions: &[VersionStatus], target: Minor) -> (Outcome, String) {
+    let left_out = behind(status, versions, target).filter(|(node, _)| !node.allowed).map(|(node, known)| {
+        let state = match (&known.trouble, &known.here.running) {
+            (Some(trouble), _) => trouble.clone(),
+            (None, Some(running)) => format!("runs {running}"),
+            (None, None) => "PostgreSQL does not answer".to_owned(),
+        };
+        format!("  {}: {state}\n", node.name)
+    });
+    let left_out: String = left_out.collect();
+    let target = spell(target);
+    if left_out.is_empty() {
+        return (Outcome::Good, format!("every node runs {target}\n"));
+    }
+    let text = format!(
+        "every node that is allowed in the cluster runs {target}; left out, since disallow-node keeps them out of service:\n\
+         {left_out}to update them as well, run `pgherd allow-node NODE` for each, then the same command again\n"
+    );
+    (Outcome::Bad, text)
+}
+
+fn render(status: &ClusterStatus, versions: &[VersionStatus]) -> String {
     let mut table = Table::new(&["Node", "Runs", "Installed", "To do"]);
     let newest = target(versions, None).ok();
     for node in versions {
         let cell = |version: &Option<String>| version.clone().unwrap_or_else(|| "?".to_owned());
+        let disallowed = status.nodes.iter().any(|known| known.name == node.node && !known.allowed);
         let todo = match (&node.trouble, running(&node.here), installed(&node.here)) {
             (Some(trouble), _, _) => trouble.clone(),
             (None, _, Some((major, _))) if major != node.here.major => "another major version".to_owned(),
+            _ if disallowed && newest.is_some_and(|newest| !runs(node, newest)) => {
+                format!("left out: it is disallowed (pgherd allow-node {})", node.node)
+            }
             (None, _, Some(installed)) if newest.is_some_and(|newest| installed < newest) => {
                 node.here.install.clone()
             }
@@ -309,13 +351,50 @@ mod tests {
     }
 
     #[test]
+    fn who_is_left_out_is_named_and_why() {
+        let mut status = three_nodes();
+        status.nodes[1].allowed = false;
+        let new = |name| node(name, "15.14", "15.14");
+        let told = |second: VersionStatus| {
+            let versions = [new("server1"), second, new("server3")];
+            assert!(next(&status, &versions, (15, 14)).is_none(), "there is nobody else");
+            verdict(&status, &versions, (15, 14))
+        };
+        let older = "every node that is allowed in the cluster runs 15.14; left out, since disallow-node keeps them out of \
+                     service:\n  server2: runs 15.13\nto update them as well, run `pgherd allow-node NODE` for each, then the \
+                     same command again\n";
+        assert_eq!(told(node("server2", "15.13", "15.14")), (Outcome::Bad, older.to_owned()));
+        let (_, down) = told(node("server2", "", "15.14"));
+        assert!(down.contains("  server2: PostgreSQL does not answer\n"), "{down}");
+        let away = VersionStatus {
+            here: VersionHere::default(),
+            trouble: Some("connection refused".to_owned()),
+            ..new("server2")
+        };
+        let (_, away) = told(away);
+        assert!(away.contains("  server2: connection refused\n"), "{away}");
+        let all = (Outcome::Good, "every node runs 15.14\n".to_owned());
+        assert_eq!(told(new("server2")), all, "it runs it, disallowed or not");
+
+        let row = |second: VersionStatus| {
+            let text = render(&status, &[new("server1"), second, new("server3")]);
+            text.lines().nth(3).unwrap().to_owned()
+        };
+        for installed in ["15.13", "15.14"] {
+            let row = row(node("server2", "15.13", installed));
+            assert!(row.ends_with("left out: it is disallowed (pgherd allow-node server2)"), "{row}");
+        }
+        assert!(row(new("server2")).ends_with("nothing"));
+    }
+
+    #[test]
     fn the_table_tells_what_is_to_be_done_where() {
         let versions = [
             node("server1", "15.13", "15.13"),
             node("server2", "15.13", "15.14"),
             node("server3", "15.14", "15.14"),
         ];
-        let text = render(&versions);
+        let text = render(&three_nodes(), &versions);
         let rows: Vec<&str> = text.lines().skip(2).collect();
         assert!(rows[0].ends_with("apt-get install postgresql-15"), "{text}");
         assert!(rows[1].ends_with("restart") && rows[2].ends_with("nothing"), "{text}");

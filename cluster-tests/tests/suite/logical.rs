@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::subscriber::Subscriber;
 use pgherd_cluster_tests::workload::Writer;
-use pgherd_cluster_tests::{Cluster, Failure, TestResult, majors, wait_until};
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, versions, wait_until};
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ async fn until_replicated(cluster: &Cluster, subscriber: &Client) -> TestResult 
 
 #[tokio::test]
 async fn a_logical_slot_survives_a_failover_and_a_switchover() -> TestResult {
-    let programs = majors::programs_of(17).await?;
+    let programs = versions::programs_of(17).await?;
     let builder = Cluster::for_test("logical").pg_bin(Some(programs.clone()));
     // Without its version's pg_rewind the old primary cannot come back.
     let builder = builder

@@ -11,8 +11,10 @@ use pgherd_cluster_tests::cluster::CliAnswer;
 use pgherd_cluster_tests::logs::CLIENT_LOST;
 use pgherd_cluster_tests::postgres::APP;
 use pgherd_cluster_tests::workload::Writer;
-use pgherd_cluster_tests::{Cluster, Failure, TestResult, install, wait_until};
-use tokio::process::Command;
+use pgherd_cluster_tests::{Cluster, Failure, TestResult, install, versions, wait_until};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -195,46 +197,95 @@ async fn a_value_that_does_not_start(cluster: &mut Cluster) -> TestResult {
     Ok(())
 }
 
-/// Programs that call themselves by another version of the same length: what an update changes for agents is what the
-/// programs say, and no other minor version is at hand everywhere.
-fn renamed(bin_dir: &Path, to: &Path, from: &str, version: &str) -> std::io::Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(bin_dir)? {
-        let path = entry?.path();
-        let mut bytes = std::fs::read(&path)?;
-        let parts = bytes.windows(from.len()).enumerate();
-        let places: Vec<usize> =
-            parts.filter(|(_, part)| *part == from.as_bytes()).map(|(at, _)| at).collect();
-        for at in places {
-            if let Some(place) = bytes.get_mut(at..at + from.len()) {
-                place.copy_from_slice(version.as_bytes());
-            }
-        }
-        let copy = to.join(path.file_name().unwrap_or_default());
-        std::fs::write(&copy, bytes)?;
-        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+/// Two minor versions of PostgreSQL, one after the other in the same place.
+struct Minors {
+    root: TempDir,
+    old_dir: PathBuf,
+    old: String,
+    new_dir: PathBuf,
+    new: String,
+}
+
+impl Minors {
+    /// The installed one, and an older one, which is in place.
+    async fn find() -> Result<Self, Failure> {
+        let new_dir = install::postgres_programs(None, &|_| ()).await?;
+        let new = versions::version_of(&new_dir).await?;
+        let old_dir = versions::programs_of(new.0).await?;
+        let old = versions::version_of(&old_dir).await?;
+        assert!(old.0 == new.0 && old.1 < new.1, "{old:?} is not an older minor version than {new:?}");
+        let [old, new] = [old, new].map(|(major, minor)| format!("{major}.{minor}"));
+        let root = tempfile::Builder::new().prefix("pgherd-update-").tempdir()?;
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
+        let minors = Self { root, old_dir, old, new_dir, new };
+        minors.install_old()?;
+        Ok(minors)
     }
-    Ok(())
+
+    /// `postgres.bin_dir`.
+    fn bin_dir(&self) -> PathBuf {
+        self.root.path().join("bin")
+    }
+
+    fn install_old(&self) -> std::io::Result<()> {
+        self.install(&self.old_dir)
+    }
+
+    fn install_new(&self) -> std::io::Result<()> {
+        self.install(&self.new_dir)
+    }
+
+    /// As a package manager does it: all at once.
+    fn install(&self, programs: &Path) -> std::io::Result<()> {
+        let link = self.root.path().join("new");
+        symlink(programs, &link)?;
+        std::fs::rename(link, self.bin_dir())
+    }
 }
 
-/// The version of the installed programs, and the one before it, written as long.
-async fn versions(bin_dir: &Path) -> Result<(String, String), Failure> {
-    let output = Command::new(bin_dir.join("postgres")).arg("--version").output().await;
-    let output = output.map_err(|error| Failure::new(error.to_string()))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let odd = || Failure::new(format!("{text:?} names no version"));
-    let version = text.split_whitespace().nth(2).ok_or_else(odd)?;
-    let (major, minor) = version.split_once('.').ok_or_else(odd)?;
-    let number: u32 = minor.parse().map_err(|_| odd())?;
-    let before = number.checked_sub(1).ok_or_else(odd)?;
-    Ok((version.to_owned(), format!("{major}.{before:0width$}", width = minor.len())))
+/// A `pgherd update` that waits for programs.
+struct Waiting {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: String,
 }
 
-/// As a package manager does it: all at once.
-fn point(link: &Path, to: &Path) -> std::io::Result<()> {
-    let new = link.with_extension("new");
-    symlink(to, &new)?;
-    std::fs::rename(new, link)
+impl Waiting {
+    /// Until it has said so.
+    async fn start(cluster: &Cluster, options: &[&str], mark: &str) -> Result<Self, Failure> {
+        let mut command = Command::new(&cluster.binaries().cli);
+        command.arg("--agent").arg(cluster.node("server4").agent_url()).arg("update").args(options);
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let out = child.stdout.take().ok_or_else(|| Failure::new("its output is not piped"))?;
+        let mut waiting = Self { child, lines: BufReader::new(out).lines(), said: String::new() };
+        while !waiting.said.contains(mark) {
+            let ended = || Failure::new(format!("it does not say {mark:?}"));
+            tokio::time::timeout(SOON, waiting.hear()).await??.ok_or_else(ended)?;
+        }
+        Ok(waiting)
+    }
+
+    async fn hear(&mut self) -> std::io::Result<Option<()>> {
+        let line = self.lines.next_line().await?;
+        Ok(line.map(|line| self.said += &format!("{line}\n")))
+    }
+
+    /// All it has said, once it has succeeded.
+    async fn finish(mut self) -> Result<String, Failure> {
+        let finished = async {
+            while self.hear().await?.is_some() {}
+            self.child.wait().await
+        };
+        let status = tokio::time::timeout(SOON * 4, finished).await??;
+        assert!(status.success(), "{}", self.said);
+        Ok(self.said)
+    }
+}
+
+/// Whether these are said one after the other.
+fn in_this_order(said: &str, steps: &[&str]) -> bool {
+    let places: Vec<_> = steps.iter().map(|step| said.find(step)).collect();
+    places.iter().all(Option::is_some) && places.is_sorted()
 }
 
 async fn all_run(cluster: &Cluster, version: &str) -> TestResult {
@@ -247,17 +298,10 @@ async fn all_run(cluster: &Cluster, version: &str) -> TestResult {
 
 #[tokio::test]
 async fn one_node_after_the_other_is_updated_and_no_client_gets_an_error() -> TestResult {
-    let new_dir: PathBuf = install::postgres_programs(None, &|_| ()).await?;
-    let (new, old) = versions(&new_dir).await?;
-    let root = tempfile::Builder::new().prefix("pgherd-update-").tempdir()?;
-    std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
-    let (old_dir, link) = (root.path().join("old"), root.path().join("bin"));
-    renamed(&new_dir, &old_dir, &new, &old)?;
-    point(&link, &old_dir)?;
-    let mut cluster = Cluster::for_test("update").pg_bin(Some(link.clone())).start().await?;
-
+    let minors = Minors::find().await?;
+    let mut cluster = Cluster::for_test("update").pg_bin(Some(minors.bin_dir())).start().await?;
     let check = cluster.cli("server4", &["update", "--check"]).await?;
-    assert!(check.code == 0 && check.out.matches(&old).count() == 6, "{check:?}");
+    assert!(check.code == 0 && check.out.matches(&minors.old).count() == 6, "{check:?}");
     let nothing = cluster.cli("server4", &["update", "--yes"]).await?;
     let first_step = "to update, install the new version on a standby";
     assert!(nothing.code == 0 && nothing.out.contains(first_step), "{nothing:?}");
@@ -266,45 +310,86 @@ async fn one_node_after_the_other_is_updated_and_no_client_gets_an_error() -> Te
 
     let writer = Writer::start(&cluster, "update").await?;
     writer.until_written(100, SOON).await?;
-    // It waits for the programs, and goes on by itself once they are there.
-    let mut waiting = Command::new(&cluster.binaries().cli);
-    waiting.arg("--agent").arg(cluster.node("server4").agent_url()).args(["update", "--to", &new, "--yes"]);
-    let waiting = waiting.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
-    let before = cluster.node("server2").postmaster();
-    writer.until_written(200, SOON).await?;
-    assert_eq!(cluster.node("server2").postmaster(), before, "nothing is restarted before they are there");
-    point(&link, &new_dir)?;
-    let output = tokio::time::timeout(SOON * 4, waiting.wait_with_output()).await??;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}");
-    let told =
-        format!("server2 has {old} installed; waiting for {new}. On server2, run:\n  put the new programs");
-    assert!(said.contains(&told) && said.ends_with(&format!("every node runs {new}\n")), "{said}");
-    let steps = ["restart of standby server2", "restart of standby server3", "restart of primary server1"];
-    let steps = steps.map(|step| said.find(step));
-    assert!(steps[0].is_some() && steps.is_sorted(), "{said}");
-    all_run(&cluster, &new).await?;
-
-    // Once more, from where somebody has left it half done, and with a switchover.
-    point(&link, &old_dir)?;
-    let check = cluster.cli("server4", &["update", "--check"]).await?;
-    assert_eq!((check.code, check.out.matches("restart").count()), (1, 0), "nobody is made older: {check:?}");
-    for node in NODES {
-        is_restarted(&cluster, node).await?;
-    }
-    all_run(&cluster, &old).await?;
-    point(&link, &new_dir)?;
-    is_restarted(&cluster, "server3").await?;
-    let check = cluster.cli("server4", &["update", "--check"]).await?;
-    assert_eq!((check.code, check.out.matches("restart").count()), (1, 2), "{check:?}");
-    let updated = cluster.cli("server4", &["update", "--switchover", "--yes"]).await?;
-    assert_eq!(updated.code, 0, "{updated:?}");
-    assert!(!updated.out.contains("restart of standby server3"), "{updated:?}");
-    all_run(&cluster, &new).await?;
-    assert_ne!(cluster.status().await?.primary(), Some("server1"));
+    it_waits_for_the_programs(&cluster, &minors, &writer).await?;
+    it_goes_on_from_what_it_finds(&cluster, &minors).await?;
+    cluster.until_healthy(SOON).await?;
+    who_is_disallowed_is_left_out(&mut cluster, &minors).await?;
     cluster.until_healthy(SOON).await?;
     let outcome = writer.finish(&cluster).await?;
     assert!(outcome.lost.is_empty() && outcome.duplicated.is_empty(), "{outcome:?}");
     assert!(outcome.errors.is_empty() && outcome.sessions_lost == 0, "it costs nobody an error: {outcome:?}");
     Ok(cluster.finish(&[CLIENT_LOST])?)
+}
+
+/// And goes on by itself once they are there.
+async fn it_waits_for_the_programs(cluster: &Cluster, minors: &Minors, writer: &Writer) -> TestResult {
+    let Minors { old, new, .. } = minors;
+    let before = cluster.node("server2").postmaster();
+    let told =
+        format!("server2 has {old} installed; waiting for {new}. On server2, run:\n  put the new programs");
+    let waiting = Waiting::start(cluster, &["--to", new, "--yes"], &told).await?;
+    writer.until_written(200, SOON).await?;
+    assert_eq!(cluster.node("server2").postmaster(), before, "nothing is restarted before they are there");
+    minors.install_new()?;
+    let said = waiting.finish().await?;
+    assert!(said.ends_with(&format!("every node runs {new}\n")), "{said}");
+    let steps = ["restart of standby server2", "restart of standby server3", "restart of primary server1"];
+    assert!(in_this_order(&said, &steps), "{said}");
+    all_run(cluster, new).await
+}
+
+/// From where somebody has left it half done, and what has changed while it waited.
+async fn it_goes_on_from_what_it_finds(cluster: &Cluster, minors: &Minors) -> TestResult {
+    let Minors { old, new, .. } = minors;
+    minors.install_old()?;
+    let check = cluster.cli("server4", &["update", "--check"]).await?;
+    assert_eq!((check.code, check.out.matches("restart").count()), (1, 0), "nobody is made older: {check:?}");
+    for node in NODES {
+        is_restarted(cluster, node).await?;
+    }
+    all_run(cluster, old).await?;
+    minors.install_new()?;
+    is_restarted(cluster, "server3").await?;
+    let check = cluster.cli("server4", &["update", "--check"]).await?;
+    assert_eq!((check.code, check.out.matches("restart").count()), (1, 2), "{check:?}");
+
+    // It waits for a standby that has become the primary by the time its programs are there.
+    minors.install_old()?;
+    let told = format!("server2 has {old} installed; waiting for {new}");
+    let waiting = Waiting::start(cluster, &["--to", new, "--switchover", "--yes"], &told).await?;
+    let promoted = cluster.cli("server4", &["promote", "--switchover", "--to", "server2"]).await?;
+    assert_eq!(promoted.code, 0, "{promoted:?}");
+    minors.install_new()?;
+    let said = waiting.finish().await?;
+    // A switchover stops the old primary, which starts with the new programs.
+    let steps =
+        ["restart of standby server1", "server1 runs", "is the primary (generation", "every node runs"];
+    assert!(in_this_order(&said, &steps), "{said}");
+    for never in ["restart of standby server3", "restart of primary"] {
+        assert!(!said.contains(never), "{said}");
+    }
+    all_run(cluster, new).await?;
+    assert_ne!(cluster.status().await?.primary(), Some("server2"));
+    Ok(())
+}
+
+/// Stopped, it would stay down until it is allowed again.
+async fn who_is_disallowed_is_left_out(cluster: &mut Cluster, minors: &Minors) -> TestResult {
+    let Minors { old, new, .. } = minors;
+    minors.install_old()?;
+    is_restarted(cluster, "server2").await?;
+    minors.install_new()?;
+    assert_eq!(cluster.cli("server4", &["disallow-node", "server2"]).await?.code, 0);
+    let before = cluster.node("server2").postmaster();
+    let updated = cluster.cli("server4", &["update", "--yes"]).await?;
+    assert!(updated.code == 1 && updated.out.contains("left out: it is disallowed"), "{updated:?}");
+    let told = format!("every node that is allowed in the cluster runs {new}; left out, since disallow-node");
+    let which = format!("\n  server2: runs {old}\nto update them as well, run `pgherd allow-node NODE`");
+    assert!(in_this_order(&updated.out, &[&told, &which]), "{updated:?}");
+    assert_eq!(cluster.node("server2").postmaster(), before);
+    assert_eq!(cluster.cli("server4", &["allow-node", "server2"]).await?.code, 0);
+    let updated = cluster.cli("server4", &["update", "--yes"]).await?;
+    assert_eq!((updated.code, restarted(&updated)), (0, vec!["server2"]), "{updated:?}");
+    assert!(updated.out.ends_with(&format!("every node runs {new}\n")), "{updated:?}");
+    all_run(cluster, new).await
 }

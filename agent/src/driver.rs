@@ -320,14 +320,7 @@ impl Driver {
             Event::Acted(done) => {
                 self.acting = None;
                 self.note_end(&done);
-                if let Err(error) = &done.result {
-                    let action = actions::describe(&done.action);
-                    if done.was_cut_short() {
-                        tracing::warn!(action, "PostgreSQL went away meanwhile: {error}");
-                    } else {
-                        tracing::error!(action, "{error}");
-                    }
-                }
+                actions::log_failure(&done);
                 self.node.acted(*done, now);
             }
             Event::Address(seen) => self.node.address(seen),

@@ -221,6 +221,17 @@ pub(super) fn describe(action: &LocalAction) -> String {
     }
 }
 
+/// Says why an action failed, if it did.
+pub(super) fn log_failure(done: &Done) {
+    let Err(error) = &done.result else { return };
+    let action = describe(&done.action);
+    if done.was_cut_short() {
+        tracing::warn!(action, "PostgreSQL went away meanwhile: {error}");
+    } else {
+        tracing::error!(action, "{error}");
+    }
+}
+
 /// Looks at PostgreSQL whenever it is time or its postmaster dies, and without pause in a hurry.
 pub(super) async fn watch(
     instance: Instance,

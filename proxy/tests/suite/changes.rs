@@ -33,6 +33,7 @@ async fn sessions_survive_a_failover() {
     let mut script = Script::new(&[&first, &second]);
     let mut agent = Agent::start(Some(script.steady())).await;
     let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    proxy.knows_catalogs().await;
     let idle = proxy.connect().await;
     let (in_tx, committing, reading, asleep) =
         (proxy.connect().await, proxy.connect().await, proxy.connect().await, proxy.connect().await);
@@ -78,6 +79,7 @@ async fn a_proxy_whose_agents_may_be_cut_off_starts_nothing_new_on_the_primary()
     let script = &mut Script::new(&[&first, &second]);
     let mut agent = Agent::start(Some(script.steady())).await;
     let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    proxy.knows_catalogs().await;
     let (writer, in_tx) = (proxy.connect().await, proxy.connect().await);
     writer.batch_execute("INSERT INTO t VALUES (20)").await.unwrap();
     in_tx.batch_execute("BEGIN; INSERT INTO t VALUES (21)").await.unwrap();
@@ -123,6 +125,7 @@ async fn switchovers_and_lost_standbys_cost_no_error() {
     let mut script = Script::new(&[&first, &second]);
     let mut agent = Agent::start(Some(script.steady())).await;
     let proxy = Proxy::start(&mut agent, Access::Trust).await;
+    proxy.knows_catalogs().await;
     let (running, waiting) = (proxy.connect().await, proxy.connect().await);
     running.batch_execute("BEGIN; INSERT INTO t VALUES (3)").await.unwrap();
     agent.push(script.changing()).await;
